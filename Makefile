@@ -1,0 +1,64 @@
+# `make test` and `make quickstart` need nothing but make and Python 3.11 or newer:
+# the first call creates .venv and installs the package there.
+#
+# Every path below is relative, so that the checkout may lie in a folder with spaces in its name.
+
+PYTHON ?= python3
+EXTRAS ?= dev,plots,baselines
+OUT ?= runs/quickstart
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint format test test-all test-full quickstart clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
+		while IFS='|' read -r name text; do printf '%-20s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo 'Variables: PYTHON=python3.12  DATA=folder  OUT=runs/quickstart  SEED=0  ARGS="..."'
+
+install: $(STAMP) ## create .venv and install the package with its development tools
+
+$(STAMP): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+		echo 'make: no "$(PYTHON)" found. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12' >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: drmm-hf needs Python 3.11 or newer, but $(PYTHON) is $$("$(PYTHON)" --version 2>&1)." \
+			"Name a newer one: make PYTHON=python3.12" >&2; \
+		exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'make: $(PYTHON) cannot create virtual environments. Install its venv package' \
+			'(Debian and Ubuntu: apt install python3-venv).' >&2; \
+		exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(RUN) -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]"
+	@touch $(STAMP)
+
+lint: $(STAMP) ## ruff check, ruff format --check, mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: $(STAMP) ## let ruff sort imports and format
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+test: $(STAMP) ## the quick tests; real data only if DRMM_TEST_DATA names a folder
+	$(RUN) -m pytest -q $(ARGS)
+
+test-all: $(STAMP) ## the quick and the slow tests
+	$(RUN) -m pytest -q -m 'not full' $(ARGS)
+
+test-full: $(STAMP) ## every test, also those of minutes
+	$(RUN) -m pytest -q -m '' $(ARGS)
+
+quickstart: $(STAMP) ## train a small detector and look at it (DATA= OUT= SEED= ARGS=)
+	$(RUN) scripts/quickstart.py $(if $(DATA),--data "$(DATA)") --output "$(OUT)" \
+		$(if $(SEED),--seed "$(SEED)") $(ARGS)
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,125 @@
+"""Backbone and feature pyramid: an image becomes maps of equal width at ascending strides."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone
+
+from .configuration_drmm import DrmmConfig
+
+
+class DrmmBackbone(nn.Module):
+    """A timm or transformers backbone that returns NCHW maps and keeps its frozen parts frozen."""
+
+    def __init__(self, config: DrmmConfig):
+        super().__init__()
+        self.norm_mode = config.backbone_norm
+        self.frozen_stages = config.frozen_stages
+        self.model = AutoBackbone.from_config(config.backbone_config, **(config.backbone_kwargs or {}))
+        if self.norm_mode == "frozen" and hasattr(self.model, "freeze_batch_norm_2d"):
+            self.model.freeze_batch_norm_2d()
+        # timm's Swin gives NHWC maps and says so on the network inside its feature wrapper
+        output_format = getattr(getattr(self.model, "_backbone", None), "output_fmt", "NCHW")
+        self.channels_last_output = str(getattr(output_format, "value", output_format)) == "NHWC"
+        self.freeze()
+
+    @property
+    def channels(self) -> list[int]:
+        """Width of each map."""
+        return list(self.model.channels)
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l), finest first."""
+        if pixel_values.device.type == "cpu":  # convolutions, pooling and reading of regions are faster so
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        maps = self.model(pixel_values).feature_maps
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_output else list(maps)
+
+    def freeze(self) -> None:
+        """Stop the gradient of the frozen stages. `from_pretrained` re-enables it, so it is called again there."""
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        if self.norm_mode == "frozen":
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "DrmmBackbone":
+        super().train(mode)
+        if mode:
+            fixed = list(self._frozen_modules())
+            if self.norm_mode != "train":
+                fixed += [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            for module in fixed:
+                module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        """The backbone's children up to the one that gives the last frozen map (mmdet's `frozen_stages`)."""
+        if self.frozen_stages <= 0:
+            return []
+        if not hasattr(self.model, "_backbone"):
+            return [self.model.embeddings, *list(self.model.encoder.children())[: self.frozen_stages]]
+        network = self.model._backbone
+        last = network.feature_info.module_name(self.frozen_stages - 1).split(".")[0]
+        modules = []
+        for name, child in network.named_children():
+            modules.append(child)
+            if name == last:
+                return modules
+        raise ValueError(f"DrmmConfig.frozen_stages={self.frozen_stages}: the backbone has no stage {last!r}.")
+
+
+class DrmmFeaturePyramid(nn.Module):
+    """Feature pyramid network: 1x1 laterals, nearest upsampling, 3x3 outputs; no norm, no activation.
+
+    Computes only the levels that are read.
+    """
+
+    def __init__(self, channels: list[int], hidden_size: int, levels: list[int]):
+        super().__init__()
+        self.levels = levels
+        self.finest = min(levels)
+        self.laterals = nn.ModuleList(nn.Conv2d(c, hidden_size, 1) for c in channels[self.finest :])
+        self.outputs = nn.ModuleList(nn.Conv2d(hidden_size, hidden_size, 3, padding=1) for _ in levels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        merged = [lateral(m) for lateral, m in zip(self.laterals, maps[self.finest :], strict=True)]
+        for i in range(len(merged) - 1, 0, -1):
+            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
+        return [output(merged[level - self.finest]) for output, level in zip(self.outputs, self.levels, strict=True)]
+
+
+def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> None:
+    """Load pretrained timm weights into the backbone, BatchNorm statistics included.
+
+    Goes through timm itself, because transformers' own loading of a timm backbone resets the running statistics.
+
+    Args:
+        backbone: the backbone of a model, built.
+        source: a file of timm weights (safetensors, or a state dict that `torch.load(weights_only=True)` reads), or
+            None for timm's published weights of this architecture from the Hub.
+    """
+    import timm
+
+    config = backbone.model.config
+    options = {"features_only": True, "out_indices": tuple(config.out_indices)}
+    overlay = {"pretrained_cfg_overlay": {"file": source}} if source is not None else {}
+    reference = timm.create_model(config.backbone, pretrained=True, **options, **overlay)
+    target = backbone.model._backbone
+    missing, unexpected = target.load_state_dict(reference.state_dict(), strict=False)
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in unexpected if not k.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise ValueError(
+            f"The weights of {config.backbone} do not fit the model's backbone: "
+            f"{len(missing)} keys missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}."
+        )
+
+
+def valid_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(B, 2) width and height of each image inside its padded canvas, pixels, float32."""
+    batch, _, height, width = pixel_values.shape
+    if pixel_mask is None:
+        return torch.tensor([[width, height]], dtype=torch.float32, device=pixel_values.device).expand(batch, 2)
+    return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float()

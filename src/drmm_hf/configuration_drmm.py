@@ -1,0 +1,194 @@
+"""Configuration of D-RMM models."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class DrmmConfig(PreTrainedConfig):
+    r"""Configuration of [`DrmmModel`] and [`DrmmForObjectDetection`].
+
+    The defaults are the paper's D-RMM on Sparse R-CNN with a ResNet-50 and 300 proposals, as the authors' code runs
+    it. `DrmmConfig.from_preset(name)` gives named configurations.
+
+    Args:
+        decoder (`str`, defaults to `"sparse_rcnn"`):
+            How a stage reads the image: RoIAlign and dynamic convolution (Sparse R-CNN).
+        head (`str`, defaults to `"mixture"`):
+            What a stage predicts: the parameters of a mixture density.
+        objective (`str`, defaults to `"nll_mcm"`):
+            `"nll_mcm"` is D-RMM (Table 2, row 5); `"nll"` the mixture likelihood alone (row 3).
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*):
+            A backbone of transformers or (`model_type="timm_backbone"`) timm with a feature pyramid of ascending
+            stride. Default: timm's `resnet50`, strides 4 to 32.
+        backbone_kwargs (`dict`, *optional*):
+            Further arguments for the constructor of the backbone, such as timm's `{"strict_img_size": False}`.
+        backbone_norm (`str`, defaults to `"eval"`):
+            BatchNorm of the backbone while training: `"train"` (batch statistics), `"eval"` (fixed statistics,
+            trained affine; the released 1x configuration), `"frozen"` (both fixed).
+        frozen_stages (`int`, defaults to 1):
+            Number of backbone stages that are not trained, the stem included. 0 trains all.
+        pyramid_levels (`list[int]`, *optional*):
+            Which levels of the feature pyramid regions are read from (0 = finest). Default: all.
+        num_proposals (`int`, defaults to 300):
+            Number of components K of the mixture.
+        num_stages (`int`, defaults to 6):
+            Number of refinement stages.
+        hidden_size, num_attention_heads, decoder_ffn_dim, dynamic_dim (`int`):
+            Widths of a stage: queries, attention heads, feed-forward layer, dynamic convolution.
+        num_class_layers, num_box_layers (`int`, default 1 and 3):
+            Hidden layers of the two branches of a head.
+        roi_size, roi_sampling_ratio (`int`, default 7 and 2):
+            RoIAlign's bins and samples per bin along a side.
+        roi_canonical_size (`float`, defaults to 56):
+            Regions of sqrt(area) from here to twice as much, in pixels, are read from the second-finest level,
+            smaller ones from the finest, and so on by octaves (released code, `finest_scale`).
+        proposal_init (`str`, defaults to `"grid"`):
+            Initial proposals: `"grid"` of boxes (released D-RMM) or `"full_image"` (Sparse R-CNN).
+        proposal_size (`float`, defaults to 0.5):
+            Side of the boxes of the grid as a fraction of the image.
+        box_unit (`float`, defaults to 1.0):
+            Pixels per unit of the box branch: mu = proposal + box_unit * output, gamma = box_unit * softplus(output).
+            1 is the released code. A larger unit learns faster from scratch at small image sizes.
+        density (`str`, defaults to `"cauchy"`), student_t_dof (`float`):
+            Density of a box edge, see `mixture.box_log_density`.
+        mcm_weight (`float`, defaults to 0.5):
+            Weight beta of the maximum component maximization term.
+        min_scale_ratio (`float`, defaults to 0.04):
+            Floor of the scales relative to the predicted box, see `mixture.effective_scales`.
+        likelihood_floor (`float`, defaults to 1e-12), class_weight (`float`), stop_gradient (`list[str]`):
+            See `mixture.mixture_loss`.
+        loss_reduction (`str`, defaults to `"sum"`):
+            `"sum"` over all ground truths of the batch (released code) or `"mean"` per ground truth.
+        top_k_ratio (`float`, *optional*):
+            Fraction of the components kept after every stage (Appendix C.2), by objectness.
+        use_pretrained_backbone: not a field; ImageNet weights are loaded by `DrmmForObjectDetection.load_backbone`.
+
+    Example:
+        >>> from drmm_hf import DrmmConfig, DrmmForObjectDetection
+        >>> config = DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", num_labels=3)
+        >>> model = DrmmForObjectDetection(config)
+    """
+
+    model_type = "drmm"
+    keys_to_ignore_at_inference = (
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "hidden_states",
+        "attentions",
+        "objectness_logits",
+        "class_log_probs",
+        "locations",
+        "scales",
+        "pred_scales",
+    )
+    attribute_map = {  # noqa: RUF012
+        "num_queries": "num_proposals",
+        "num_hidden_layers": "num_stages",
+        "decoder_layers": "num_stages",
+        "d_model": "hidden_size",
+        "decoder_attention_heads": "num_attention_heads",
+    }
+    sub_configs_defaults = {  # noqa: RUF012
+        "backbone_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="timm_backbone",
+            init_kwargs={"backbone": "resnet50", "out_indices": [1, 2, 3, 4]},
+        ),
+    }
+
+    decoder: Literal["sparse_rcnn"] = "sparse_rcnn"
+    head: Literal["mixture"] = "mixture"
+    objective: Literal["nll_mcm", "nll"] = "nll_mcm"
+    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_kwargs: dict | None = None
+    backbone_norm: Literal["train", "eval", "frozen"] = "eval"
+    frozen_stages: int = 1
+    pyramid_levels: list[int] | tuple[int, ...] | None = None
+    num_proposals: int = 300
+    num_stages: int = 6
+    hidden_size: int = 256
+    num_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    dynamic_dim: int = 64
+    num_class_layers: int = 1
+    num_box_layers: int = 3
+    roi_size: int = 7
+    roi_sampling_ratio: int = 2
+    roi_canonical_size: float | int = 56
+    proposal_init: Literal["grid", "full_image"] = "grid"
+    proposal_size: float | int = 0.5
+    box_unit: float | int = 1.0
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    density: Literal["cauchy", "gaussian", "student_t"] = "cauchy"
+    student_t_dof: float | int = 1.0
+    mcm_weight: float | int = 0.5
+    min_scale_ratio: float | int = 0.04
+    likelihood_floor: float | int = 1e-12
+    class_weight: float | int = 1.0
+    stop_gradient: list[str] | tuple[str, ...] = ("location",)
+    loss_reduction: Literal["sum", "mean"] = "sum"
+    top_k_ratio: float | None = None
+
+    def __post_init__(self, **kwargs):
+        # The base class falls back to two labels; a detector's default is COCO's 80 classes.
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            kwargs["num_labels"] = 80
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Refuse values that no model can be built from. Called by the base class."""
+        for name in (
+            "num_proposals",
+            "num_stages",
+            "hidden_size",
+            "num_attention_heads",
+            "decoder_ffn_dim",
+            "dynamic_dim",
+            "roi_size",
+            "roi_sampling_ratio",
+            "roi_canonical_size",
+            "proposal_size",
+            "box_unit",
+            "student_t_dof",
+        ):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"DrmmConfig.{name}={getattr(self, name)} must be greater than 0.")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        for name in ("frozen_stages", "num_class_layers", "num_box_layers", "mcm_weight", "min_scale_ratio"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"DrmmConfig.{name}={getattr(self, name)} must not be negative.")
+        if not 0.0 <= self.likelihood_floor < 1.0:
+            raise ValueError(f"DrmmConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
+        unknown = set(self.stop_gradient) - {"mixing", "location", "class"}
+        if unknown:
+            raise ValueError(
+                f"DrmmConfig.stop_gradient has {sorted(unknown)}; the names are 'mixing', 'location' and 'class'."
+            )
+        if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
+            raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Always writes the labels: the base class leaves out two labels, its own default, and loads 80."""
+        labels = {"id2label": self.id2label, "label2id": self.label2id}
+        return {**super().to_diff_dict(), **labels}
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "DrmmConfig":
+        """A named configuration of `presets.PRESETS`, any field of which can be overridden.
+
+        Raises:
+            ValueError: no such preset; the message lists the nearest names.
+        """
+        from .presets import preset_fields
+
+        return cls(**{**preset_fields(name), **overrides})

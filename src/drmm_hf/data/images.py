@@ -1,0 +1,170 @@
+"""Reading one image file: RGB, in the stored-pixel frame, with errors that name the file."""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import PIL.Image
+
+# What PIL raises for files that are cut off, corrupt, of an unknown format, or absurdly large.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)
+
+Size = tuple[int, int]
+"""`(height, width)` in pixels."""
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An RGB image that may be smaller than the stored one.
+
+    `scale` is `(x, y)`: pixels of `image` per stored pixel; `stored_size` the `(height, width)` of the stored
+    image, whose right and lower edges lie at `stored_size * scale`. With JPEG files of odd size that is up to
+    one pixel before the edges of `image`.
+    """
+
+    image: PIL.Image.Image
+    scale: tuple[float, float]
+    stored_size: Size
+
+
+def open_image(path: str | PathLike[str], *, expected_size: Size | None = None) -> PIL.Image.Image:
+    """Decode one image file completely to RGB.
+
+    The EXIF orientation is **not** applied: COCO boxes live in the frame of the stored pixels.
+
+    Args:
+        path: the image file.
+        expected_size: `(height, width)` in pixels that the annotations give; checked when not None.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, unreadable, not 8 bits a channel, or of another size.
+    """
+    return _read_rgb(Path(path), str(path), expected_size).image
+
+
+def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
+    """Decode the image of one dataset example to RGB (stored-pixel frame, no EXIF rotation).
+
+    Args:
+        example: a row with `image`, and optionally `width` and `height`, which are then checked. `image` is
+            what `datasets.Image(decode=False)` gives (`{"path", "bytes"}`), a path, or a PIL image.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`.
+    """
+    source, name = image_source(example)
+    return _read_rgb(source, name, _annotated_size(example)).image
+
+
+def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], Size]) -> DecodedImage:
+    """Decode an example's image, possibly smaller than stored, never smaller than needed.
+
+    JPEG files can be decoded at 1/2, 1/4 or 1/8 of their size in less time.
+
+    Args:
+        example: as in `decode_image`.
+        needed: gives, for the stored size, the smallest that will do.
+    """
+    source, name = image_source(example)
+    return _read_rgb(source, name, _annotated_size(example), needed)
+
+
+def image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Image.Image, str]:
+    """Where an example's pixels come from, and a name for error messages."""
+    value = example["image"]
+    label = f"image {example['image_id']}" if "image_id" in example else "image"
+    if isinstance(value, PIL.Image.Image):
+        return value, getattr(value, "filename", "") or label
+    if isinstance(value, (str, PathLike)):
+        return Path(value), str(value)
+    if isinstance(value, Mapping) and value.get("bytes") is not None:
+        return io.BytesIO(value["bytes"]), value.get("path") or label
+    if isinstance(value, Mapping) and value.get("path"):
+        return Path(value["path"]), value["path"]
+    raise ValueError(
+        f"{label}: `image` holds {type(value).__name__} without a path or bytes; give a file path, a PIL "
+        "image or the value of a `datasets.Image` column"
+    )
+
+
+def _read_rgb(
+    source: Path | BinaryIO | PIL.Image.Image,
+    name: str,
+    expected_size: Size | None,
+    needed: Callable[[Size], Size] | None = None,
+) -> DecodedImage:
+    if isinstance(source, PIL.Image.Image):
+        _check_size(source, name, expected_size)
+        return DecodedImage(_to_rgb(source, name), (1.0, 1.0), (source.height, source.width))
+    try:
+        image = PIL.Image.open(source)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{name}: no such image file; restore it or remove it from the annotations"
+        ) from None
+    except _DECODE_ERRORS as error:
+        raise _unreadable(name, error) from error
+    with image:
+        _check_size(image, name, expected_size)
+        stored = image.height, image.width
+        try:
+            scale = (1.0, 1.0) if needed is None else _draft(image, needed(stored))
+            image.load()
+        except _DECODE_ERRORS as error:
+            raise _unreadable(name, error) from error
+        return DecodedImage(_to_rgb(image, name), scale, stored)
+
+
+def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:
+    """Ask a JPEG decoder for a smaller image; the scale (x, y) that it will really use."""
+    width, height = image.size
+    drafted = image.draft("RGB", (minimum_size[1], minimum_size[0]))
+    if drafted is None:
+        return 1.0, 1.0
+    # PIL reports the extent of the stored image in drafted pixels as floats, before rounding up.
+    _, (_, _, extent_x, extent_y) = drafted
+    return extent_x / width, extent_y / height
+
+
+def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"{name}: has pixel mode {image.mode!r} (more than 8 bits a channel), whose range is unknown; "
+            "convert it to 8 bits"
+        )
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    rgb = image.convert("RGB")  # always a copy
+    # Without metadata nothing downstream (transformers' load_image does) can rotate it away from its boxes.
+    rgb.info = {}
+    return rgb
+
+
+def _annotated_size(example: Mapping[str, Any]) -> Size | None:
+    if example.get("height") is None or example.get("width") is None:
+        return None
+    return int(example["height"]), int(example["width"])
+
+
+def _check_size(image: PIL.Image.Image, name: str, expected_size: Size | None) -> None:
+    if expected_size is None or (image.height, image.width) == tuple(expected_size):
+        return
+    height, width = expected_size
+    swapped = (image.height, image.width) == (width, height)
+    hint = " (the annotations seem to be made on an EXIF-rotated copy)" if swapped else ""
+    raise ValueError(
+        f"{name}: is {image.width}x{image.height} pixels, but the annotations say width={width}, "
+        f"height={height}{hint}; replace the image or correct the annotations"
+    )
+
+
+def _unreadable(name: str, error: Exception) -> ValueError:
+    reason = "not a readable image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    return ValueError(
+        f"{name}: the image cannot be decoded ({reason}); replace the file, or delete it and remove it from "
+        "the annotations"
+    )

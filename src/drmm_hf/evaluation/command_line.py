@@ -1,0 +1,71 @@
+"""What the evaluation commands share: arguments, JSON output, and one line instead of a traceback."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FAILED = 2
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command that runs a model."""
+    parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="images at once (default: 8)")
+    parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image (default: 100)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def run_command(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Exit status of `run`; an error about the input becomes one line on stderr and status 2."""
+    try:
+        return run(arguments)
+    except torch.OutOfMemoryError:
+        if arguments.debug:
+            raise
+        print(f"error: out of memory; lower --batch-size (now {arguments.batch_size})", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        if arguments.debug:
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return FAILED
+
+
+def make_output_folder(path: str) -> Path:
+    """Create the folder before the work starts, so that an unusable one costs no time."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--output {folder}: a file is in the way; choose another folder") from error
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write standard JSON (no nan or infinity, which other readers refuse); a list has one entry a line."""
+    if isinstance(content, list):
+        text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in content) + "\n]"
+    else:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def positive_int(text: str) -> int:
+    """argparse type of a number of things."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type of a score."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1], not {text}")
+    return value

@@ -1,0 +1,127 @@
+"""Loads a trained detector for use, with one clear error where the folder holds something else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from ..configuration_drmm import DrmmConfig
+from ..image_processing_drmm import DrmmImageProcessor
+from ..modeling_drmm import DrmmForObjectDetection
+
+
+def load_detector(
+    model: str, device: str | torch.device | None = None
+) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+    """A trained model in eval mode, and its image processor.
+
+    Args:
+        model: folder written by `save_pretrained`, or a Hub id.
+        device: where to put the model; CUDA if there is one, otherwise the CPU, unless given.
+
+    Raises:
+        FileNotFoundError: no such folder or Hub model, or a file is missing from it.
+        ValueError: the checkpoint is not a complete D-RMM, or the device cannot be used.
+    """
+    target = choose_device(device)
+    check_checkpoint(model)
+    try:
+        DrmmConfig.from_pretrained(model)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise ValueError(f"{Path(model) / 'config.json'}: {_last_line(error)}") from error
+    try:
+        processor = DrmmImageProcessor.from_pretrained(model)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{model}: preprocessor_config.json cannot be used: {_first_line(error)}") from error
+    try:
+        detector, info = DrmmForObjectDetection.from_pretrained(model, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{model}: the model cannot be loaded: {_first_line(error)}") from error
+    # transformers only warns of these and leaves random weights, which would be evaluated as if they were
+    # trained.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{model}: the weights lack {len(missing)} tensors that config.json asks for, such as "
+            f"{missing[0]}; weights and config.json must come from the same save_pretrained"
+        )
+    return detector.eval().to(target), processor
+
+
+def check_checkpoint(model: str) -> None:
+    """Raise FileNotFoundError or ValueError if `model` is no D-RMM checkpoint; a Hub id fetches its config."""
+    _check_folder(model)
+    _check_model_type(model)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The named device, or CUDA where there is one and the CPU elsewhere; ValueError if it cannot be used."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device '{device}' cannot be used here: {_first_line(error)}") from error
+    return chosen
+
+
+def label_names(model: DrmmForObjectDetection) -> dict[int, str]:
+    """Name of each label of a model."""
+    return {int(label): name for label, name in (model.config.id2label or {}).items()}
+
+
+def _check_folder(model: str) -> None:
+    folder = Path(model)
+    if folder.is_dir():
+        for name in ("config.json", "preprocessor_config.json"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder}: no {name} in this folder; give one that save_pretrained wrote")
+        if not any(folder.glob("*.safetensors*")):
+            raise FileNotFoundError(f"{folder}: no weights (model.safetensors) in this folder")
+    elif folder.is_file():
+        raise ValueError(f"{folder}: is a file; give the folder that save_pretrained wrote")
+    elif folder.is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
+        raise FileNotFoundError(f"{model}: no such model folder")
+
+
+def _check_model_type(model: str) -> None:
+    try:
+        config: dict[str, Any] = PreTrainedConfig.get_config_dict(model)[0]
+    except (OSError, ValueError) as error:
+        if Path(model).is_dir():
+            raise ValueError(f"{Path(model) / 'config.json'}: not valid JSON; {_json_problem(model)}") from error
+        raise FileNotFoundError(
+            f"{model}: no such model folder, and not found on the Hub: {_first_line(error)}"
+        ) from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != DrmmConfig.model_type:
+        raise ValueError(
+            f"{Path(model) / 'config.json'}: field model_type is {found!r}, expected "
+            f"{DrmmConfig.model_type!r}; give the folder of a D-RMM detector"
+        )
+
+
+def _json_problem(model: str) -> str:
+    try:
+        json.loads((Path(model) / "config.json").read_bytes())
+    except json.JSONDecodeError as error:
+        return f"line {error.lineno}, column {error.colno}: {error.msg}"
+    except UnicodeDecodeError:
+        return "it is not text"
+    return "it cannot be read"
+
+
+def _last_line(error: Exception) -> str:
+    # The strict configuration classes put the cause in the last line.
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,287 @@
+"""Images and COCO annotations in, model inputs out; model outputs in, detections of the original images out.
+
+Coordinate frames: a label's boxes are normalized by the resized image *without* its padding, and so are the
+boxes that the model predicts. Padding therefore changes neither, and a box times (width, height) of the
+original image is in pixels of that image. (transformers' DETR processors use the padded canvas instead.)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ImageType,
+    PILImageResampling,
+    SizeDict,
+    get_image_type,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
+
+from .annotations_drmm import make_label
+from .postprocessing_drmm import select_detections
+
+logger = logging.get_logger(__name__)
+
+
+class DrmmImageProcessorKwargs(ImagesKwargs, total=False):
+    """Adds size_divisor: the padded height and width are multiples of it (1: no rounding)."""
+
+    size_divisor: int
+
+
+class DrmmImageProcessor(TorchvisionBackend):
+    """Image processor of D-RMM.
+
+    Resizes with the aspect ratio kept (mmdetection's rule, see `keep_ratio_size`), normalizes with the
+    ImageNet statistics, pads at the bottom and the right with zeros up to the largest image of the batch,
+    rounded up to a multiple of `size_divisor` (which plays no part with `pad_size`).
+
+    Batches whose images come from separate calls, as in `pipeline(..., batch_size=8)`, need one fixed size:
+
+    - `pad_size={"height": 1344, "width": 1344}` keeps the aspect ratio, the right choice for accuracy. It
+      must hold the largest resized image and should be a multiple of 32: it is taken as given.
+    - `size={"height": 640, "width": 640}` resizes to exactly that: it costs less and distorts the image.
+
+    Grey, palette and RGBA images become RGB (transparency over white), 16-bit ones 8-bit. Arrays and tensors
+    hold 0..255; pass `do_rescale=False` for values in 0..1.
+    """
+
+    valid_kwargs = DrmmImageProcessorKwargs
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  (transformers reads this class attribute)
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 800, "longest_edge": 1333}  # noqa: RUF012
+    default_to_square = False
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_pad = True
+    size_divisor = 32
+
+    def to_dict(self) -> dict[str, Any]:
+        """The saved attributes. `auto_map` is kept only where the code itself is saved beside it."""
+        values = super().to_dict()
+        if self._auto_class is None:
+            values.pop("auto_map", None)
+        return values
+
+    def preprocess(
+        self,
+        images: Any,
+        annotations: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Make a batch for the model.
+
+        Args:
+            images: one image or a list: PIL, numpy or torch (H, W), (H, W, C) or (C, H, W), a path or a URL.
+            annotations: one per image, `{"image_id": int, "annotations": [...]}`, each with `bbox`
+                [x, y, w, h] in pixels of the original image, `category_id` (the class index from 0) and, if
+                known, `area` (pixels²; w·h without it) and `iscrowd`. Boxes are clipped to the image; crowd
+                regions and boxes that are empty after clipping are left out.
+            kwargs: any attribute of this class (`size`, `pad_size`, ...), `return_tensors`, `device`.
+
+        Returns:
+            pixel_values (B, 3, H, W) float32; pixel_mask (B, H, W) int64, 1 inside the resized image; with
+            annotations also labels, one dict per image: image_id (1,), class_labels (N,) int64, boxes (N, 4)
+            float32 normalized cxcywh of the resized image without padding, area (N,) in pixels² of the
+            resized image, iscrowd (N,) zeros, orig_size and size (2,) int64 (height, width) before and after
+            resizing, without padding.
+
+        Raises:
+            ValueError: naming the image_id, the annotation's index, the field and the fix.
+        """
+        if isinstance(images, (list, tuple)):
+            images = [_with_channels(image) for image in images]
+        else:
+            images = _with_channels(images)
+        return super().preprocess(images, annotations, **kwargs)
+
+    def process_image(
+        self,
+        image: Any,
+        do_convert_rgb: bool | None = None,
+        input_data_format: Any = None,
+        device: Any = None,
+        do_rescale: bool | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """One image of any kind as a (C, H, W) tensor; C = 3 with `do_convert_rgb`.
+
+        The conversion to RGB is done here because transformers' own differs between versions.
+        """
+        if get_image_type(image) == ImageType.PIL:
+            image, input_data_format = _pil_to_array(image, do_convert_rgb), None
+            image = _with_channels(image)
+        if input_data_format is None:
+            try:
+                input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            except ValueError:
+                raise ValueError(
+                    f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
+                    "C = 1, 3 or 4. Convert it to RGB first."
+                ) from None
+        tensor = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, device=device)
+        tensor = _eight_bit(tensor)
+        if do_rescale and tensor.is_floating_point() and tensor.max() <= 1:
+            logger.warning_once(
+                "An image of floats in 0..1 is about to be divided by 255. "
+                "Pass do_rescale=False if it is scaled already."
+            )
+        return _to_rgb(tensor) if do_convert_rgb else tensor
+
+    def resize(  # type: ignore[override]
+        self, image: torch.Tensor, size: SizeDict, resample: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Resize (..., H, W) to `size`; with edges given, by the rule of `keep_ratio_size`."""
+        if size.shortest_edge or size.longest_edge:
+            height, width = image.shape[-2:]
+            height, width = keep_ratio_size(height, width, size.shortest_edge, size.longest_edge)
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, resample=resample, **kwargs)
+
+    def _preprocess(  # type: ignore[override]
+        self,
+        images: list[torch.Tensor],
+        annotations: Any,
+        *,
+        do_resize: bool,
+        size: SizeDict,
+        resample: Any,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        do_pad: bool,
+        pad_size: SizeDict | None,
+        size_divisor: int,
+        return_tensors: Any,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        if not images:
+            raise ValueError("images is an empty list: give at least one image.")
+        if isinstance(annotations, Mapping):
+            annotations = [annotations]
+        if annotations is not None and len(annotations) != len(images):
+            raise ValueError(f"{len(images)} images but {len(annotations)} annotations: give one dict per image.")
+        labels = None
+        if annotations is not None:
+            pairs = zip(annotations, images, strict=True)
+            labels = [make_label(annotation, image) for annotation, image in pairs]
+
+        resized = [self.resize(image, size, resample) if do_resize else image for image in images]
+        canvas = _canvas([(image.shape[-2], image.shape[-1]) for image in resized], do_pad, pad_size, size_divisor)
+        pixel_values = resized[0].new_zeros((len(resized), resized[0].shape[0], *canvas), dtype=torch.float32)
+        pixel_mask = torch.zeros((len(resized), *canvas), dtype=torch.int64, device=pixel_values.device)
+        for index, image in enumerate(resized):
+            height, width = image.shape[-2:]
+            pixel_values[index, :, :height, :width] = self.rescale_and_normalize(
+                image, do_rescale, rescale_factor, do_normalize, image_mean, image_std
+            )
+            pixel_mask[index, :height, :width] = 1
+            if labels is not None:
+                old_height, old_width = labels[index]["orig_size"].tolist()
+                labels[index]["area"] *= (height / old_height) * (width / old_width)
+                labels[index]["size"] = torch.tensor([height, width], device=image.device)
+        batch = BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
+        if labels is not None:
+            batch["labels"] = [BatchFeature(label, tensor_type=return_tensors) for label in labels]
+        return batch
+
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float | Sequence[float] | torch.Tensor = 0.5,
+        target_sizes: torch.Tensor | Sequence[Any] | None = None,
+        top_k: int | Sequence[int] = 100,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Detections of each image in pixels of the original image: see `select_detections`."""
+        return select_detections(outputs, threshold, target_sizes, top_k)
+
+
+def keep_ratio_size(height: int, width: int, shortest_edge: int | None, longest_edge: int | None) -> tuple[int, int]:
+    """The size (height, width) in pixels after a resize that keeps the aspect ratio.
+
+    scale = min(shortest_edge / short side, longest_edge / long side); each side is int(side · scale + 0.5).
+    This is mmcv's `rescale_size`, which the released code uses. transformers' own rule cuts fractions off and
+    can be a pixel smaller.
+    """
+    scales = []
+    if shortest_edge:
+        scales.append(shortest_edge / min(height, width))
+    if longest_edge:
+        scales.append(longest_edge / max(height, width))
+    scale = min(scales)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def _canvas(
+    sizes: Sequence[tuple[int, int]], do_pad: bool, pad_size: SizeDict | None, size_divisor: int
+) -> tuple[int, int]:
+    """The padded (height, width) of a batch whose resized images have these sizes."""
+    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    if not do_pad:
+        if set(sizes) != {(height, width)}:
+            raise ValueError(
+                f"after resizing, images of a batch have different sizes {sorted(set(sizes))}, and do_pad "
+                'is False. Set do_pad=True, or a fixed size={"height": ..., "width": ...}.'
+            )
+        return height, width
+    if pad_size is None:
+        if not isinstance(size_divisor, int) or size_divisor < 1:
+            raise ValueError(f"size_divisor is {size_divisor}: give a whole number of at least 1.")
+        return math.ceil(height / size_divisor) * size_divisor, math.ceil(width / size_divisor) * size_divisor
+    if not (pad_size.height and pad_size.width):
+        raise ValueError(f'pad_size is {dict(pad_size)}: give {{"height": ..., "width": ...}}.')
+    for height, width in sizes:
+        if height > pad_size.height or width > pad_size.width:
+            raise ValueError(
+                f"a resized image of {height}x{width} (height x width) does not fit into pad_size "
+                f"{pad_size.height}x{pad_size.width}. Enlarge pad_size, or make size smaller."
+            )
+    return pad_size.height, pad_size.width
+
+
+def _with_channels(image: Any) -> Any:
+    """(H, W) arrays and tensors become (1, H, W); anything else is left alone."""
+    return image[None] if getattr(image, "ndim", None) == 2 else image
+
+
+def _pil_to_array(image: Any, do_convert_rgb: bool | None) -> np.ndarray:
+    """A PIL image as (H, W) or (H, W, C); 16-bit grey stays 16-bit, because PIL would clip it to white."""
+    if image.mode.startswith("I"):
+        values = np.array(image)
+        return values.astype(np.uint16 if values.max(initial=0) > 255 or image.mode != "I" else np.uint8)
+    if not do_convert_rgb:
+        return np.array(image)
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
+    return np.array(image.convert("RGBA" if has_alpha else "RGB"))
+
+
+def _eight_bit(image: torch.Tensor) -> torch.Tensor:
+    if image.dtype == torch.uint16:
+        return (image.float() / 257).round().to(torch.uint8)
+    return image.to(torch.uint8) * 255 if image.dtype == torch.bool else image
+
+
+def _to_rgb(image: torch.Tensor) -> torch.Tensor:
+    """(1, 3 or 4, H, W) to (3, H, W); transparency over white."""
+    if image.shape[0] == 1:
+        return image.expand(3, -1, -1)
+    if image.shape[0] == 4:
+        white = 1.0 if image.is_floating_point() and image.max() <= 1 else 255.0
+        alpha = image[3:].float() / white
+        color = image[:3] * alpha + white * (1 - alpha)
+        return color if image.is_floating_point() else color.round().to(image.dtype)
+    return image

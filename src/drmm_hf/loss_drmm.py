@@ -1,0 +1,132 @@
+"""The training objective: labels as transformers' detectors take them, and the mixture terms of every stage."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .configuration_drmm import DrmmConfig
+from .mixture import MixtureParameters, mixture_loss
+
+# Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
+_MAX_FRACTION = 1.001
+
+
+class Targets(NamedTuple):
+    """Ground truths of a batch padded to the same number N.
+
+    Attributes:
+        boxes: (B, N, 4) xyxy, pixels of the network input.
+        labels: (B, N) class indices.
+        mask: (B, N) True where there is a ground truth.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    mask: Tensor
+
+
+def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_labels: int) -> Targets:
+    """Check the labels of a batch and pad them.
+
+    Args:
+        labels: one mapping an image: `class_labels` (n,) int64 in 0..num_labels-1 and `boxes` (n, 4) as fractions
+            of the un-padded image, (center x, center y, width, height).
+        sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
+
+    Raises:
+        ValueError: a key is missing, shapes do not fit, a class is out of range, or boxes are no fractions. On a
+            GPU the values (not the shapes) are checked by device-side assertions, without a synchronisation.
+    """
+    if len(labels) != len(sizes):
+        raise ValueError(f"labels has {len(labels)} entries for a batch of {len(sizes)} images; give one per image.")
+    for i, label in enumerate(labels):
+        _check_label_shapes(i, label)
+    counts = [len(label["class_labels"]) for label in labels]
+    width = max(counts, default=0)
+    boxes = torch.stack([_pad(label["boxes"].to(sizes).reshape(-1, 4), width) for label in labels])
+    classes = torch.stack([_pad(label["class_labels"].to(sizes.device).long(), width) for label in labels])
+    positions = torch.arange(width, device=sizes.device)
+    mask = torch.stack([positions < n for n in counts])
+    if not torch.compiler.is_compiling():
+        _check_values(boxes, classes, mask, num_labels)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    corners = torch.cat((center - half, center + half), dim=-1) * torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
+    return Targets(corners, classes, mask)
+
+
+def drmm_loss(
+    stages: Sequence[MixtureParameters], targets: Targets, config: DrmmConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """NLL + beta * MCM of all ground truths, summed over the stages with equal weight (Section 3.3).
+
+    Args:
+        stages: the mixture of each stage.
+        targets: padded ground truths.
+        config: the fields of the objective.
+
+    Returns:
+        The loss, and a dict with `nll_stage_i` and `mcm_stage_i` (i from 1) of every stage, unweighted, under the same
+        reduction: `loss = sum_i (nll_stage_i + mcm_weight * mcm_stage_i)`.
+    """
+    mcm_weight = config.mcm_weight if config.objective == "nll_mcm" else 0.0
+    scale: Tensor | float = 1.0
+    if config.loss_reduction == "mean":
+        scale = 1.0 / targets.mask.sum().clamp(min=1)
+    loss_dict: dict[str, Tensor] = {}
+    total: Tensor | float = 0.0
+    for i, parameters in enumerate(stages, start=1):
+        terms = mixture_loss(
+            parameters,
+            *targets,
+            density=config.density,
+            student_t_dof=config.student_t_dof,
+            min_scale_ratio=config.min_scale_ratio,
+            likelihood_floor=config.likelihood_floor,
+            class_weight=config.class_weight,
+            stop_gradient=config.stop_gradient,
+        )
+        nll, mcm = terms.nll.sum() * scale, terms.mcm.sum() * scale
+        total = total + nll + mcm_weight * mcm
+        loss_dict[f"nll_stage_{i}"], loss_dict[f"mcm_stage_{i}"] = nll.detach(), mcm.detach()
+    return total, loss_dict
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    return torch.cat((tensor, tensor.new_zeros(length - len(tensor), *tensor.shape[1:])))
+
+
+def _check_label_shapes(index: int, label: Mapping[str, Tensor]) -> None:
+    for key in ("class_labels", "boxes"):
+        if key not in label:
+            raise ValueError(
+                f"labels[{index}] has no {key!r} (it has {sorted(label)}); DrmmImageProcessor(images, annotations=...) "
+                "makes labels of the right form."
+            )
+    num_labels, shape = len(label["class_labels"]), tuple(label["boxes"].shape)
+    if shape != (num_labels, 4) and not (num_labels == 0 and label["boxes"].numel() == 0):
+        raise ValueError(
+            f"labels[{index}]['boxes'] has shape {shape} beside {num_labels} class_labels; expected ({num_labels}, 4)."
+        )
+
+
+def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
+    bad_class = ((classes < 0) | (classes >= num_labels)) & mask
+    bad_box = (~((boxes >= 0) & (boxes <= _MAX_FRACTION))).any(dim=-1) & mask
+    if boxes.device.type != "cpu":
+        torch._assert_async(~bad_class.any(), f"a class label is outside 0..{num_labels - 1}")
+        torch._assert_async(~bad_box.any(), "a box is not in fractions (cx, cy, w, h) of the image")
+        return
+    if bad_class.any():
+        i, j = bad_class.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels[{i}]['class_labels'][{j}] is {classes[i, j].item()}, but the model has num_labels={num_labels} "
+            f"classes (0..{num_labels - 1}). Build it with the data's id2label, or map the categories to 0..n-1."
+        )
+    if bad_box.any():
+        i, j = bad_box.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels[{i}]['boxes'][{j}] is {[round(v, 4) for v in boxes[i, j].tolist()]}; expected (center x, center y, "
+            "width, height) as fractions in [0, 1] of the un-padded image, not pixels and not NaN."
+        )

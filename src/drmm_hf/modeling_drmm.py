@@ -1,0 +1,288 @@
+"""D-RMM in transformers: the pretrained base, the mixture model and the detector with its loss."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .backbone_drmm import DrmmBackbone, DrmmFeaturePyramid, load_imagenet_weights, valid_sizes
+from .configuration_drmm import DrmmConfig
+from .loss_drmm import drmm_loss, pad_targets
+from .mixture import MixtureParameters, confidence_logits, effective_scales, log_mixing_coefficients
+from .stage_sparse_rcnn import DrmmMixtureHead, DrmmSelfAttention, SparseRcnnStage, XavierLinear
+
+
+@dataclass
+class DrmmModelOutput(ModelOutput):
+    """Output of [`DrmmModel`].
+
+    Attributes:
+        last_hidden_state: (B, K, D) queries after the last stage.
+        locations, scales: (B, K, 4) mu (xyxy) and gamma of the last stage, pixels of the network input.
+        class_logits: (B, K, C).
+        objectness_logits: (B, K).
+        stages: every stage's `MixtureParameters`, first to last.
+        image_sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
+        hidden_states: queries before the first and after every stage, (B, K, D) each, on request.
+        attentions: self-attention weights of every stage, (B, heads, K, K), on request.
+    """
+
+    last_hidden_state: Tensor | None = None
+    locations: Tensor | None = None
+    scales: Tensor | None = None
+    class_logits: Tensor | None = None
+    objectness_logits: Tensor | None = None
+    stages: tuple[MixtureParameters, ...] | None = None
+    image_sizes: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class DrmmObjectDetectionOutput(ModelOutput):
+    """Output of [`DrmmForObjectDetection`]. All of the last stage unless said otherwise.
+
+    Attributes:
+        loss: the objective, when labels are given.
+        loss_dict: its terms per stage, see `drmm_loss`.
+        logits: (B, K, C) log-odds of the confidence p_c * o: `sigmoid(logits)` is the score.
+        pred_boxes: (B, K, 4) mu as (center x, center y, width, height), fractions of the un-padded image.
+        auxiliary_outputs: on request (`output_stages=True`), one dict per stage but the last with `logits`, `pred_boxes`,
+            `pred_scales`, `locations`, `scales`, `objectness_logits`, `class_log_probs`.
+        last_hidden_state: (B, K, D).
+        objectness_logits: (B, K); o = sigmoid.
+        class_log_probs: (B, K, C) log p.
+        locations, scales: (B, K, 4) mu (xyxy) and gamma before the floor, pixels of the network input.
+        pred_scales: (B, K, 4) the scales that the density uses (floor included) of the edges l, t, r, b, as fractions of
+            the un-padded image's width, height, width, height.
+        hidden_states, attentions: see `DrmmModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    logits: Tensor | None = None
+    pred_boxes: Tensor | None = None
+    auxiliary_outputs: list[dict[str, Tensor]] | None = None
+    last_hidden_state: Tensor | None = None
+    objectness_logits: Tensor | None = None
+    class_log_probs: Tensor | None = None
+    locations: Tensor | None = None
+    scales: Tensor | None = None
+    pred_scales: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class DrmmProposals(nn.Module):
+    """The learned start of every image: K boxes and K query vectors."""
+
+    def __init__(self, config: DrmmConfig):
+        super().__init__()
+        self.kind, self.size = config.proposal_init, float(config.proposal_size)
+        # (K, 4) center x, center y, width, height as fractions of the un-padded image
+        self.boxes = nn.Parameter(torch.empty(config.num_proposals, 4))
+        self.features = nn.Parameter(torch.empty(config.num_proposals, config.hidden_size))
+
+    def forward(self, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 2) widths and heights in pixels to boxes (B, K, 4) xyxy in pixels and features (B, K, D)."""
+        center, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
+        corners = torch.cat((center - half, center + half), dim=-1).float()
+        boxes = corners * torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)
+        return boxes, self.features.unsqueeze(0).expand(len(image_sizes), -1, -1)
+
+    def initial_boxes(self) -> Tensor:
+        """(K, 4) cxcywh: all the full image, or a row-major grid of about 4:3 (20 x 15 for 300, as released)."""
+        num = self.boxes.shape[0]
+        if self.kind == "full_image":
+            return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num, 1)
+        columns = round((num * 4 / 3) ** 0.5)
+        rows = -(-num // columns)
+        index = torch.arange(num)
+        x, y = (index % columns + 0.5) / columns, (index // columns + 0.5) / rows
+        return torch.stack((x, y, torch.full_like(x, self.size), torch.full_like(x, self.size)), dim=-1)
+
+
+class DrmmPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading and the settings that transformers asks of a model."""
+
+    config_class = DrmmConfig
+    config: DrmmConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SparseRcnnStage", "DrmmBackbone"]  # noqa: RUF012
+    _supports_sdpa = True
+    _can_record_outputs = {"hidden_states": SparseRcnnStage, "attentions": DrmmSelfAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # Leaves only: for a class outside transformers this is not called on modules without own parameters.
+        if isinstance(module, XavierLinear):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv2d):  # the pyramid's; the backbone initialises itself
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, DrmmProposals):
+            init.copy_(module.boxes, module.initial_boxes())
+            init.normal_(module.features)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in `PreTrainedModel`; frozen backbone stages stay frozen."""
+        result = super().from_pretrained(*args, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        model.freeze_backbone_stages()
+        return result
+
+    def freeze_backbone_stages(self) -> None:
+        """Freeze the first `config.frozen_stages` stages of the backbone again, if something enabled them."""
+        for module in self.modules():
+            if isinstance(module, DrmmBackbone):
+                module.freeze()
+
+
+class DrmmModel(DrmmPreTrainedModel):
+    """Image to mixture densities: backbone, pyramid and S refinement stages, without loss or confidences."""
+
+    def __init__(self, config: DrmmConfig):
+        super().__init__(config)
+        self.backbone = DrmmBackbone(config)
+        channels = self.backbone.channels
+        levels = list(config.pyramid_levels) if config.pyramid_levels is not None else list(range(len(channels)))
+        if not levels or not all(0 <= level < len(channels) for level in levels):
+            raise ValueError(f"DrmmConfig.pyramid_levels={levels}: the backbone gives levels 0..{len(channels) - 1}.")
+        self.pyramid = DrmmFeaturePyramid(channels, config.hidden_size, levels)
+        self.proposals = DrmmProposals(config)
+        self.stages = nn.ModuleList(SparseRcnnStage(config) for _ in range(config.num_stages))
+        self.heads = nn.ModuleList(DrmmMixtureHead(config) for _ in range(config.num_stages))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs) -> DrmmModelOutput:
+        """Predict the mixture of each image.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised, zero-padded at the right and bottom to a multiple of 32.
+            pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
+        """
+        sizes = valid_sizes(pixel_values, pixel_mask)
+        features = self.pyramid(self.backbone(pixel_values))
+        strides = [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
+        boxes, query_states = self.proposals(sizes)
+        stages = []
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            query_states = stage(query_states, boxes.detach(), features, strides, **kwargs)
+            # The first stage adds to the learned proposals with gradient, every other to a detached location.
+            parameters = head(query_states, boxes)
+            parameters, query_states = self._keep_top_components(parameters, query_states)
+            stages.append(parameters)
+            boxes = parameters.locations.detach()
+        last = stages[-1]
+        return DrmmModelOutput(
+            last_hidden_state=query_states,
+            locations=last.locations,
+            scales=last.scales,
+            class_logits=last.class_logits,
+            objectness_logits=last.objectness_logits,
+            stages=tuple(stages),
+            image_sizes=sizes,
+        )
+
+    def _keep_top_components(
+        self, parameters: MixtureParameters, query_states: Tensor
+    ) -> tuple[MixtureParameters, Tensor]:
+        """Keep the fraction `top_k_ratio` of highest objectness, sorted (Appendix C.2); log pi as it was before."""
+        objectness = parameters.objectness_logits
+        parameters = parameters._replace(log_mixing=log_mixing_coefficients(objectness.float()))
+        if self.config.top_k_ratio is None:
+            return parameters, query_states
+        num_kept = max(1, int(objectness.shape[1] * self.config.top_k_ratio))
+        index = objectness.topk(num_kept, dim=-1).indices
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.dim() == 2:
+                return tensor.gather(1, index)
+            return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+
+        return MixtureParameters(*(keep(t) for t in parameters)), keep(query_states)
+
+
+class DrmmForObjectDetection(DrmmPreTrainedModel):
+    """D-RMM detector: mixture densities as boxes with confidences, and the likelihood as the loss."""
+
+    def __init__(self, config: DrmmConfig):
+        super().__init__(config)
+        self.model = DrmmModel(config)
+        # transformers would pick DETR's matching loss by the name of this class
+        self.loss_function = drmm_loss
+        self.post_init()
+
+    def load_backbone(self, source: str | None = None) -> None:
+        """Load ImageNet weights into a timm backbone: from the Hub, or from the local file `source`."""
+        load_imagenet_weights(self.model.backbone, source)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        output_stages: bool = False,
+        **kwargs,
+    ) -> DrmmObjectDetectionOutput:
+        """Detect objects; with labels, also the loss over all stages.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised images as `DrmmImageProcessor` makes them.
+            pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
+            labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height) as
+                fractions of the un-padded image.
+            output_stages: also return the intermediate stages in `auxiliary_outputs`.
+
+        Raises:
+            ValueError: labels that are malformed or out of range, see `pad_targets`.
+        """
+        outputs: DrmmModelOutput = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
+        loss = loss_dict = None
+        if labels is not None:
+            targets = pad_targets(labels, outputs.image_sizes, self.config.num_labels)
+            loss, loss_dict = self.loss_function(outputs.stages, targets, self.config)
+        described = self._describe(outputs.stages[-1], outputs.image_sizes)
+        auxiliary = None
+        if output_stages:
+            auxiliary = [self._describe(stage, outputs.image_sizes) for stage in outputs.stages[:-1]]
+        return DrmmObjectDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            auxiliary_outputs=auxiliary,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **described,
+        )
+
+    def _describe(self, parameters: MixtureParameters, image_sizes: Tensor) -> dict[str, Tensor]:
+        """The public fields of one stage."""
+        locations = parameters.locations
+        extent = torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)
+        x1y1, x2y2 = (locations / extent).chunk(2, dim=-1)
+        scales = effective_scales(locations, parameters.scales, self.config.min_scale_ratio)
+        return {
+            "logits": confidence_logits(parameters.class_logits, parameters.objectness_logits),
+            "pred_boxes": torch.cat(((x1y1 + x2y2) / 2, x2y2 - x1y1), dim=-1),
+            "pred_scales": scales / extent,
+            "objectness_logits": parameters.objectness_logits,
+            "class_log_probs": parameters.class_logits.float().log_softmax(dim=-1),
+            "locations": locations,
+            "scales": parameters.scales,
+        }

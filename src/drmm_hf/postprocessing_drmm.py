@@ -1,0 +1,90 @@
+"""Model outputs to detections: a threshold and a top-k, nothing else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torchvision.ops import box_convert
+
+
+def select_detections(
+    outputs: Any,
+    threshold: float | Sequence[float] | torch.Tensor = 0.5,
+    target_sizes: torch.Tensor | Sequence[Any] | None = None,
+    top_k: int | Sequence[int] = 100,
+) -> list[dict[str, torch.Tensor]]:
+    """Detections of each image: the `top_k` best (component, class) pairs above `threshold`.
+
+    No NMS and no clipping; one box can stand for several classes. This is the inference of the released code,
+    which keeps 100 pairs and no threshold: for COCO evaluation pass `threshold=0.0`.
+
+    Args:
+        outputs: `logits` (B, K, C), log-odds of the confidence p_c·o; `pred_boxes` (B, K, 4) cxcywh and,
+            if there, `pred_scales` (B, K, 4) γ of the left, top, right and bottom edge, both normalized by
+            the image without padding. Half precision is computed in float32. NaN counts as no detection.
+        threshold: detections have a larger score; one number, or one per image.
+        target_sizes: (B, 2) or a list of (height, width), original sizes in pixels. Without it boxes and
+            scales stay normalized.
+        top_k: the most detections of an image; one number, or one per image.
+
+    Returns:
+        One dict per image, best first: scores (n,), labels (n,) int64, boxes (n, 4) xyxy in pixels of the
+        original image, scales (n, 4) γ per edge in its pixels (only if the outputs have `pred_scales`).
+
+    Raises:
+        ValueError: if `threshold`, `target_sizes` or `top_k` do not fit the batch.
+    """
+    # topk ranks NaN first, and what is kept below has to be a prefix.
+    logits = _field(outputs, "logits").float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    batch, num_components, num_classes = logits.shape
+    device = logits.device
+    thresholds = _one_per_image(threshold, "threshold", batch).to(device, torch.float32)
+    limits = _one_per_image(top_k, "top_k", batch)
+    if limits.is_floating_point() or int(limits.min()) < 1:
+        raise ValueError(f"top_k is {top_k}: give a whole number of at least 1, or one per image.")
+
+    count = min(int(limits.max()), num_components * num_classes)
+    scores, flat = logits.flatten(1).topk(count, dim=1)
+    scores = scores.sigmoid()
+    components = (flat // num_classes)[..., None].expand(-1, -1, 4)
+    results = {
+        "scores": scores,
+        "labels": flat % num_classes,
+        "boxes": box_convert(_field(outputs, "pred_boxes").float().gather(1, components), "cxcywh", "xyxy"),
+    }
+    scales = _field(outputs, "pred_scales", required=False)
+    if scales is not None:
+        results["scales"] = scales.float().gather(1, components)
+    if target_sizes is not None:
+        pixels = _target_sizes(target_sizes, batch).to(device, torch.float32).flip(1).repeat(1, 2)[:, None]
+        results |= {name: results[name] * pixels for name in ("boxes", "scales") if name in results}
+
+    # Scores are sorted, so what is kept is a prefix: B lengths go to the host instead of B boolean masks.
+    ranks = torch.arange(count, device=device)
+    kept = ((scores > thresholds[:, None]) & (ranks < limits.to(device)[:, None])).sum(1).tolist()
+    return [{name: value[i, :n] for name, value in results.items()} for i, n in enumerate(kept)]
+
+
+def _field(outputs: Any, name: str, required: bool = True) -> Any:
+    value = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+    if value is None and required:
+        raise ValueError(f"outputs have no {name}: pass what the model's forward returned.")
+    return value
+
+
+def _one_per_image(value: Any, name: str, batch: int) -> torch.Tensor:
+    values = torch.as_tensor(value)
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != batch):
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)} for {batch} images: give one number, or one per image."
+        )
+    return values.expand(batch)
+
+
+def _target_sizes(target_sizes: Any, batch: int) -> torch.Tensor:
+    sizes = target_sizes if isinstance(target_sizes, torch.Tensor) else list(map(torch.as_tensor, target_sizes))
+    if len(sizes) != batch or any(size.shape != (2,) for size in sizes):
+        raise ValueError(
+            f"target_sizes has {len(sizes)} entries for {batch} images: give one (height, width) per image."
+        )
+    return sizes if isinstance(sizes, torch.Tensor) else torch.stack(sizes)

@@ -1,0 +1,136 @@
+"""RoIAlign over a feature pyramid: the features of each box, read from the level that fits its size.
+
+The boxes receive no gradient, as in the released code. Two ways compute the same values. On a CPU every bin is a
+weighted sum of a few cells, an embedding bag over the cells of all levels at once: several times faster than
+torchvision's operator, forward and backward (docs/results/speed.md). Elsewhere, and where a graph is captured,
+torchvision's operator runs on all boxes and levels, so that no shape depends on data and nothing synchronises.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+
+def pyramid_level(boxes: Tensor, num_levels: int, canonical_size: float) -> Tensor:
+    """Pyramid level of each box: clamp(floor(log2(sqrt(w * h) / canonical_size + 1e-6)), 0, num_levels - 1).
+
+    A box with w * h < 0 gets -1, no level at all: the released code's level is NaN there and the features stay
+    zero. With w and h both negative the product is positive and the box is read mirrored.
+
+    Args:
+        boxes: (..., 4) xyxy, pixels of the network input.
+
+    Returns:
+        (...) int64.
+    """
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    octave = torch.log2(area.clamp(min=0).sqrt() / canonical_size + 1e-6).floor()
+    level = octave.clamp(0, num_levels - 1).long()
+    return torch.where(area >= 0, level, -1)
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    strides: Sequence[int],
+    output_size: int = 7,
+    sampling_ratio: int = 2,
+    canonical_size: float = 56.0,
+) -> Tensor:
+    """RoIAlign (aligned, average) of every box on its pyramid level.
+
+    Args:
+        features: L maps (B, D, H_l, W_l), finest first.
+        boxes: (B, K, 4) xyxy, pixels of the network input; detached here.
+        strides: L strides of the maps, pixels per cell.
+        output_size, sampling_ratio: bins along a side, samples per bin along a side.
+        canonical_size: see `pyramid_level`.
+
+    Returns:
+        (B, K, output_size**2, D), row-major bins, in the type of the features.
+    """
+    # torchvision has no half-precision kernel on a CPU, and box coordinates need more than bfloat16's 8 bits.
+    boxes, maps = boxes.detach().float(), [f.float() for f in features]
+    level = pyramid_level(boxes, len(maps), canonical_size)
+    capturing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    pool = _bag_roi_align if boxes.device.type == "cpu" and not capturing else _operator_roi_align
+    return pool(maps, boxes, level, strides, output_size, sampling_ratio).to(features[0].dtype)
+
+
+def _bag_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """Each bin as a bag of (2 * sampling_ratio)**2 weighted cells of the concatenated maps."""
+    batch, num_boxes, _ = boxes.shape
+    cells = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
+    shapes = torch.tensor([(f.shape[-2], f.shape[-1]) for f in features])
+    first_cell = shapes.prod(dim=1).cumsum(0) - shapes.prod(dim=1)
+
+    own = level.clamp(min=0)
+    height, width = shapes[own].unbind(-1)
+    edges = boxes / torch.tensor(strides, dtype=boxes.dtype)[own].unsqueeze(-1) - 0.5
+    rows, weight_y = _axis_cells(edges[..., 1], edges[..., 3], height, output_size, sampling_ratio)
+    columns, weight_x = _axis_cells(edges[..., 0], edges[..., 2], width, output_size, sampling_ratio)
+    weight_y = weight_y * (level >= 0)[..., None, None]
+
+    # (B, K, bin row, bin column, cell row, cell column)
+    index = rows[:, :, :, None, :, None] * width[:, :, None, None, None, None] + columns[:, :, None, :, None, :]
+    image = torch.arange(batch).unsqueeze(-1) * cells.shape[1]
+    index = index + (image + first_cell[own])[:, :, None, None, None, None]
+    weight = weight_y[:, :, :, None, :, None] * weight_x[:, :, None, :, None, :]
+    num_bins, bag = output_size**2, (2 * sampling_ratio) ** 2
+    pooled = F.embedding_bag(
+        index.reshape(-1, bag), cells.flatten(0, 1), per_sample_weights=weight.reshape(-1, bag), mode="sum"
+    )
+    return pooled.view(batch, num_boxes, num_bins, -1)
+
+
+def _axis_cells(
+    start: Tensor, end: Tensor, size: Tensor, output_size: int, sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
+    """Cells that the bins of one axis read, and their weights: (B, K, output_size, 2 * sampling_ratio) each.
+
+    Args:
+        start, end: (B, K) edges of the boxes in cells, the center of cell 0 at 0.
+        size: (B, K) number of cells of the axis on each box's level.
+    """
+    num_samples = output_size * sampling_ratio
+    offsets = (torch.arange(num_samples, dtype=start.dtype) + 0.5) / num_samples
+    position = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * offsets
+    size = size.unsqueeze(-1)
+    inside = (position >= -1.0) & (position <= size)  # the operator's own margin
+    last = (size - 1).to(position.dtype)
+    position = torch.minimum(position.nan_to_num().clamp(min=0), last)
+    lower = position.floor()
+    upper_weight = position - lower
+    cells = torch.stack((lower, torch.minimum(lower + 1, last)), dim=-1).long()
+    weights = torch.stack((1 - upper_weight, upper_weight), dim=-1) * inside.unsqueeze(-1) / sampling_ratio
+    shape = (output_size, 2 * sampling_ratio)
+    return cells.flatten(-2).unflatten(-1, shape), weights.flatten(-2).unflatten(-1, shape)
+
+
+def _operator_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """torchvision's operator on all boxes and levels; another level's boxes lie off the map and read zeros."""
+    batch, num_boxes, _ = boxes.shape
+    image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(num_boxes)
+    pooled = []
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        own = torch.where((level == i).unsqueeze(-1), boxes, -1e4 * stride)
+        regions = torch.cat((image.unsqueeze(-1), own.reshape(-1, 4)), dim=-1)
+        pooled.append(roi_align(feature, regions, output_size, 1.0 / stride, sampling_ratio, aligned=True))
+    return sum(pooled[1:], pooled[0]).flatten(2).transpose(1, 2).reshape(batch, num_boxes, output_size**2, -1)

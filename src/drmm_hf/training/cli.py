@@ -1,0 +1,24 @@
+"""The command line of `scripts/train.py`."""
+
+import argparse
+from collections.abc import Sequence
+
+from ..evaluation.command_line import run_command
+from .config import parse_config
+from .loop import train
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the options say; exit status 0, or 2 with one line on stderr for bad input."""
+    config = parse_config(argv)
+
+    def run(_: argparse.Namespace) -> int:
+        result = train(config)
+        summary = {
+            name: result.metrics[name] for name in ("AP", "AP50", "AP75", "AR100", "ECE") if name in result.metrics
+        }
+        print(" ".join(f"{name} {value}" for name, value in summary.items()))
+        print(f"model: {result.model_dir}")
+        return 0
+
+    return run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))

@@ -1,0 +1,108 @@
+"""Quick start: train a small detector, measure it, load it through the stock pipeline, and draw what it sees."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import pipeline
+
+from ..data import decode_image, generate_scenes, load_detection_dataset
+from ..evaluation.command_line import make_output_folder, positive_int, run_command
+from ..visualization import contact_sheet, draw_comparison
+from .config import TrainConfig
+from .loop import TrainResult, train
+
+_HEADLINE = ("AP", "AP50", "AP75", "AR100", "ECE", "train_seconds")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the quick start; exit status 0, or 2 with one line on stderr for bad input."""
+    parser = argparse.ArgumentParser(
+        description="Train a small D-RMM detector from scratch and look at it: on generated scenes, or on your data."
+    )
+    parser.add_argument(
+        "--data", help="COCO-format folder (annotations/instances_{train,val}.json, images/); default: generated scenes"
+    )
+    parser.add_argument("--output", default="runs/quickstart", help="folder for everything that is made")
+    parser.add_argument(
+        "--train-images", type=positive_int, default=10000, help="length of the training, in images seen"
+    )
+    parser.add_argument("--batch-size", type=positive_int, default=4, help="images per step")
+    parser.add_argument("--vertical-flip", type=float, default=0.0, help="probability; 0.5 for pictures without an up")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num-pictures", type=positive_int, default=8, help="validation images to draw")
+    parser.add_argument("--threshold", type=float, default=0.3, help="draw boxes with a score of at least this")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(_run, parser.parse_args(argv))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    output = make_output_folder(arguments.output)
+    if arguments.data:
+        data = Path(arguments.data)
+    else:
+        print("Making generated scenes ...", flush=True)
+        data = generate_scenes(output / "scenes", num_train=1000, num_val=150, seed=0)
+    config = TrainConfig(
+        data=str(data),
+        output=str(output),
+        train_images=arguments.train_images,
+        batch_size=arguments.batch_size,
+        vertical_flip=arguments.vertical_flip,
+        seed=arguments.seed,
+    )
+    print(f"Training {config.preset} on {data} for {config.train_images} images ...", flush=True)
+    result = train(config)
+    pictures = draw_validation_images(config, result, output / "pictures", arguments.num_pictures, arguments.threshold)
+    print(summary(result, data, output, pictures))
+    return 0
+
+
+def draw_validation_images(
+    config: TrainConfig, result: TrainResult, folder: Path, number: int, threshold: float
+) -> list[Path]:
+    """Ground truth beside the predictions of the saved model, loaded by `pipeline("object-detection")`.
+
+    Returns:
+        The files drawn, the overview of all of them first.
+    """
+    dataset = load_detection_dataset(config.data, config.eval_split, id2label=result.model.config.id2label)
+    rows = dataset.dataset.select(range(min(number, len(dataset))))
+    images = [decode_image(row) for row in rows]
+    detector = pipeline("object-detection", model=str(result.model_dir), device="cpu")
+    detections = [_as_detections(found, dataset.label2id) for found in detector(images, threshold=threshold)]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, sheets = [folder / "overview.png"], []
+    for row, image, found in zip(rows, images, detections, strict=True):
+        sheets.append(draw_comparison(image, row["objects"], found, dataset.id2label, threshold=threshold))
+        paths.append(folder / f"{row['image_id']}.png")
+        sheets[-1].save(paths[-1])
+    contact_sheet(sheets, columns=2, cell_width=min(800, max(sheet.width for sheet in sheets))).save(paths[0])
+    return paths
+
+
+def _as_detections(found: list[dict[str, Any]], label2id: dict[str, int]) -> dict[str, list]:
+    """The pipeline's answer for one image in the form that drawing takes."""
+    return {
+        "boxes": [[d["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax")] for d in found],
+        "labels": [label2id[d["label"]] for d in found],
+        "scores": [d["score"] for d in found],
+    }
+
+
+def summary(result: TrainResult, data: Path, output: Path, pictures: Sequence[Path]) -> str:
+    """What was reached and where everything lies."""
+    numbers = "   ".join(f"{name} {result.metrics[name]}" for name in _HEADLINE if name in result.metrics)
+    return f"""
+{numbers}
+
+model        {result.model_dir}    pipeline("object-detection", model="{result.model_dir}")
+metrics      {output / "metrics.json"}
+loss curve   {output / "metrics.jsonl"}
+detections   {output / "results.json"}    (COCO results format)
+pictures     {pictures[0]}    (ground truth left, predictions right)
+data         {data}
+
+Your own pictures:  python scripts/predict.py --model {result.model_dir} IMAGES --output drawn
+Your own data:      make quickstart DATA=folder OUT=runs/mine"""

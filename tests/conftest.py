@@ -1,0 +1,52 @@
+"""Settings and fixtures for all tests: no network, few threads, fixed seeds, and the optional real data."""
+
+import os
+from pathlib import Path
+
+# Before torch and huggingface_hub are imported: both read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+DATA_VARIABLE = "DRMM_TEST_DATA"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Seed torch, so that a failing test fails again."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real test data; skips where the user has none."""
+    value = os.environ.get(DATA_VARIABLE)
+    if not value:
+        pytest.skip(f"{DATA_VARIABLE} is not set: it names a folder with the real images in bccd/ and coco/")
+    folder = Path(value)
+    if not folder.is_dir():
+        pytest.fail(f"{DATA_VARIABLE}={value} is not a folder")
+    return folder
+
+
+def _part(folder: Path, name: str) -> Path:
+    part = folder / name
+    if not part.is_dir():
+        pytest.skip(f"{DATA_VARIABLE} has no folder {name}/")
+    return part
+
+
+@pytest.fixture(scope="session")
+def bccd(test_data: Path) -> Path:
+    """BCCD blood cells in COCO format: 640x480 images, 3 classes."""
+    return _part(test_data, "bccd")
+
+
+@pytest.fixture(scope="session")
+def coco(test_data: Path) -> Path:
+    """A few real COCO 2017 images and records: sparse category ids, crowd, images without boxes."""
+    return _part(test_data, "coco")

@@ -1,0 +1,397 @@
+import json
+import logging
+import math
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from drmm_hf.data import decode_image, load_detection_dataset
+
+
+def test_columns_and_labels(coco, write):
+    data = load_detection_dataset(write(coco))
+    assert len(data) == 3
+    assert data.id2label == {0: "cat", 1: "owl", 2: "dog"}
+    assert data.label2id == {"cat": 0, "owl": 1, "dog": 2}
+    assert data.category_ids == [2, 4, 9]
+    first, second, third = data.dataset
+    assert [first["image_id"], second["image_id"], third["image_id"]] == [30, 7, 12]
+    assert (first["width"], first["height"]) == (64, 48)
+    assert first["objects"] == {
+        "id": [3],
+        "bbox": [[0.5, 0.25, 20.0, 30.0]],
+        "category": [0],
+        "area": [600.0],
+        "iscrowd": [0],
+    }
+    assert second["objects"]["id"] == [5, 4]
+    assert second["objects"]["category"] == [2, 0]
+    assert second["objects"]["area"] == [60.5, 900.0]
+    assert second["objects"]["iscrowd"] == [0, 1]
+    assert third["objects"]["bbox"] == []
+    assert data.report.images == 3
+    assert (data.report.boxes, data.report.crowd, data.report.boxless_images) == (3, 1, 1)
+
+
+def test_stores_paths_in_memory_and_writes_nothing(coco, write):
+    root = write(coco)
+    before = sorted(root.rglob("*"))
+    data = load_detection_dataset(root)
+    assert sorted(root.rglob("*")) == before
+    assert data.dataset.cache_files == []
+    assert data.dataset[0]["image"] == {"bytes": None, "path": str(root / "images" / "a.jpg")}
+    assert isinstance(data.dataset.features["objects"]["category"].feature, datasets.ClassLabel)
+    assert decode_image(data.dataset[0]).size == (64, 48)
+
+
+def test_paths_are_absolute(coco, write, monkeypatch, tmp_path):
+    root = write(coco)
+    monkeypatch.chdir(root.parent)
+    data = load_detection_dataset(root.name)
+    monkeypatch.chdir(tmp_path.parent)
+    assert decode_image(data.dataset[2]).size == (64, 48)
+
+
+def test_groups_annotations_as_a_plain_loop_does(write):
+    rng = np.random.default_rng(0)
+    coco = {
+        "images": [{"id": 100 - i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in range(20)],
+        "categories": [{"id": i * 3, "name": str(i)} for i in range(5)],
+        "annotations": [
+            {
+                "id": int(index),
+                "image_id": int(100 - rng.integers(0, 20)),
+                "category_id": int(3 * rng.integers(0, 5)),
+                "bbox": rng.uniform(1, 20, 4).round(2).tolist(),
+                "area": float(index),
+                "iscrowd": int(rng.random() < 0.2),
+            }
+            for index in rng.permutation(200)
+        ],
+    }
+    data = load_detection_dataset(write(coco))
+    for row in data.dataset:
+        own = [a for a in coco["annotations"] if a["image_id"] == row["image_id"]]
+        objects = row["objects"]
+        assert objects["id"] == [a["id"] for a in own]
+        assert [data.category_ids[label] for label in objects["category"]] == [a["category_id"] for a in own]
+        assert objects["area"] == [a["area"] for a in own]
+        assert objects["iscrowd"] == [a["iscrowd"] for a in own]
+        np.testing.assert_allclose(np.reshape(objects["bbox"], (-1, 4)), [a["bbox"] for a in own], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("json_name", "images"),
+    [
+        ("instances_train", "images"),
+        ("instances_train", "images/train"),
+        ("instances_train", "train"),
+        ("instances_train2017", "images/train2017"),
+        ("instances_train2017", "train2017"),
+        ("instances_train2017", "images"),
+    ],
+)
+def test_finds_the_usual_layouts(coco, write, json_name, images):
+    root = write(coco, json_name=json_name, images=images)
+    data = load_detection_dataset(root, "train")
+    assert data.annotations_path == root / "annotations" / f"{json_name}.json"
+    assert data.images_dir == root / images
+
+
+def test_prefers_the_folder_that_holds_the_images(coco, write):
+    root = write(coco)
+    (root / "train").mkdir()  # for example the output of a training
+    assert load_detection_dataset(root).images_dir == root / "images"
+
+
+def test_images_in_sub_folders(coco, write):
+    coco["images"][1]["file_name"] = "day/b.jpg"
+    assert decode_image(load_detection_dataset(write(coco)).dataset[1]).size == (64, 48)
+
+
+def test_explicit_files(coco, write, tmp_path):
+    root = write(coco, json_name="mine", images="pictures")
+    data = load_detection_dataset(root, annotations="annotations/mine.json", images="pictures")
+    assert data.images_dir == root / "pictures"
+    data = load_detection_dataset(
+        tmp_path, annotations=root / "annotations" / "mine.json", images=root / "pictures"
+    )
+    assert len(data) == 3
+
+
+def test_labels_of_an_existing_model(coco, write):
+    model = {"0": "dog", "1": "bird", "2": "owl", "3": "cat"}  # string keys, as in a json config
+    data = load_detection_dataset(write(coco), id2label=model)
+    assert data.id2label == {0: "dog", 1: "bird", 2: "owl", 3: "cat"}
+    assert data.category_ids == [9, -1, 4, 2]
+    assert data.dataset[1]["objects"]["category"] == [0, 3]
+    assert data.dataset.features["objects"]["category"].feature.names == ["dog", "bird", "owl", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("id2label", "match"),
+    [
+        ({0: "cat", 1: "bird"}, r"categories\[\]\.name \['owl', 'dog'\] \(2 of 3\) are not in id2label"),
+        ({0: "cat", 2: "owl", 3: "dog"}, r"keys must be 0\.\.2"),
+        ({"a": "cat"}, "keys must be integers"),
+        ({0: "cat", 1: "cat"}, "same name"),
+    ],
+)
+def test_labels_that_do_not_fit(coco, write, id2label, match):
+    with pytest.raises(ValueError, match=match):
+        load_detection_dataset(write(coco), id2label=id2label)
+
+
+def test_dirty_boxes_are_repaired_counted_and_logged_once(coco, write, caplog):
+    boxes = [
+        [-5, -5, 15, 15],  # clipped
+        [60, 40, 20, 20],  # clipped
+        [0, 0, 64.02, 48],  # rounding: clipped, not reported
+        [10, 10, 0, 5],  # no area
+        [10, 10, 5, 1e-5],  # no area
+        [70, 10, 5, 5],  # outside
+        [-8, 0, 8, 8],  # outside, touches the edge
+        [1e300, 0, 5, 5],  # outside
+    ]
+    coco["annotations"] += [
+        {"id": 100 + i, "image_id": 12, "category_id": 4, "bbox": box} for i, box in enumerate(boxes)
+    ]
+    with caplog.at_level(logging.WARNING):
+        data = load_detection_dataset(write(coco))
+    assert data.dataset[2]["objects"]["id"] == [100, 101, 102]
+    assert data.dataset[2]["objects"]["bbox"] == [[0, 0, 10, 10], [60, 40, 4, 8], [0, 0, 64, 48]]
+    assert data.dataset[2]["objects"]["area"] == [100, 32, 64 * 48]
+    report = data.report
+    assert (report.clipped_boxes, report.dropped_zero_area, report.dropped_outside) == (2, 2, 3)
+    assert (report.boxes, report.crowd, report.boxless_images, report.changed_boxes) == (6, 1, 0, 7)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "\n" not in message
+    assert "instances_train.json: 2 boxes clipped to their image, 2 without area and 3 wholly out" in message
+
+
+def test_clean_files_log_nothing(coco, write, caplog):
+    with caplog.at_level(logging.WARNING):
+        load_detection_dataset(write(coco))
+    assert caplog.records == []
+
+
+def test_no_boxes_at_all_only_warns(coco, write, caplog):
+    coco["annotations"] = []
+    with caplog.at_level(logging.WARNING):
+        data = load_detection_dataset(write(coco))
+    assert data.report.boxless_images == len(data) == 3
+    assert data.dataset[0]["objects"]["bbox"] == []
+    assert [r.getMessage() for r in caplog.records if "no box at all in 3 images" in r.getMessage()]
+
+
+def test_only_crowd_counts_as_boxless(coco, write):
+    coco["annotations"] = coco["annotations"][2:]
+    assert load_detection_dataset(write(coco)).report.boxless_images == 3
+
+
+def _set(section, index, field, value):
+    def change(coco):
+        coco[section][index][field] = value
+
+    return change
+
+
+def _delete(section, index, field):
+    return lambda coco: coco[section][index].pop(field)
+
+
+def _replace(section, index, value):
+    def change(coco):
+        coco[section][index] = value
+
+    return change
+
+
+BAD_VALUES = [
+    (_set("annotations", 1, "image_id", 99), r"annotations\[1\]\.image_id \(annotation id 3\) is 99"),
+    (_set("annotations", 0, "category_id", 1), r"annotations\[0\]\.category_id \(annotation id 5\) is 1"),
+    (
+        _set("annotations", 1, "bbox", [1, 2, math.nan, 4]),
+        r"annotations\[1\]\.bbox \(annotation id 3\).*finite",
+    ),
+    (_set("annotations", 1, "bbox", [1, math.inf, 3, 4]), r"annotations\[1\]\.bbox.*finite"),
+    (_set("annotations", 2, "bbox", [1, 2, -3, 4]), r"annotations\[2\]\.bbox.*not negative"),
+    (_set("annotations", 2, "bbox", [1, 2, 3]), r"annotations\[2\]\.bbox.*four numbers"),
+    (_set("annotations", 2, "bbox", [1, 2, 3, 4, 5]), r"annotations\[2\]\.bbox.*four numbers"),
+    (_set("annotations", 0, "bbox", ["1", 2, 3, 4]), r"annotations\[0\]\.bbox.*four numbers"),
+    (_set("annotations", 0, "bbox", [None, 2, 3, 4]), r"annotations\[0\]\.bbox.*four numbers"),
+    (_set("annotations", 0, "bbox", {"x": 1}), r"annotations\[0\]\.bbox.*four numbers"),
+    (_set("annotations", 0, "bbox", "box"), r"annotations\[0\]\.bbox.*four numbers"),
+    (_delete("annotations", 1, "bbox"), r"annotations\[1\] \(id 3\) has no `bbox`"),
+    (_delete("annotations", 1, "id"), r"annotations\[1\] has no `id`"),
+    (_delete("annotations", 1, "image_id"), r"annotations\[1\] \(id 3\) has no `image_id`"),
+    (_replace("annotations", 1, [1, 2]), r"annotations\[1\] is \[1, 2\]; it must be an object"),
+    (_replace("annotations", 1, None), r"annotations\[1\] is None; it must be an object"),
+    (_set("annotations", 1, "id", 5), r"annotations\[1\]\.id is 5, the same as annotations\[0\]\.id"),
+    (_set("annotations", 1, "id", 2**70), r"annotations\[1\]\.id is 118.*integer"),
+    (_set("annotations", 1, "area", -1), r"annotations\[1\]\.area \(annotation id 3\) is -1"),
+    (_set("annotations", 1, "area", "big"), r"annotations\[1\]\.area .*'big'"),
+    (_set("annotations", 1, "iscrowd", 2), r"annotations\[1\]\.iscrowd .*0 or 1"),
+    (_set("images", 2, "id", 30), r"images\[2\]\.id is 30, the same as images\[0\]\.id"),
+    (_set("images", 2, "id", "30"), r"images\[2\]\.id is '30'; it must be an integer"),
+    (_set("images", 2, "width", 0), r"images\[2\]\.width is 0; it must be a positive number of pixels"),
+    (_set("images", 2, "height", -48), r"images\[2\]\.height is -48"),
+    (_set("images", 2, "height", 48.5), r"images\[2\]\.height is 48\.5; it must be an integer"),
+    (_set("images", 2, "width", True), r"images\[2\]\.width is True; it must be an integer"),
+    (_delete("images", 2, "width"), r"images\[2\] \(id 12\) has no `width`"),
+    (_delete("images", 2, "file_name"), r"images\[2\] \(id 12\) has no `file_name`"),
+    (_set("images", 2, "file_name", ""), r"images\[2\]\.file_name is ''; it must be a text"),
+    (_set("images", 2, "file_name", "../c.jpg"), r"images\[2\]\.file_name is '\.\./c\.jpg', which leaves"),
+    (_set("images", 2, "file_name", "x/../../c.jpg"), r"images\[2\]\.file_name .*leaves the image folder"),
+    (_set("images", 2, "file_name", "/etc/c.jpg"), r"images\[2\]\.file_name .*leaves the image folder"),
+    (_set("images", 2, "file_name", "C:\\c.jpg"), r"images\[2\]\.file_name .*leaves the image folder"),
+    (_set("images", 2, "file_name", "..\\c.jpg"), r"images\[2\]\.file_name .*leaves the image folder"),
+    (_set("images", 2, "file_name", "c\0.jpg"), r"images\[2\]\.file_name .*leaves the image folder"),
+    (_set("categories", 2, "id", 9), r"categories\[2\]\.id is 9, the same as categories\[0\]\.id"),
+    (_set("categories", 2, "name", "dog"), r"categories\[2\]\.name is 'dog', the same as categories\[0\]"),
+    (_set("categories", 2, "name", 3), r"categories\[2\]\.name is 3; it must be a text"),
+    (lambda coco: coco.pop("images"), "`images` is missing"),
+    (lambda coco: coco.pop("annotations"), "`annotations` is missing.*test file"),
+    (lambda coco: coco.pop("categories"), "`categories` is missing"),
+    (lambda coco: coco.update(annotations={}), "`annotations` is a dict; it must be a list"),
+    (lambda coco: coco.update(images=[]), "`images` is empty"),
+    (lambda coco: coco.update(categories=[]), "`categories` is empty"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), BAD_VALUES)
+def test_bad_values_are_named(coco, write, change, match):
+    root = write(coco)
+    change(coco)
+    file = root / "annotations" / "instances_train.json"
+    file.write_text(json.dumps(coco))
+    with pytest.raises(ValueError, match=match) as error:
+        load_detection_dataset(root)
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_very_large_numbers_are_only_outside(coco, write):
+    coco["annotations"][0]["bbox"] = [10**400, 0, 5, 5]
+    assert load_detection_dataset(write(coco)).report.dropped_outside == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", r"ends early \(truncated\?\) at line 1, column 1"),
+        (b'{"images": [\n{"id": 1, "file_na', r"ends early \(truncated\?\) at line 2"),
+        (b'{"images": [\n{"id": 1},', r"ends early \(truncated\?\) at line 2"),
+        (b'{"images": [}, "annotations": []}', r"is not valid JSON at line 1, column 13"),
+        (b"\xff\xfe\xff\xfe\x00", "is not valid JSON"),
+        (b"[" * 200_000, "is not valid JSON"),
+        (b'[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}]', "looks like a file of detection results"),
+        (b"[1, 2]", "is a list, not COCO annotations"),
+        (b'"text"', "holds a str, not COCO annotations"),
+    ],
+)
+def test_files_that_are_not_coco(coco, write, content, match):
+    root = write(coco)
+    file = root / "annotations" / "instances_train.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=match) as error:
+        load_detection_dataset(root)
+    assert str(error.value).startswith(f"{file}: ")
+
+
+def test_json_with_byte_order_mark(coco, write):
+    root = write(coco)
+    file = root / "annotations" / "instances_train.json"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert len(load_detection_dataset(root)) == 3
+
+
+def test_missing_json_lists_those_there(coco, write):
+    root = write(coco)
+    with pytest.raises(
+        FileNotFoundError, match=r"instances_val\.json: no such.*instances_train\.json.*'val'"
+    ):
+        load_detection_dataset(root, "val")
+    (root / "annotations" / "instances_train.json").unlink()
+    with pytest.raises(FileNotFoundError, match="there are no json files there"):
+        load_detection_dataset(root)
+    with pytest.raises(FileNotFoundError, match=r"mine\.json: no such annotation file"):
+        load_detection_dataset(root, annotations="mine.json")
+
+
+def test_bad_folder_and_split(coco, write, tmp_path):
+    root = write(coco)
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        load_detection_dataset(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"is a file; `path` must be the folder"):
+        load_detection_dataset(root / "annotations" / "instances_train.json")
+    with pytest.raises(ValueError, match=r"split='\.\./x': must be the plain name"):
+        load_detection_dataset(root, "../x")
+
+
+def test_missing_images(coco, write):
+    root = write(coco)
+    (root / "images" / "a.jpg").rename(root / "images" / "a.JPEG")
+    (root / "images" / "c.jpg").unlink()
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"2 of 3 images are missing in .*images: a\.jpg, c\.jpg \(there is 'a\.JPEG': renamed\?\)",
+    ):
+        load_detection_dataset(root)
+
+
+def test_missing_images_are_shortened(coco, write, tmp_path):
+    coco["images"] = [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 8} for i in range(9)]
+    coco["annotations"] = []
+    root = write(coco)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError, match=r"9 of 9 .*0\.jpg, 1\.jpg, 2\.jpg and 6 more"):
+        load_detection_dataset(root, images=empty)
+
+
+def test_no_image_folder(coco, write):
+    root = write(coco, images="elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"no image folder \(looked for .*; pass it as `images=`"):
+        load_detection_dataset(root)
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "boxes"), [("train", 205, 2804), ("val", 87, 1137), ("test", 72, 945)]
+)
+def test_real_bccd(real_data: Path, split, images, boxes):
+    data = load_detection_dataset(real_data / "bccd", split)
+    assert (len(data), data.report.boxes, data.report.changed_boxes) == (images, boxes, 0)
+    assert data.id2label == {0: "RBC", 1: "WBC", 2: "Platelets"}
+    assert decode_image(data.dataset[0]).size == (640, 480)
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "boxes", "crowd", "boxless"), [("train", 92, 829, 9, 1), ("val", 66, 560, 8, 2)]
+)
+def test_real_coco(real_data: Path, split, images, boxes, crowd, boxless):
+    data = load_detection_dataset(real_data / "coco", split)
+    report = data.report
+    assert (len(data), report.boxes, report.crowd, report.boxless_images) == (images, boxes, crowd, boxless)
+    assert len(data.id2label) == 80
+    assert (data.category_ids[0], data.category_ids[-1]) == (1, 90)
+    assert (data.id2label[11], data.category_ids[11]) == ("stop sign", 13)
+    for row in data.dataset:
+        assert decode_image(row).size == (row["width"], row["height"])
+
+
+def test_real_coco_agrees_with_pycocotools(real_data: Path):
+    coco_api = pytest.importorskip("pycocotools.coco")
+    data = load_detection_dataset(real_data / "coco", "val")
+    reference = coco_api.COCO(str(data.annotations_path))
+    for row in data.dataset:
+        records = reference.loadAnns(row["objects"]["id"])
+        assert sorted(row["objects"]["id"]) == sorted(reference.getAnnIds(imgIds=[row["image_id"]]))
+        for record, box, label in zip(
+            records, row["objects"]["bbox"], row["objects"]["category"], strict=True
+        ):
+            assert record["category_id"] == data.category_ids[label]
+            assert record["bbox"] == pytest.approx(box, abs=0.02)

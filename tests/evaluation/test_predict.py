@@ -1,0 +1,112 @@
+"""Running a small random model over a small data set."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from drmm_hf.configuration_drmm import DrmmConfig
+from drmm_hf.data import load_detection_dataset
+from drmm_hf.evaluation import detections_to_coco, evaluate_coco, predict_dataset, predict_images
+from drmm_hf.image_processing_drmm import DrmmImageProcessor
+from drmm_hf.modeling_drmm import DrmmForObjectDetection
+
+NAMES = {0: "cat", 1: "dog", 2: "emu"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", id2label=NAMES, num_proposals=8, num_stages=1)
+    return DrmmForObjectDetection(config)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three noise images of one size with sparse, unordered image ids; categories cat (4) and emu (9)."""
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    ids = [30, 5, 17]
+    for image_id in ids:
+        pixels = torch.randint(0, 256, (60, 80, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{image_id}.png")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 80, "height": 60} for i in ids],
+        "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "emu"}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 9, "bbox": [10, 10, 30, 30]}],
+    }
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return load_detection_dataset(tmp_path, "val", id2label=NAMES)
+
+
+def test_results_are_those_of_single_images_in_original_ids(model, processor, dataset, capsys):
+    results = predict_dataset(model, processor, dataset, batch_size=2, progress=False)
+    expected = []
+    for row in dataset.dataset:
+        with Image.open(row["image"]["path"]) as image:
+            detections = predict_images(model, processor, [image.convert("RGB")])
+        expected += detections_to_coco(detections, [row["image_id"]], dataset.category_ids)
+    assert [one["image_id"] for one in results] == [one["image_id"] for one in expected]
+    assert {one["image_id"] for one in results} == {30, 5, 17}
+    assert {one["category_id"] for one in results} == {4, 9}  # dog is not in the data set
+    for one, other in zip(results, expected, strict=True):
+        assert one["category_id"] == other["category_id"]
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+        assert one["bbox"] == pytest.approx(other["bbox"], abs=1e-2)
+    assert set(evaluate_coco(dataset.annotations_path, results)) >= {"AP", "AR100"}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_threshold_and_top_k(model, processor, dataset):
+    full = replace(dataset, category_ids=[4, 6, 9])
+    assert len(predict_dataset(model, processor, full, progress=False)) == 3 * 8 * 3
+    best = predict_dataset(model, processor, full, top_k=2, progress=False)
+    assert len(best) == 6
+    limit = sorted(one["score"] for one in best)[3]
+    above = predict_dataset(model, processor, full, top_k=2, threshold=limit, progress=False)
+    assert len(above) == 2
+    assert all(one["score"] > limit for one in above)
+
+
+def test_modes_are_restored_also_after_an_error(model, processor, dataset):
+    model.train()
+    frozen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    frozen.eval()
+    before = [module.training for module in model.modules()]
+    statistics = {name: value.clone() for name, value in model.named_buffers()}
+    predict_dataset(model, processor, dataset, progress=False)
+    assert [module.training for module in model.modules()] == before
+    (dataset.images_dir / "5.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"5\.png"):
+        predict_dataset(model, processor, dataset, progress=False)
+    assert [module.training for module in model.modules()] == before
+    assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
+    assert torch.is_grad_enabled()
+
+
+def test_workers_give_the_same_and_the_same_errors(model, processor, dataset):
+    alone = predict_dataset(model, processor, dataset, progress=False)
+    assert predict_dataset(model, processor, dataset, num_workers=1, progress=False) == alone
+    (dataset.images_dir / "17.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"^\S*17\.png: no such image file"):
+        predict_dataset(model, processor, dataset, num_workers=1, progress=False)
+
+
+def test_no_images_give_nothing(model, processor):
+    assert predict_images(model, processor, []) == []
+
+
+def test_images_of_several_sizes_in_one_batch(model, processor):
+    images = [Image.new("RGB", size, (90, 120, 30)) for size in [(80, 60), (30, 90), (1, 1)]]
+    detections = predict_images(model, processor, images, top_k=4)
+    assert [len(one["scores"]) for one in detections] == [4, 4, 4]
+    assert all(one["boxes"].shape == one["scales"].shape == (4, 4) for one in detections)
+    assert all(torch.isfinite(one["boxes"]).all() for one in detections)

@@ -1,0 +1,302 @@
+"""The image processor: sizes, padding, labels, input kinds, saving, and every error message."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from drmm_hf.image_processing_drmm import DrmmImageProcessor, keep_ratio_size
+
+SMALL = {"shortest_edge": 64, "longest_edge": 100}
+
+
+def image_of(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+def annotation_of(*boxes: list[float], image_id: int = 7, **fields: Any) -> dict[str, Any]:
+    """One image's annotation; `fields` go into every record."""
+    records = [
+        {"bbox": box, "category_id": 1, "area": box[2] * box[3], "iscrowd": 0, **fields} for box in boxes
+    ]
+    return {"image_id": image_id, "annotations": records}
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1067)),  # 1066.67 rounds up
+        ((427, 640), (800, 1199)),  # 1199.06 rounds down
+        ((640, 427), (1199, 800)),
+        ((375, 500), (800, 1067)),
+        ((300, 1000), (400, 1333)),  # the long side limits: 399.9
+        ((1000, 300), (1333, 400)),
+        ((333, 500), (800, 1201)),  # 1201.2
+        ((800, 1333), (800, 1333)),
+        ((1600, 2000), (800, 1000)),
+        ((1, 3000), (1, 1333)),  # 0.44 + 0.5 would be an image without pixels
+    ],
+)
+def test_keep_ratio_size_is_the_rule_of_the_released_code(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert keep_ratio_size(*size, 800, 1333) == expected
+
+
+def test_keep_ratio_size_with_one_edge() -> None:
+    assert keep_ratio_size(480, 640, 800, None) == (800, 1067)
+    assert keep_ratio_size(480, 640, None, 320) == (240, 320)
+
+
+def test_defaults() -> None:
+    batch = DrmmImageProcessor()(image_of(480, 640), return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 800, 1088)
+    assert batch["pixel_values"].dtype == torch.float32
+    assert batch["pixel_mask"].dtype == torch.int64
+    assert batch["pixel_mask"].sum() == 800 * 1067
+    assert "labels" not in batch
+
+
+def test_values_are_normalized_with_imagenet_statistics_and_padding_is_zero() -> None:
+    gray = np.full((30, 40, 3), 128, dtype=np.uint8)
+    batch = DrmmImageProcessor(do_resize=False)(gray, return_tensors="pt")
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (128 / 255 - mean) / std
+    torch.testing.assert_close(batch["pixel_values"][0, :, 10, 10], expected)
+    assert batch["pixel_values"].shape == (1, 3, 32, 64)
+    assert batch["pixel_values"][0, :, 30:].abs().max() == 0
+    assert batch["pixel_values"][0, :, :, 40:].abs().max() == 0
+    assert batch["pixel_values"][0, :, :30, :40].abs().min() > 0
+
+
+def test_batch_of_different_sizes() -> None:
+    images = [image_of(50, 80), image_of(90, 60), image_of(64, 64)]
+    batch = DrmmImageProcessor(size=SMALL)(images, return_tensors="pt")
+    assert batch["pixel_values"].shape == (3, 3, 96, 128)
+    sizes = [keep_ratio_size(*image.size[::-1], 64, 100) for image in images]
+    assert sizes == [(63, 100), (96, 64), (64, 64)]
+    for mask, (height, width) in zip(batch["pixel_mask"], sizes, strict=True):
+        assert mask[:height, :width].all()
+        assert mask.sum() == height * width
+
+
+def test_each_image_of_a_batch_equals_the_image_alone() -> None:
+    processor = DrmmImageProcessor(size=SMALL)
+    images = [image_of(50, 80, seed=1), image_of(90, 60, seed=2)]
+    batch = processor(images, return_tensors="pt")["pixel_values"]
+    for index, image in enumerate(images):
+        alone = processor(image, return_tensors="pt")["pixel_values"][0]
+        torch.testing.assert_close(batch[index, :, : alone.shape[1], : alone.shape[2]], alone)
+
+
+def test_labels_by_hand() -> None:
+    annotation = annotation_of([10, 5, 20, 30], [0, 0, 40, 50])
+    batch = DrmmImageProcessor(size=SMALL)(image_of(50, 40), annotation, return_tensors="pt")
+    label = batch["labels"][0]
+    assert label["image_id"].tolist() == [7]
+    assert label["class_labels"].tolist() == [1, 1]
+    assert label["class_labels"].dtype == torch.int64
+    assert label["boxes"].dtype == torch.float32
+    torch.testing.assert_close(label["boxes"], torch.tensor([[0.5, 0.4, 0.5, 0.6], [0.5, 0.5, 1.0, 1.0]]))
+    assert label["orig_size"].tolist() == [50, 40]
+    assert label["size"].tolist() == [80, 64]
+    torch.testing.assert_close(label["area"], torch.tensor([600.0, 2000.0]) * (80 / 50) * (64 / 40))
+    assert label["iscrowd"].tolist() == [0, 0]
+
+
+def test_padding_changes_neither_boxes_nor_sizes() -> None:
+    processor = DrmmImageProcessor(size=SMALL)
+    image, annotation = image_of(50, 80), annotation_of([10, 5, 20, 30])
+    large, large_annotation = image_of(100, 40), annotation_of([1, 2, 3, 4], image_id=8)
+    alone = processor(image, annotation, return_tensors="pt")["labels"][0]
+    together = processor([image, large], [annotation, large_annotation], return_tensors="pt")["labels"][0]
+    padded = processor(image, annotation, pad_size={"height": 256, "width": 192}, return_tensors="pt")[
+        "labels"
+    ][0]
+    for other in (together, padded):
+        for name, value in alone.items():
+            assert torch.equal(other[name], value), name
+
+
+def test_pad_size_makes_batches_of_separate_calls_stackable() -> None:
+    processor = DrmmImageProcessor(size=SMALL, pad_size={"height": 128, "width": 128})
+    parts = [processor(image_of(*size), return_tensors="pt") for size in ((50, 80), (80, 50), (64, 64))]
+    assert {tuple(part["pixel_values"].shape) for part in parts} == {(1, 3, 128, 128)}
+    assert [int(part["pixel_mask"].sum()) for part in parts] == [63 * 100, 100 * 63, 64 * 64]
+
+
+def test_fixed_size_resizes_exactly() -> None:
+    processor = DrmmImageProcessor(size={"height": 96, "width": 64})
+    batch = processor([image_of(50, 80), image_of(80, 50)], return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 96, 64)
+    assert batch["pixel_mask"].all()
+
+
+@pytest.mark.parametrize(("divisor", "expected"), [(1, (64, 85)), (8, (64, 88)), (128, (128, 128))])
+def test_size_divisor(divisor: int, expected: tuple[int, int]) -> None:
+    image = image_of(48, 64)
+    saved = DrmmImageProcessor(size=SMALL, size_divisor=divisor)(image, return_tensors="pt")
+    given = DrmmImageProcessor(size=SMALL)(image, size_divisor=divisor, return_tensors="pt")
+    assert saved["pixel_values"].shape[-2:] == given["pixel_values"].shape[-2:] == expected
+
+
+def test_without_padding_the_mask_is_there_too() -> None:
+    batch = DrmmImageProcessor(size=SMALL, do_pad=False)(image_of(48, 64), return_tensors="pt")
+    assert batch["pixel_values"].shape == (1, 3, 64, 85)
+    assert batch["pixel_mask"].shape == (1, 64, 85)
+    assert batch["pixel_mask"].all()
+
+
+def pixel(image: Any, **options: Any) -> list[float]:
+    """The first pixel, in 0..255, after conversion to RGB."""
+    processor = DrmmImageProcessor(do_resize=False, do_normalize=False, do_rescale=False, **options)
+    return processor(image, return_tensors="pt")["pixel_values"][0, :, 0, 0].tolist()
+
+
+def filled(shape: tuple[int, ...], value: Any, dtype: Any = np.uint8) -> np.ndarray:
+    array = np.zeros(shape, dtype=dtype)
+    array[...] = value
+    return array
+
+
+def test_image_kinds_become_rgb() -> None:
+    red = [200.0, 10.0, 20.0]
+    rgb = Image.new("RGB", (40, 30), (200, 10, 20))
+    assert pixel(rgb) == red
+    assert pixel(np.array(rgb)) == red
+    assert pixel(torch.from_numpy(np.array(rgb)).permute(2, 0, 1)) == red
+    assert pixel(Image.new("RGBA", (40, 30), (200, 10, 20, 255))) == red
+    assert pixel(filled((30, 40, 4), [200, 10, 20, 255])) == red
+    palette = Image.new("P", (40, 30), 1)
+    palette.putpalette([0, 0, 0, 200, 10, 20])
+    assert pixel(palette) == red
+    gray = [77.0] * 3
+    assert pixel(Image.new("L", (40, 30), 77)) == gray
+    assert pixel(filled((30, 40), 77)) == gray
+    assert pixel([filled((30, 40), 77)]) == gray
+    assert pixel(torch.full((30, 40), 77)) == gray
+    assert pixel(filled((30, 40, 1), 77)) == gray
+    assert pixel(torch.full((1, 30, 40), 77, dtype=torch.uint8)) == gray
+    assert pixel(Image.new("1", (40, 30), 1)) == [255.0] * 3
+    assert pixel(filled((30, 40), True, bool)) == [255.0] * 3
+
+
+def test_transparency_lies_over_white() -> None:
+    expected = [228.0, 128.0, 178.0]  # alpha 128/255 over white
+    assert pixel(Image.new("RGBA", (40, 30), (200, 0, 100, 128))) == pytest.approx(expected, abs=1)
+    assert pixel(filled((30, 40, 4), [200, 0, 100, 128])) == pytest.approx(expected, abs=1)
+    assert pixel(Image.new("LA", (40, 30), (100, 0))) == [255.0] * 3
+    scaled = filled((30, 40, 4), [0.5, 0.0, 1.0, 0.5], np.float32)
+    assert pixel(scaled) == pytest.approx([0.75, 0.5, 1.0])
+
+
+def test_sixteen_bit_images_become_eight_bit() -> None:
+    values = filled((30, 40), 257 * 100, np.uint16)
+    assert pixel(values) == [100.0] * 3
+    assert pixel(Image.fromarray(values)) == [100.0] * 3
+    assert pixel(Image.fromarray(values.astype(np.int32))) == [100.0] * 3
+    assert pixel(Image.fromarray(filled((30, 40), 100, np.int32))) == [100.0] * 3
+    assert pixel(filled((30, 40, 3), 65535, np.uint16)) == [255.0] * 3
+
+
+def test_image_file(tmp_path: Path) -> None:
+    image_of(50, 80).save(tmp_path / "image.png")
+    processor = DrmmImageProcessor(size=SMALL)
+    from_file = processor(str(tmp_path / "image.png"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(from_file, processor(image_of(50, 80), return_tensors="pt")["pixel_values"])
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    processor = DrmmImageProcessor(size=SMALL, size_divisor=16, pad_size={"height": 112, "width": 128})
+    processor.save_pretrained(tmp_path)
+    loaded = DrmmImageProcessor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == processor.to_dict()
+    assert loaded.size_divisor == 16
+    image = image_of(50, 80)
+    batches = [one(image, return_tensors="pt")["pixel_values"] for one in (processor, loaded)]
+    assert torch.equal(*batches)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert saved["size_divisor"] == 16
+    assert saved["image_processor_type"] == "DrmmImageProcessor"
+    assert "auto_map" not in saved
+
+
+def test_auto_map_of_a_loaded_checkpoint_is_not_saved_again(tmp_path: Path) -> None:
+    DrmmImageProcessor().save_pretrained(tmp_path / "first")
+    file = tmp_path / "first" / "preprocessor_config.json"
+    auto_map = {"AutoImageProcessor": "image_processing_drmm.DrmmImageProcessor"}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": auto_map}))
+    DrmmImageProcessor.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert "auto_map" not in json.loads((tmp_path / "second" / "preprocessor_config.json").read_text())
+
+
+def test_boxes_come_back_through_post_processing() -> None:
+    """Labels written as perfect predictions give the boxes of the original images again."""
+    boxes = [[10.0, 5.0, 20.0, 30.0], [1.0, 2.0, 30.0, 4.0]]
+    images = [image_of(50, 40), image_of(45, 90)]
+    processor = DrmmImageProcessor(size=SMALL)
+    batch = processor(images, [annotation_of(box) for box in boxes], return_tensors="pt")
+    outputs = {
+        "logits": torch.full((2, 1, 2), -9.0).index_fill(2, torch.tensor(1), 9.0),
+        "pred_boxes": torch.stack([label["boxes"] for label in batch["labels"]]),
+    }
+    sizes = [label["orig_size"] for label in batch["labels"]]
+    results = processor.post_process_object_detection(outputs, 0.5, sizes)
+    for result, (x, y, width, height) in zip(results, boxes, strict=True):
+        torch.testing.assert_close(result["boxes"], torch.tensor([[x, y, x + width, y + height]]))
+        assert result["labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"pad_size": {"height": 64, "width": 64}},
+            "63x100 .*does not fit into pad_size 64x64. Enlarge pad_size",
+        ),
+        (
+            {"do_pad": False},
+            r"different sizes \[\(63, 100\), \(100, 63\)\].*do_pad is False. Set do_pad=True",
+        ),
+        ({"size_divisor": 0}, "size_divisor is 0: give a whole number of at least 1"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DrmmImageProcessor(size=SMALL, **options)([image_of(50, 80), image_of(80, 50)])
+
+
+def test_wrong_number_of_annotations() -> None:
+    with pytest.raises(ValueError, match="1 images but 2 annotations: give one dict per image"):
+        DrmmImageProcessor(size=SMALL)(image_of(50, 40), [annotation_of(), annotation_of()])
+
+
+def test_no_images() -> None:
+    with pytest.raises(ValueError, match="images is an empty list"):
+        DrmmImageProcessor()([])
+
+
+def test_wrong_number_of_channels() -> None:
+    with pytest.raises(ValueError, match=r"shape \(30, 40, 5\): expected .*C = 1, 3 or 4"):
+        DrmmImageProcessor()(filled((30, 40, 5), 1))
+
+
+def test_code_travels_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved with its code, the processor loads again from the copied files, not the installed ones."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.setattr(DrmmImageProcessor, "_auto_class", "AutoImageProcessor")
+    DrmmImageProcessor(size=SMALL).save_pretrained(tmp_path / "saved")
+    loaded = AutoImageProcessor.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    assert type(loaded).__module__.startswith("transformers_modules.")
+    annotation, image = annotation_of([1, 2, 3, 4]), image_of(50, 80)
+    batch = loaded(image, annotation, return_tensors="pt")
+    expected = DrmmImageProcessor(size=SMALL)(image, annotation, return_tensors="pt")
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+    assert torch.equal(batch["labels"][0]["boxes"], expected["labels"][0]["boxes"])

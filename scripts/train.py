@@ -1,4 +1,4 @@
-"""Train or fine-tune a detector: `python scripts/train.py --data FOLDER --train-images 30000` or `accelerate launch ...`."""
+"""Train or fine-tune a detector, alone or under `accelerate launch`: see --help."""
 
 from drmm_hf.training.cli import main
 

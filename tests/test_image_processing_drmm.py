@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from drmm_hf.image_processing_drmm import DrmmImageProcessor, keep_ratio_size
 
@@ -293,7 +293,9 @@ def test_code_travels_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     monkeypatch.setattr(DrmmImageProcessor, "_auto_class", "AutoImageProcessor")
     DrmmImageProcessor(size=SMALL).save_pretrained(tmp_path / "saved")
-    loaded = AutoImageProcessor.from_pretrained(tmp_path / "saved", trust_remote_code=True)
+    # The Auto class would take the installed package's, which is registered.
+    saved = str(tmp_path / "saved")
+    loaded = get_class_from_dynamic_module("image_processing_drmm.DrmmImageProcessor", saved).from_pretrained(saved)
     assert type(loaded).__module__.startswith("transformers_modules.")
     annotation, image = annotation_of([1, 2, 3, 4]), image_of(50, 80)
     batch = loaded(image, annotation, return_tensors="pt")

@@ -103,9 +103,13 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
     import timm
 
     config = backbone.model.config
-    options = {"features_only": True, "out_indices": tuple(config.out_indices)}
-    overlay = {"pretrained_cfg_overlay": {"file": source}} if source is not None else {}
-    reference = timm.create_model(config.backbone, pretrained=True, **options, **overlay)
+    reference = timm.create_model(
+        config.backbone,
+        pretrained=True,
+        pretrained_cfg_overlay=None if source is None else {"file": source},
+        features_only=True,
+        out_indices=tuple(config.out_indices),
+    )
     target = backbone.model._backbone
     missing, unexpected = target.load_state_dict(reference.state_dict(), strict=False)
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]

@@ -75,7 +75,7 @@ def drmm_loss(
     if config.loss_reduction == "mean":
         scale = 1.0 / targets.mask.sum().clamp(min=1)
     loss_dict: dict[str, Tensor] = {}
-    total: Tensor | float = 0.0
+    total = targets.boxes.new_zeros(())
     for i, parameters in enumerate(stages, start=1):
         terms = mixture_loss(
             parameters,

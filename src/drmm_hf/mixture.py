@@ -156,30 +156,27 @@ def mixture_loss(
     """
     _check_arguments(parameters, boxes, labels, mask, density, stop_gradient)
     with torch.autocast(boxes.device.type, enabled=False):
-        parameters = MixtureParameters(*(None if t is None else _at_least_float32(t) for t in parameters))
+        locations, scales, class_logits, objectness_logits = map(_at_least_float32, parameters[:4])
         if mask is None:
             mask = torch.ones_like(labels, dtype=torch.bool)
-        boxes = torch.where(mask.unsqueeze(-1), boxes, 0).to(parameters.locations.dtype)
+        boxes = torch.where(mask.unsqueeze(-1), boxes, 0).to(locations.dtype)
         labels = torch.where(mask, labels, 0)
 
-        log_location = box_log_density(
-            boxes,
-            parameters.locations,
-            effective_scales(parameters.locations, parameters.scales, min_scale_ratio),
-            density,
-            student_t_dof,
-        )
-        log_class = _log_class_probability(parameters.class_logits, labels) * class_weight
-        log_mixing = parameters.log_mixing
-        if log_mixing is None:
-            log_mixing = log_mixing_coefficients(parameters.objectness_logits)
+        scales = effective_scales(locations, scales, min_scale_ratio)
+        log_location = box_log_density(boxes, locations, scales, density, student_t_dof)
+        log_class = _log_class_probability(class_logits, labels) * class_weight
+        if parameters.log_mixing is None:
+            log_mixing = log_mixing_coefficients(objectness_logits)
+        else:
+            log_mixing = _at_least_float32(parameters.log_mixing)
         num_boxes = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # released code: pi is multiplied by N
         log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + num_boxes.log()).unsqueeze(1)
 
         nll = -_log_with_floor((log_mixing + log_location + log_class).logsumexp(dim=-1), likelihood_floor)
 
-        factors = {"mixing": log_mixing, "location": log_location, "class": log_class}
-        log_joint = sum(t.detach() if name in stop_gradient else t for name, t in factors.items())
+        factors = zip(STOP_GRADIENTS, (log_mixing, log_location, log_class), strict=True)
+        mixing, location, class_ = (t.detach() if name in stop_gradient else t for name, t in factors)
+        log_joint = mixing + location + class_
         log_evidence = _log_with_floor(log_joint.logsumexp(dim=-1), likelihood_floor)
         log_share = log_joint.max(dim=-1).values - log_evidence
         mcm = -_log_with_floor(log_share, likelihood_floor)

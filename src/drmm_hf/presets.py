@@ -13,7 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # A small model that learns from scratch on a laptop CPU, for quick starts and small data sets.
     "drmm-sparse-rcnn-tiny": {
-        "backbone_config": {**_TIMM_RESNET, "backbone": "resnet10t", "out_indices": [1, 2, 3, 4]},
+        "backbone_config": {**_TIMM_RESNET, "backbone": "resnet10t"},
         "backbone_kwargs": {"channels": [32, 64, 96, 128], "stem_width": 8},
         "backbone_norm": "train",
         "frozen_stages": 0,
@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "decoder_ffn_dim": 256,
         "dynamic_dim": 16,
+        "proposal_size": 0.25,
         "box_unit": 10.0,
         "loss_reduction": "mean",
     },
@@ -31,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # Network input of a preset, where it is not the image processor's default of 800 by 1333 pixels.
 PROCESSOR_PRESETS: dict[str, dict[str, Any]] = {
-    "drmm-sparse-rcnn-tiny": {"size": {"shortest_edge": 240, "longest_edge": 320}},
+    "drmm-sparse-rcnn-tiny": {"size": {"shortest_edge": 288, "longest_edge": 384}},
 }
 
 

@@ -166,9 +166,10 @@ class DrmmMixtureHead(nn.Module):
         self.class_layers = _branch(dim, config.num_class_layers, config.layer_norm_eps)
         self.box_layers = _branch(dim, config.num_box_layers, config.layer_norm_eps)
         # One matrix in the released code: apart, the objectness survives fine-tuning on other classes.
-        fan_out = config.num_labels + 1
+        num_labels = len(config.id2label or {})
+        fan_out = num_labels + 1
         self.objectness = XavierLinear(dim, 1, zero_bias=True, fan_out=fan_out)
-        self.classifier = XavierLinear(dim, config.num_labels, zero_bias=True, fan_out=fan_out)
+        self.classifier = XavierLinear(dim, num_labels, zero_bias=True, fan_out=fan_out)
         self.box = XavierLinear(dim, 8, zero_bias=True)
 
     def forward(self, query_states: Tensor, boxes: Tensor) -> MixtureParameters:

@@ -28,7 +28,20 @@ def load_detector(
         ValueError: the checkpoint is not a complete D-RMM, or the device cannot be used.
     """
     target = choose_device(device)
-    check_checkpoint(model)
+    detector, processor = load_checkpoint(model)
+    return detector.eval().to(target), processor
+
+
+def load_checkpoint(model: str, **options: Any) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+    """Model and image processor of a checkpoint, with the errors of `load_detector`.
+
+    Args:
+        model: folder written by `save_pretrained`, or a Hub id.
+        options: passed to `DrmmForObjectDetection.from_pretrained`, such as `id2label` with
+            `ignore_mismatched_sizes=True` for other classes.
+    """
+    _check_folder(model)
+    _check_model_type(model)
     try:
         DrmmConfig.from_pretrained(model)
     except (StrictDataclassError, ValueError, TypeError) as error:
@@ -38,7 +51,7 @@ def load_detector(
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{model}: preprocessor_config.json cannot be used: {_first_line(error)}") from error
     try:
-        detector, info = DrmmForObjectDetection.from_pretrained(model, output_loading_info=True)
+        detector, info = DrmmForObjectDetection.from_pretrained(model, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{model}: the model cannot be loaded: {_first_line(error)}") from error
     # transformers only warns of these and leaves random weights, which would be evaluated as if they were
@@ -49,13 +62,7 @@ def load_detector(
             f"{model}: the weights lack {len(missing)} tensors that config.json asks for, such as "
             f"{missing[0]}; weights and config.json must come from the same save_pretrained"
         )
-    return detector.eval().to(target), processor
-
-
-def check_checkpoint(model: str) -> None:
-    """Raise FileNotFoundError or ValueError if `model` is no D-RMM checkpoint; a Hub id fetches its config."""
-    _check_folder(model)
-    _check_model_type(model)
+    return detector, processor
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -1,7 +1,7 @@
 """Training samples to batches: uint8 until the device, padded to the backbone's stride."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ class TrainingSamples(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.transform(self.rows[index])
+    def __getitem__(self, index: int) -> dict[str, Any] | Exception:
+        try:
+            return self.transform(self.rows[index])
+        except (ValueError, OSError) as error:
+            return error  # raised in the main process: a worker's own report would be a page of traceback
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Samples of one size to a batch.
+def collate(samples: Sequence[Mapping[str, Any] | Exception]) -> dict[str, Any] | Exception:
+    """Samples of one size to a batch, or the first error among them.
 
     Args:
         samples: `image` (3, h, w) uint8, `boxes` (n, 4) xyxy in its pixels, `labels` (n,).
@@ -36,6 +39,10 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         `image` (B, 3, H, W) uint8 with H, W rounded up to a multiple of 32, `pixel_mask` (B, H, W), and `labels` as
         `DrmmForObjectDetection` takes them.
     """
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    samples = cast(Sequence[Mapping[str, Any]], samples)
     height, width = samples[0]["image"].shape[-2:]
     padded = [-(-side // STRIDE) * STRIDE for side in (height, width)]
     images = torch.zeros(len(samples), 3, *padded, dtype=torch.uint8)
@@ -77,8 +84,8 @@ def training_loader(
 def canvas_size(dataset: DetectionDataset, size: Mapping[str, int]) -> tuple[int, int]:
     """Height and width of the training canvas for the processor's `size`.
 
-    A processor with fixed height and width gives just that. With shortest and longest edge the canvas lies as nine in ten
-    of the images do, or is a square where they are mixed.
+    A processor with fixed height and width gives just that. With shortest and longest edge the canvas lies as nine in
+    ten of the images do, or is a square where they are mixed.
     """
     if "height" in size:
         return size["height"], size["width"]

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers import get_scheduler
 from ..configuration_drmm import DrmmConfig
 from ..data import DetectionDataset, TrainTransform, load_detection_dataset
 from ..evaluation import evaluate_detections, predict_dataset
-from ..evaluation.loading import check_checkpoint
+from ..evaluation.loading import load_checkpoint
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import processor_fields
@@ -67,6 +67,8 @@ def train(config: TrainConfig) -> TrainResult:
         raise ValueError(f"{dataset.annotations_path}: no boxes to learn from in the split {config.train_split!r}.")
     model, processor = build_model(config, dataset)
     transform = build_transform(config, dataset, processor)
+    if accelerator.process_index > 0:  # every process draws its own augmentation
+        torch.manual_seed(config.seed + accelerator.process_index)
     loader = training_loader(dataset, transform, config.batch_size, config.num_workers, config.seed)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -97,9 +99,7 @@ def build_model(config: TrainConfig, dataset: DetectionDataset) -> tuple[DrmmFor
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
     labels = {"id2label": dataset.id2label, "label2id": dataset.label2id}
     if config.model is not None:
-        check_checkpoint(config.model)
-        model = DrmmForObjectDetection.from_pretrained(config.model, ignore_mismatched_sizes=True, **labels)
-        return model, DrmmImageProcessor.from_pretrained(config.model)
+        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **labels)
     model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **labels))
     if config.backbone_weights is not None:
         model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
@@ -141,6 +141,7 @@ def run_steps(
         [p for p in model.parameters() if p.requires_grad],
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
+        betas=(0.9, config.adam_beta2),
     )
     warmup = round(config.warmup_ratio * num_steps)
     # Accelerate steps the schedule once per process, as it divides the data among them.
@@ -153,6 +154,8 @@ def run_steps(
     with log_path.open("w") as log, bar:
         for step in range(1, num_steps + 1):
             batch = next(batches)
+            if isinstance(batch, Exception):
+                raise batch
             mask = batch["pixel_mask"]
             pixels = normalize(batch["image"], mask, processor.image_mean, processor.image_std)
             outputs = prepared(pixel_values=pixels, pixel_mask=mask, labels=batch["labels"])
@@ -199,7 +202,7 @@ def evaluate_model(
     return metrics
 
 
-def _endless(loader: DataLoader) -> Iterator[Any]:
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 

@@ -9,6 +9,7 @@ from transformers import pipeline
 
 from ..data import decode_image, generate_scenes, load_detection_dataset
 from ..evaluation.command_line import make_output_folder, positive_int, run_command
+from ..evaluation.loading import label_names
 from ..visualization import contact_sheet, draw_comparison
 from .config import TrainConfig
 from .loop import TrainResult, train
@@ -26,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything that is made")
     parser.add_argument(
-        "--train-images", type=positive_int, default=10000, help="length of the training, in images seen"
+        "--train-images", type=positive_int, default=8000, help="length of the training, in images seen"
     )
-    parser.add_argument("--batch-size", type=positive_int, default=4, help="images per step")
+    parser.add_argument("--batch-size", type=positive_int, default=2, help="images per step")
     parser.add_argument("--vertical-flip", type=float, default=0.0, help="probability; 0.5 for pictures without an up")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-pictures", type=positive_int, default=8, help="validation images to draw")
@@ -43,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
         data = Path(arguments.data)
     else:
         print("Making generated scenes ...", flush=True)
-        data = generate_scenes(output / "scenes", num_train=1000, num_val=150, seed=0)
+        data = generate_scenes(output / "scenes", num_train=1000, num_val=150, image_size=(288, 384))
     config = TrainConfig(
         data=str(data),
         output=str(output),
@@ -67,7 +68,7 @@ def draw_validation_images(
     Returns:
         The files drawn, the overview of all of them first.
     """
-    dataset = load_detection_dataset(config.data, config.eval_split, id2label=result.model.config.id2label)
+    dataset = load_detection_dataset(config.data, config.eval_split, id2label=label_names(result.model))
     rows = dataset.dataset.select(range(min(number, len(dataset))))
     images = [decode_image(row) for row in rows]
     detector = pipeline("object-detection", model=str(result.model_dir), device="cpu")

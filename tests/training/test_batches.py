@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from drmm_hf import DrmmImageProcessor
+from drmm_hf.data import TrainTransform, load_detection_dataset
+from drmm_hf.training.batches import canvas_size, collate, normalize, training_loader
+
+SIZE = {"shortest_edge": 96, "longest_edge": 128}
+
+
+def still(size: tuple[int, int]) -> TrainTransform:
+    """The transform without any chance in it."""
+    return TrainTransform(size, horizontal_flip=0.0, scale_range=(1.0, 1.0), translate=0.0, color_jitter=0.0)
+
+
+def test_a_training_batch_equals_the_processor_at_rest(scenes: Path) -> None:
+    """Without augmentation, training shows the model what inference shows it: pixels, mask and labels."""
+    dataset = load_detection_dataset(scenes, "train")
+    rows = [dataset.dataset[i] for i in range(3)]
+    batch = collate([still(canvas_size(dataset, SIZE))(row) for row in rows])
+    processor = DrmmImageProcessor(size=SIZE)
+    annotations = [
+        {
+            "image_id": row["image_id"],
+            "annotations": [
+                {"bbox": box, "category_id": label}
+                for box, label in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True)
+            ],
+        }
+        for row in rows
+    ]
+    images = [Image.open(row["image"]["path"]) for row in rows]
+    expected = processor(images, annotations=annotations, return_tensors="pt")
+    pixels = normalize(batch["image"], batch["pixel_mask"], processor.image_mean, processor.image_std)
+    torch.testing.assert_close(pixels, expected["pixel_values"], atol=1e-5, rtol=0)
+    assert torch.equal(batch["pixel_mask"], expected["pixel_mask"])
+    for ours, theirs in zip(batch["labels"], expected["labels"], strict=True):
+        assert torch.equal(ours["class_labels"], theirs["class_labels"])
+        torch.testing.assert_close(ours["boxes"], theirs["boxes"], atol=1e-6, rtol=0)
+
+
+def test_padding_is_zero_after_normalization_and_masked() -> None:
+    sample = {
+        "image": torch.full((3, 40, 50), 9, dtype=torch.uint8),
+        "boxes": torch.tensor([[10.0, 20.0, 20.0, 40.0]]),
+        "labels": torch.tensor([2]),
+    }
+    batch = collate([sample])
+    assert batch["image"].shape == (1, 3, 64, 64)
+    assert batch["pixel_mask"].sum() == 40 * 50
+    pixels = normalize(batch["image"], batch["pixel_mask"], [0.5] * 3, [0.25] * 3)
+    assert pixels[..., 40:, :].abs().max() == 0
+    assert pixels[..., 50:].abs().max() == 0
+    torch.testing.assert_close(pixels[0, 0, 0, 0], torch.tensor((9 / 255 - 0.5) / 0.25))
+    torch.testing.assert_close(batch["labels"][0]["boxes"], torch.tensor([[0.3, 0.75, 0.2, 0.5]]))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size", "expected"),
+    [
+        ([(480, 640)] * 10, SIZE, (96, 128)),
+        ([(640, 480)] * 10, SIZE, (128, 96)),
+        ([(640, 480)] * 5 + [(480, 640)] * 5, SIZE, (128, 128)),
+        ([(640, 480)] * 10, {"height": 64, "width": 96}, (64, 96)),
+    ],
+)
+def test_the_canvas_lies_as_the_images_do(shapes: list, size: dict, expected: tuple) -> None:
+    class Rows:
+        dataset = {"height": [h for h, _ in shapes], "width": [w for _, w in shapes]}  # noqa: RUF012
+
+    assert canvas_size(Rows(), size) == expected
+
+
+def test_the_order_of_an_epoch_is_set_by_the_seed(scenes: Path) -> None:
+    dataset = load_detection_dataset(scenes, "train")
+
+    def first_images(seed: int) -> torch.Tensor:
+        return torch.cat([b["image"] for b in training_loader(dataset, still((96, 128)), 4, 0, seed)])
+
+    once = first_images(1)
+    assert len(once) == 12
+    assert torch.equal(once, first_images(1))
+    assert not torch.equal(once, first_images(2))

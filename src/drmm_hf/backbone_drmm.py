@@ -1,6 +1,10 @@
 """Backbone and feature pyramid: an image becomes maps of equal width at ascending strides."""
 
+from pathlib import Path
+from pickle import UnpicklingError
+
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone
@@ -15,7 +19,14 @@ class DrmmBackbone(nn.Module):
         super().__init__()
         self.norm_mode = config.backbone_norm
         self.frozen_stages = config.frozen_stages
-        self.model = AutoBackbone.from_config(config.backbone_config, **(config.backbone_kwargs or {}))
+        self.model_kwargs = dict(config.backbone_kwargs or {})
+        try:
+            self.model = AutoBackbone.from_config(config.backbone_config, **self.model_kwargs)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                "The backbone cannot be built from DrmmConfig.backbone_config and "
+                f"backbone_kwargs={self.model_kwargs}: {_summary(error)}"
+            ) from error
         if self.norm_mode == "frozen" and hasattr(self.model, "freeze_batch_norm_2d"):
             self.model.freeze_batch_norm_2d()
         # timm's Swin gives NHWC maps and says so on the network inside its feature wrapper
@@ -55,19 +66,43 @@ class DrmmBackbone(nn.Module):
         return self
 
     def _frozen_modules(self) -> list[nn.Module]:
-        """The backbone's children up to the one that gives the last frozen map (mmdet's `frozen_stages`)."""
+        """The stem and the first `frozen_stages` stages, as mmdet's `frozen_stages` counts them."""
         if self.frozen_stages <= 0:
             return []
-        if not hasattr(self.model, "_backbone"):
-            return [self.model.embeddings, *list(self.model.encoder.children())[: self.frozen_stages]]
-        network = self.model._backbone
-        last = network.feature_info.module_name(self.frozen_stages - 1).split(".")[0]
-        modules = []
-        for name, child in network.named_children():
-            modules.append(child)
-            if name == last:
-                return modules
-        raise ValueError(f"DrmmConfig.frozen_stages={self.frozen_stages}: the backbone has no stage {last!r}.")
+        network, names = self._stage_names()
+        if self.frozen_stages > len(names):
+            raise ValueError(
+                f"DrmmConfig.frozen_stages={self.frozen_stages}: the backbone {type(network).__name__} has "
+                f"{len(names)} stages that can be frozen; give at most {len(names)}, or 0 to train all."
+            )
+        return _modules_through(network, names[self.frozen_stages - 1])
+
+    def _stage_names(self) -> tuple[nn.Module, list[str]]:
+        """The network and the dotted name of each of its stages. What is finer than stride 4 is the stem."""
+        if hasattr(self.model, "_backbone"):
+            network = self.model._backbone
+            # indexed by position: without an index timm gives the chosen outputs only, with one it counts the stem
+            return network, [info["module"] for info in network.feature_info.info if info["reduction"] >= 4]
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.ModuleList) and name.endswith(("encoder.stages", "encoder.layers")):
+                return self.model, [f"{name}.{i}" for i in range(len(module))]
+        return self.model, []
+
+
+def _modules_through(network: nn.Module, path: str) -> list[nn.Module]:
+    """The module at a dotted path and, on every level down to it, what stands before it."""
+    modules, parts = [], path.split(".")
+    while parts:
+        children = dict(network.named_children())
+        # timm flattens a feature network's stages: "layers.0" becomes a child "layers_0"
+        name, parts = ("_".join(parts), []) if "_".join(parts) in children else (parts[0], parts[1:])
+        if name not in children:
+            raise ValueError(
+                f"DrmmConfig.frozen_stages: the backbone has no module {path!r}; set it to 0 to train all."
+            )
+        modules += list(children.values())[: list(children).index(name)]
+        network = children[name]
+    return [*modules, network]
 
 
 class DrmmFeaturePyramid(nn.Module):
@@ -99,19 +134,44 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
         backbone: the backbone of a model, built.
         source: a file of timm weights (safetensors, or a state dict that `torch.load(weights_only=True)` reads), or
             None for timm's published weights of this architecture from the Hub.
+
+    Raises:
+        FileNotFoundError: no such file, or the Hub cannot be reached.
+        ValueError: the weights do not fit the backbone, or it is not timm's.
     """
     import timm
 
+    target = getattr(backbone.model, "_backbone", None)
+    if target is None:
+        raise ValueError(
+            f"load_backbone loads timm weights, but the backbone is a {type(backbone.model).__name__} of transformers: "
+            "load its weights with load_state_dict, or use a backbone_config of model_type 'timm_backbone'."
+        )
+    if source is not None and not Path(source).is_file():
+        raise FileNotFoundError(
+            f"{source}: no such file; give a file of timm weights of {backbone.model.config.backbone}."
+        )
     config = backbone.model.config
-    reference = timm.create_model(
-        config.backbone,
-        pretrained=True,
-        pretrained_cfg_overlay=None if source is None else {"file": source},
-        features_only=True,
-        out_indices=tuple(config.out_indices),
-    )
-    target = backbone.model._backbone
-    missing, unexpected = target.load_state_dict(reference.state_dict(), strict=False)
+    try:
+        reference = timm.create_model(
+            config.backbone,
+            pretrained=True,
+            pretrained_cfg_overlay=None if source is None else {"file": source},
+            features_only=True,
+            out_indices=tuple(config.out_indices),
+            **backbone.model_kwargs,
+        )
+        missing, unexpected = target.load_state_dict(reference.state_dict(), strict=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"timm's weights of {config.backbone} cannot be fetched from the Hub ({_summary(error)}). "
+            "Without a connection give a local file of them as `source`."
+        ) from error
+    except (RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise ValueError(
+            f"{source or 'timm'}: the weights do not fit the backbone {config.backbone} "
+            f"with backbone_kwargs={backbone.model_kwargs}: {_summary(error)}"
+        ) from error
     missing = [k for k in missing if not k.endswith("num_batches_tracked")]
     unexpected = [k for k in unexpected if not k.endswith("num_batches_tracked")]
     if missing or unexpected:
@@ -121,9 +181,23 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
         )
 
 
+def _summary(error: Exception) -> str:
+    # torch's errors of a state dict name the first tensor in the second line
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
+
+
 def valid_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """(B, 2) width and height of each image inside its padded canvas, pixels, float32."""
+    """(B, 2) width and height of each image inside its padded canvas, pixels, float32.
+
+    Raises:
+        ValueError: the mask (B, H, W) does not fit the pixel_values (B, 3, H, W).
+    """
     batch, _, height, width = pixel_values.shape
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (batch, height, width):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)} beside pixel_values {tuple(pixel_values.shape)}; "
+            f"expected {(batch, height, width)}, as DrmmImageProcessor makes it."
+        )
     if pixel_mask is None:
         return torch.tensor([[width, height]], dtype=torch.float32, device=pixel_values.device).expand(batch, 2)
     return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float()

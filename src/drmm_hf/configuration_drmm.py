@@ -1,9 +1,12 @@
 """Configuration of D-RMM models."""
 
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
@@ -63,6 +66,10 @@ class DrmmConfig(PreTrainedConfig):
             See `mixture.mixture_loss`.
         loss_reduction (`str`, defaults to `"sum"`):
             `"sum"` over all ground truths of the batch (released code) or `"mean"` per ground truth.
+        isolate_images (`bool`, defaults to `False`):
+            At inference, compute each image of a padded batch on its own canvas, so that its detections do not depend
+            on the other images (`canvas_drmm.run_on_own_canvas`). The released code does not; the padding's features
+            reach into the border of the image.
         top_k_ratio (`float`, *optional*):
             Fraction of the components kept after every stage (Appendix C.2), by objectness.
         use_pretrained_backbone: not a field; ImageNet weights are loaded by `DrmmForObjectDetection.load_backbone`.
@@ -74,7 +81,7 @@ class DrmmConfig(PreTrainedConfig):
     """
 
     model_type = "drmm"
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012  (Trainer adds a list to it)
         "auxiliary_outputs",
         "last_hidden_state",
         "hidden_states",
@@ -84,7 +91,7 @@ class DrmmConfig(PreTrainedConfig):
         "locations",
         "scales",
         "pred_scales",
-    )
+    ]
     attribute_map = {  # noqa: RUF012
         "num_queries": "num_proposals",
         "num_hidden_layers": "num_stages",
@@ -133,13 +140,32 @@ class DrmmConfig(PreTrainedConfig):
     class_weight: float | int = 1.0
     stop_gradient: list[str] | tuple[str, ...] = ("location",)
     loss_reduction: Literal["sum", "mean"] = "sum"
+    isolate_images: bool = False
     top_k_ratio: float | None = None
 
     def __post_init__(self, **kwargs):
         # The base class falls back to two labels; a detector's default is COCO's 80 classes.
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 80
+        if kwargs.get("backbone") is not None:  # transformers would ask the Hub for it
+            raise ValueError(
+                f"DrmmConfig.backbone={kwargs['backbone']!r} is no field; give backbone_config={{'model_type': "
+                f"'timm_backbone', 'backbone': {kwargs['backbone']!r}, 'out_indices': [1, 2, 3, 4]}}."
+            )
+        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(
+                f"DrmmConfig.backbone_config has model_type {self.backbone_config.get('model_type')!r}; give "
+                "'timm_backbone' or a backbone of transformers such as 'resnet'."
+            )
         super().__post_init__(**kwargs)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names,
+        # and the file's label2id would stay
+        if key == "id2label" and value is not None:
+            value = _class_names(value)
+            super().__setattr__("label2id", {name: index for index, name in value.items()})
+        super().__setattr__(key, value)
 
     def validate_architecture(self):
         """Refuse values that no model can be built from. Called by the base class."""
@@ -177,18 +203,58 @@ class DrmmConfig(PreTrainedConfig):
         if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
             raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
 
+    def to_dict(self) -> dict[str, Any]:
+        """The saved fields. `auto_map` is kept only where the code itself is saved beside it."""
+        values = super().to_dict()
+        if self._auto_class is None:
+            values.pop("auto_map", None)
+        return values
+
     def to_diff_dict(self) -> dict[str, Any]:
         """Always writes the labels: the base class leaves out two labels, its own default, and loads 80."""
         labels = {"id2label": self.id2label, "label2id": self.label2id}
         return {**super().to_diff_dict(), **labels}
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in `PreTrainedConfig`, but another model's config.json, of which transformers only warns, is refused.
+
+        Raises:
+            ValueError: the model_type in the file is not D-RMM's.
+        """
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if values and values.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}/config.json: model_type is {values.get('model_type')!r}, expected "
+                f"{cls.model_type!r}. Give the folder or Hub id of a D-RMM detector, or load this one with "
+                "AutoModelForObjectDetection."
+            )
+        return values, kwargs
+
+    @classmethod
     def from_preset(cls, name: str, **overrides) -> "DrmmConfig":
         """A named configuration of `presets.PRESETS`, any field of which can be overridden.
 
         Raises:
-            ValueError: no such preset; the message lists the nearest names.
+            ValueError: no such preset or no such field; the message lists the nearest names.
         """
         from .presets import preset_fields
 
-        return cls(**{**preset_fields(name), **overrides})
+        values = preset_fields(name)
+        known = {field.name for field in fields(cls)} | set(cls.attribute_map) | {"num_labels", "attn_implementation"}
+        for field_name in overrides:
+            if field_name not in known:
+                near = difflib.get_close_matches(field_name, known, n=3, cutoff=0.3) or sorted(known)
+                raise ValueError(f"DrmmConfig has no field {field_name!r}. Nearest: {', '.join(near)}.")
+        return cls(**{**values, **overrides})
+
+
+def _class_names(id2label: Mapping[int | str, str]) -> dict[int, str]:
+    """The names by ascending class index; the keys of a JSON file are strings."""
+    keys = [str(key) for key in id2label]
+    if not keys or sorted(keys) != sorted(str(index) for index in range(len(keys))):
+        raise ValueError(
+            f"DrmmConfig.id2label has the keys {keys[:10]}; give each class one of 0..n-1. Category ids with gaps, as "
+            "COCO's, have to be mapped first."
+        )
+    return {int(key): name for key, name in sorted(id2label.items(), key=lambda item: int(item[0]))}

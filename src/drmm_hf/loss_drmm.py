@@ -98,12 +98,19 @@ def _pad(tensor: Tensor, length: int) -> Tensor:
 
 
 def _check_label_shapes(index: int, label: Mapping[str, Tensor]) -> None:
+    if not isinstance(label, Mapping):
+        raise ValueError(f"labels[{index}] is a {type(label).__name__}; expected a dict with class_labels and boxes.")
     for key in ("class_labels", "boxes"):
         if key not in label:
             raise ValueError(
                 f"labels[{index}] has no {key!r} (it has {sorted(label)}); DrmmImageProcessor(images, annotations=...) "
                 "makes labels of the right form."
             )
+        if not isinstance(label[key], Tensor):
+            raise ValueError(f"labels[{index}][{key!r}] is a {type(label[key]).__name__}; expected a tensor.")
+    if label["class_labels"].dim() != 1:
+        shape = tuple(label["class_labels"].shape)
+        raise ValueError(f"labels[{index}]['class_labels'] has shape {shape}; expected one dimension (n,).")
     num_labels, shape = len(label["class_labels"]), tuple(label["boxes"].shape)
     if shape != (num_labels, 4) and not (num_labels == 0 and label["boxes"].numel() == 0):
         raise ValueError(
@@ -127,6 +134,6 @@ def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int)
     if bad_box.any():
         i, j = bad_box.nonzero()[0].tolist()
         raise ValueError(
-            f"labels[{i}]['boxes'][{j}] is {[round(v, 4) for v in boxes[i, j].tolist()]}; expected (center x, center y, "
-            "width, height) as fractions in [0, 1] of the un-padded image, not pixels and not NaN."
+            f"labels[{i}]['boxes'][{j}] is {[round(v, 4) for v in boxes[i, j].tolist()]}; expected (center x, "
+            "center y, width, height) as fractions in [0, 1] of the un-padded image, not pixels and not NaN."
         )

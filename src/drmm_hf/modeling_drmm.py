@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .backbone_drmm import DrmmBackbone, DrmmFeaturePyramid, load_imagenet_weights, valid_sizes
+from .canvas_drmm import run_on_own_canvas
 from .configuration_drmm import DrmmConfig
 from .loss_drmm import drmm_loss, pad_targets
 from .mixture import MixtureParameters, confidence_logits, effective_scales, log_mixing_coefficients
@@ -52,14 +53,14 @@ class DrmmObjectDetectionOutput(ModelOutput):
         loss_dict: its terms per stage, see `drmm_loss`.
         logits: (B, K, C) log-odds of the confidence p_c * o: `sigmoid(logits)` is the score.
         pred_boxes: (B, K, 4) mu as (center x, center y, width, height), fractions of the un-padded image.
-        auxiliary_outputs: on request (`output_stages=True`), one dict per stage but the last with `logits`, `pred_boxes`,
-            `pred_scales`, `locations`, `scales`, `objectness_logits`, `class_log_probs`.
+        auxiliary_outputs: on request (`output_stages=True`), one dict per stage but the last with `logits`,
+            `pred_boxes`, `pred_scales`, `locations`, `scales`, `objectness_logits`, `class_log_probs`.
         last_hidden_state: (B, K, D).
         objectness_logits: (B, K); o = sigmoid.
         class_log_probs: (B, K, C) log p.
         locations, scales: (B, K, 4) mu (xyxy) and gamma before the floor, pixels of the network input.
-        pred_scales: (B, K, 4) the scales that the density uses (floor included) of the edges l, t, r, b, as fractions of
-            the un-padded image's width, height, width, height.
+        pred_scales: (B, K, 4) the scales that the density uses (floor included) of the edges l, t, r, b, as fractions
+            of the un-padded image's width, height, width, height.
         hidden_states, attentions: see `DrmmModelOutput`.
     """
 
@@ -114,7 +115,7 @@ class DrmmPreTrainedModel(PreTrainedModel):
     config: DrmmConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     _no_split_modules = ["SparseRcnnStage", "DrmmBackbone"]  # noqa: RUF012
     _supports_sdpa = True
@@ -158,8 +159,11 @@ class DrmmModel(DrmmPreTrainedModel):
         self.backbone = DrmmBackbone(config)
         channels = self.backbone.channels
         levels = list(config.pyramid_levels) if config.pyramid_levels is not None else list(range(len(channels)))
-        if not levels or not all(0 <= level < len(channels) for level in levels):
-            raise ValueError(f"DrmmConfig.pyramid_levels={levels}: the backbone gives levels 0..{len(channels) - 1}.")
+        if not levels or levels != sorted(set(levels) & set(range(len(channels)))):
+            raise ValueError(
+                f"DrmmConfig.pyramid_levels={levels}: the backbone gives levels 0..{len(channels) - 1}; "
+                "give some of them in ascending order."
+            )
         self.pyramid = DrmmFeaturePyramid(channels, config.hidden_size, levels)
         self.proposals = DrmmProposals(config)
         self.stages = nn.ModuleList(SparseRcnnStage(config) for _ in range(config.num_stages))
@@ -203,7 +207,8 @@ class DrmmModel(DrmmPreTrainedModel):
     ) -> tuple[MixtureParameters, Tensor]:
         """Keep the fraction `top_k_ratio` of highest objectness, sorted (Appendix C.2); log pi as it was before."""
         objectness = parameters.objectness_logits
-        parameters = parameters._replace(log_mixing=log_mixing_coefficients(objectness.float()))
+        log_mixing = log_mixing_coefficients(objectness.float())
+        parameters = parameters._replace(log_mixing=log_mixing)
         if self.config.top_k_ratio is None:
             return parameters, query_states
         num_kept = max(1, int(objectness.shape[1] * self.config.top_k_ratio))
@@ -214,7 +219,9 @@ class DrmmModel(DrmmPreTrainedModel):
                 return tensor.gather(1, index)
             return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
 
-        return MixtureParameters(*(keep(t) for t in parameters)), keep(query_states)
+        locations, scales, class_logits = (keep(t) for t in parameters[:3])
+        kept = MixtureParameters(locations, scales, class_logits, keep(objectness), keep(log_mixing))
+        return kept, keep(query_states)
 
 
 class DrmmForObjectDetection(DrmmPreTrainedModel):
@@ -245,22 +252,29 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W) normalised images as `DrmmImageProcessor` makes them.
             pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
-            labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height) as
-                fractions of the un-padded image.
+            labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height)
+                as fractions of the un-padded image.
             output_stages: also return the intermediate stages in `auxiliary_outputs`.
 
         Raises:
             ValueError: labels that are malformed or out of range, see `pad_targets`.
         """
-        outputs: DrmmModelOutput = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
+        outputs: DrmmModelOutput
+        if self.config.isolate_images and not self.training:
+            outputs = run_on_own_canvas(self.model, pixel_values, pixel_mask, **kwargs)
+        else:
+            outputs = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
+        stages, image_sizes = outputs.stages, outputs.image_sizes
+        assert stages is not None  # always there, but typed as the optional outputs are
+        assert image_sizes is not None
         loss = loss_dict = None
         if labels is not None:
-            targets = pad_targets(labels, outputs.image_sizes, self.config.num_labels)
-            loss, loss_dict = self.loss_function(outputs.stages, targets, self.config)
-        described = self._describe(outputs.stages[-1], outputs.image_sizes)
+            targets = pad_targets(labels, image_sizes, len(self.config.id2label or {}))
+            loss, loss_dict = self.loss_function(stages, targets, self.config)
+        described = self._describe(stages[-1], image_sizes)
         auxiliary = None
         if output_stages:
-            auxiliary = [self._describe(stage, outputs.image_sizes) for stage in outputs.stages[:-1]]
+            auxiliary = [self._describe(stage, image_sizes) for stage in stages[:-1]]
         return DrmmObjectDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,

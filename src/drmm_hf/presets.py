@@ -26,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dynamic_dim": 16,
         "proposal_size": 0.25,
         "box_unit": 10.0,
+        "isolate_images": True,
         "loss_reduction": "mean",
     },
 }

@@ -165,6 +165,6 @@ def _check_size(image: PIL.Image.Image, name: str, expected_size: Size | None) -
 def _unreadable(name: str, error: Exception) -> ValueError:
     reason = "not a readable image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return ValueError(
-        f"{name}: the image cannot be decoded ({reason}); replace the file, or delete it and remove it from "
-        "the annotations"
+        f"{name}: the image cannot be decoded ({reason}); replace the file, or remove it and its "
+        "annotations"
     )

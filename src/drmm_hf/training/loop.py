@@ -142,6 +142,7 @@ def run_steps(
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         betas=(0.9, config.adam_beta2),
+        fused=True,  # one pass over the parameters; the plain one is a tenth of a small model's step on a CPU
     )
     warmup = round(config.warmup_ratio * num_steps)
     # Accelerate steps the schedule once per process, as it divides the data among them.

@@ -1,0 +1,42 @@
+"""A model small enough that a test of it costs milliseconds, and inputs for it."""
+
+from typing import Any
+
+import torch
+
+from drmm_hf import DrmmConfig, DrmmForObjectDetection
+
+NAMES = {0: "disc", 1: "ring", 2: "star"}
+
+
+def small_config(**overrides: Any) -> DrmmConfig:
+    fields = {
+        "id2label": NAMES,
+        "label2id": {name: label for label, name in NAMES.items()},
+        "num_proposals": 12,
+        "num_stages": 2,
+        "hidden_size": 32,
+        "decoder_ffn_dim": 64,
+        "dynamic_dim": 8,
+        "backbone_kwargs": {"channels": [16, 16, 32, 32], "stem_width": 8},
+    }
+    return DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", **{**fields, **overrides})
+
+
+def small_model(seed: int = 0, **overrides: Any) -> DrmmForObjectDetection:
+    torch.manual_seed(seed)
+    return DrmmForObjectDetection(small_config(**overrides))
+
+
+def inputs(batch: int = 2, height: int = 64, width: int = 96) -> dict[str, Any]:
+    """Noise images, the last of which covers only a part of its canvas, and their labels."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(batch, 3, height, width, generator=generator)
+    mask = torch.ones(batch, height, width, dtype=torch.long)
+    mask[-1, 48:], mask[-1, :, 64:] = 0, 0
+    pixels = pixels * mask.unsqueeze(1)
+    labels = [
+        {"class_labels": torch.tensor([0, 2]), "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.4, 0.6]])}
+        for _ in range(batch)
+    ]
+    return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}

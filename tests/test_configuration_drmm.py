@@ -1,0 +1,232 @@
+"""DrmmConfig: defaults, what it refuses, and that files give back what was saved."""
+
+import copy
+import json
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+from model_fixtures import small_config
+from transformers import AutoConfig, DetrConfig
+
+from drmm_hf import DrmmConfig
+from drmm_hf.presets import PRESETS
+
+
+def reload(config, folder):
+    config.save_pretrained(folder)
+    return DrmmConfig.from_pretrained(folder)
+
+
+def test_defaults_are_the_paper_on_resnet50_with_cocos_classes():
+    config = DrmmConfig()
+    assert (config.num_proposals, config.num_stages, config.hidden_size, config.num_labels) == (300, 6, 256, 80)
+    assert (config.objective, config.density, config.mcm_weight) == ("nll_mcm", "cauchy", 0.5)
+    assert (config.min_scale_ratio, config.likelihood_floor, config.loss_reduction) == (0.04, 1e-12, "sum")
+    assert (config.proposal_init, config.frozen_stages, config.backbone_norm) == ("grid", 1, "eval")
+    backbone = config.backbone_config
+    assert (backbone.model_type, backbone.backbone, list(backbone.out_indices)) == (
+        "timm_backbone",
+        "resnet50",
+        [1, 2, 3, 4],
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 80])
+def test_number_of_classes_survives_saving(tmp_path, count):
+    # two is transformers' own default, which its files leave out; ours is 80
+    assert reload(DrmmConfig(num_labels=count), tmp_path).num_labels == count
+
+
+def test_two_class_names_survive_saving(tmp_path):
+    loaded = reload(DrmmConfig(id2label={0: "LABEL_0", 1: "LABEL_1"}), tmp_path)
+    assert loaded.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert loaded.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+
+
+def test_label2id_follows_id2label(tmp_path):
+    config = DrmmConfig(id2label={1: "box", 0: "disc"})
+    assert config.label2id == {"disc": 0, "box": 1}
+    config.save_pretrained(tmp_path)
+    loaded = DrmmConfig.from_pretrained(tmp_path, id2label={"0": "cat", "1": "dog", "2": "cow"})
+    assert loaded.id2label == {0: "cat", 1: "dog", 2: "cow"}
+    assert loaded.label2id == {"cat": 0, "dog": 1, "cow": 2}
+
+
+@pytest.mark.parametrize("id2label", [{}, {1: "person", 2: "car"}, {0: "a", 2: "b"}, {"x": "a"}])
+def test_refuses_class_indices_with_gaps(id2label):
+    with pytest.raises(ValueError, match=r"id2label has the keys .*; give each class one of 0..n-1"):
+        DrmmConfig(id2label=id2label)
+
+
+def test_nested_backbone_and_its_arguments_survive_saving(tmp_path):
+    backbone = {"model_type": "timm_backbone", "backbone": "swin_tiny_patch4_window7_224", "out_indices": [0, 1, 2, 3]}
+    config = DrmmConfig(
+        backbone_config=backbone,
+        backbone_kwargs={"strict_img_size": False, "depths": [1, 1, 1, 1]},
+        pyramid_levels=[1, 2],
+        stop_gradient=["location", "class"],
+        top_k_ratio=0.7,
+        id2label={0: "a", 1: "b"},
+    )
+    loaded = reload(config, tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert type(loaded.backbone_config) is type(config.backbone_config)
+    assert loaded.backbone_config.backbone == backbone["backbone"]
+    assert list(loaded.backbone_config.out_indices) == [0, 1, 2, 3]
+
+
+def test_backbone_of_transformers_survives_saving(tmp_path):
+    backbone = {"model_type": "resnet", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+    loaded = reload(DrmmConfig(backbone_config=backbone), tmp_path)
+    assert loaded.backbone_config.model_type == "resnet"
+    assert loaded.backbone_config.hidden_sizes == [8, 8, 8, 8]
+
+
+def test_auto_config_gives_our_class(tmp_path):
+    small_config().save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is DrmmConfig
+    assert type(AutoConfig.for_model("drmm", num_labels=4)) is DrmmConfig
+
+
+def test_auto_map_of_a_loaded_file_is_not_saved_again_without_the_code(tmp_path):
+    small_config().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoConfig": "configuration_drmm.DrmmConfig"}})
+    )
+    again = reload(DrmmConfig.from_pretrained(tmp_path), tmp_path / "again")
+    assert "auto_map" not in again.to_dict()
+    assert "auto_map" not in (tmp_path / "again" / "config.json").read_text()
+
+
+def test_auto_map_is_kept_where_the_code_is_saved_with_it(monkeypatch):
+    config = small_config()
+    config.auto_map = {"AutoConfig": "configuration_drmm.DrmmConfig"}
+    monkeypatch.setattr(DrmmConfig, "_auto_class", "AutoConfig")
+    assert config.to_dict()["auto_map"] == config.auto_map
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("num_queries", "num_proposals"),
+        ("decoder_layers", "num_stages"),
+        ("num_hidden_layers", "num_stages"),
+        ("d_model", "hidden_size"),
+        ("decoder_attention_heads", "num_attention_heads"),
+    ],
+)
+def test_names_of_other_detectors_work_as_aliases(alias, name):
+    config = DrmmConfig(**{alias: 8})
+    assert getattr(config, name) == getattr(config, alias) == 8
+    setattr(config, alias, 16)
+    assert getattr(config, name) == 16
+    assert alias not in config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_stages": "3"}, "Field 'num_stages' expected int, got str"),
+        ({"num_stages": 2.5}, "Field 'num_stages' expected int, got float"),
+        ({"mcm_weight": "half"}, "mcm_weight"),
+        ({"decoder": "deformable"}, "Field 'decoder' expected one of"),
+        ({"head": "boxes"}, "Field 'head' expected one of"),
+        ({"objective": "hungarian"}, "Field 'objective' expected one of"),
+        ({"density": "laplace"}, "Field 'density' expected one of"),
+        ({"backbone_norm": "group"}, "Field 'backbone_norm' expected one of"),
+        ({"proposal_init": "random"}, "Field 'proposal_init' expected one of"),
+        ({"loss_reduction": "none"}, "Field 'loss_reduction' expected one of"),
+        ({"pyramid_levels": ["1"]}, "pyramid_levels"),
+        ({"stop_gradient": "location"}, "stop_gradient"),
+    ],
+)
+def test_refuses_a_wrong_type_or_name(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        DrmmConfig(**fields)
+
+
+POSITIVE = """num_proposals num_stages hidden_size num_attention_heads decoder_ffn_dim dynamic_dim roi_size
+roi_sampling_ratio roi_canonical_size proposal_size box_unit student_t_dof""".split()
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+@pytest.mark.parametrize("value", [0, -1])
+def test_refuses_what_must_be_positive(name, value):
+    with pytest.raises(StrictDataclassError, match=f"DrmmConfig.{name}={value} must be greater than 0"):
+        DrmmConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"frozen_stages": -1}, "DrmmConfig.frozen_stages=-1 must not be negative"),
+        ({"num_class_layers": -1}, "DrmmConfig.num_class_layers=-1 must not be negative"),
+        ({"num_box_layers": -1}, "DrmmConfig.num_box_layers=-1 must not be negative"),
+        ({"mcm_weight": -0.5}, "DrmmConfig.mcm_weight=-0.5 must not be negative"),
+        ({"min_scale_ratio": -0.1}, "DrmmConfig.min_scale_ratio=-0.1 must not be negative"),
+        ({"hidden_size": 100}, "hidden_size=100 must be a multiple of num_attention_heads=8"),
+        ({"likelihood_floor": 1.0}, r"likelihood_floor=1.0 must be in \[0, 1\)"),
+        ({"likelihood_floor": -1e-12}, r"likelihood_floor=-1e-12 must be in \[0, 1\)"),
+        ({"top_k_ratio": 0.0}, r"top_k_ratio=0.0 must be in \(0, 1\], or None"),
+        ({"top_k_ratio": 1.5}, r"top_k_ratio=1.5 must be in \(0, 1\], or None"),
+        ({"stop_gradient": ["boxes"]}, r"stop_gradient has \['boxes'\]; the names are 'mixing', 'location' and 'class'"),
+    ],
+)
+def test_refuses_a_value_out_of_range(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        DrmmConfig(**fields)
+
+
+def test_types_are_checked_on_assignment_too():
+    config = small_config()
+    with pytest.raises(StrictDataclassError, match="Field 'num_stages' expected int"):
+        config.num_stages = "many"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "resnet18"}, "DrmmConfig.backbone='resnet18' is no field; give backbone_config="),
+        ({"backbone_config": {"backbone": "resnet18"}}, "backbone_config has model_type None; give 'timm_backbone'"),
+        ({"backbone_config": {"model_type": "nonsense"}}, "backbone_config has model_type 'nonsense'"),
+    ],
+)
+def test_refuses_a_backbone_that_would_be_looked_up_elsewhere(fields, message):
+    with pytest.raises(ValueError, match=message):
+        DrmmConfig(**fields)
+
+
+def test_unknown_fields_are_kept_as_transformers_does(tmp_path):
+    loaded = reload(DrmmConfig(my_note="run 7"), tmp_path)
+    assert loaded.my_note == "run 7"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_saving_and_are_not_shared(tmp_path, name):
+    before = copy.deepcopy(PRESETS[name])
+    config = DrmmConfig.from_preset(name, num_labels=5)
+    assert reload(config, tmp_path).to_dict() == config.to_dict()
+    config.backbone_config.out_indices = [1]
+    assert PRESETS[name] == before
+
+
+def test_preset_fields_can_be_overridden_also_by_alias():
+    config = DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", hidden_size=32, num_queries=7, num_labels=2)
+    assert (config.hidden_size, config.num_proposals, config.num_labels, config.box_unit) == (32, 7, 2, 10.0)
+
+
+def test_unknown_preset_gives_the_nearest_names():
+    with pytest.raises(ValueError, match="no preset 'drmm-sparse-tiny'. Nearest: drmm-sparse-rcnn-tiny"):
+        DrmmConfig.from_preset("drmm-sparse-tiny")
+
+
+def test_misspelt_override_gives_the_nearest_names():
+    with pytest.raises(ValueError, match="no field 'num_propsals'. Nearest: num_proposals"):
+        DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", num_propsals=7)
+
+
+def test_another_models_config_is_refused(tmp_path):
+    DetrConfig(d_model=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"/config\.json: model_type is 'detr', expected 'drmm'\. Give the folder"):
+        DrmmConfig.from_pretrained(tmp_path)

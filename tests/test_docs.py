@@ -1,0 +1,56 @@
+"""The numbers and the commands of the documentation."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BCCD = ROOT / "docs" / "results" / "bccd"
+COLUMNS = ("AP", "AP50", "AP75", "AR100", "ECE", "D-ECE")
+
+
+def measured(images: int) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(BCCD.glob(f"{images}-seed*.json"))]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results/bccd.md"])
+@pytest.mark.parametrize("images", [12000, 30000])
+def test_the_bccd_table_is_the_mean_of_the_committed_runs(document: str, images: int) -> None:
+    runs = measured(images)
+    assert all(run["train_images"] == images for run in runs)
+    row = next(line for line in (ROOT / document).read_text().splitlines() if line.startswith(f"| {images:,} |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    means = [sum(run[name] for run in runs) / len(runs) for name in COLUMNS]
+    assert cells[1:] == [str(len(runs)), *(f"{mean:.3f}" for mean in means)]
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_links_and_named_files_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (folder / target).exists(), f"{document} links to {target}"
+    for name in re.findall(r"`((?:tests|scripts|docs|src)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), f"{document} names {name}"
+
+
+def test_every_option_of_a_command_in_the_readme_exists() -> None:
+    """Options shown in the README are known to the commands that they are shown with."""
+    modules = {
+        "train.py": "training/config.py",
+        "predict.py": "evaluation/predict_cli.py",
+        "evaluate.py": "evaluation/cli.py",
+        "quickstart": "training/quickstart.py",
+    }
+    shared = (ROOT / "src/drmm_hf/evaluation/command_line.py").read_text()
+    for command, options in re.findall(r"(train\.py|predict\.py|evaluate\.py|quickstart)([^\n#]*--[^\n#`]*)", readme()):
+        source = (ROOT / "src/drmm_hf" / modules[command]).read_text() + shared
+        for option in re.findall(r"--([a-z][a-z-]+)", options):
+            assert f"--{option}" in source or f"    {option.replace('-', '_')}: " in source, f"{command} --{option}"
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()

@@ -186,18 +186,22 @@ def _summary(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).strip().splitlines()[:2]) or type(error).__name__
 
 
-def valid_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """(B, 2) width and height of each image inside its padded canvas, pixels, float32.
-
-    Raises:
-        ValueError: the mask (B, H, W) does not fit the pixel_values (B, 3, H, W).
-    """
-    batch, _, height, width = pixel_values.shape
-    if pixel_mask is not None and tuple(pixel_mask.shape) != (batch, height, width):
+def check_input_shapes(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+    """Raise ValueError where pixel_values are not (B, 3, H, W) or pixel_mask is not (B, H, W)."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise ValueError(f"pixel_values has shape {shape}; expected (batch, 3, height, width).")
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
         raise ValueError(
-            f"pixel_mask has shape {tuple(pixel_mask.shape)} beside pixel_values {tuple(pixel_values.shape)}; "
-            f"expected {(batch, height, width)}, as DrmmImageProcessor makes it."
+            f"pixel_mask has shape {tuple(pixel_mask.shape)} beside pixel_values {shape}; "
+            f"expected {(shape[0], *shape[2:])}, as DrmmImageProcessor makes it."
         )
+
+
+def valid_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(B, 2) width and height of each image inside its padded canvas, pixels, float32."""
+    check_input_shapes(pixel_values, pixel_mask)
+    batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
         return torch.tensor([[width, height]], dtype=torch.float32, device=pixel_values.device).expand(batch, 2)
     return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float()

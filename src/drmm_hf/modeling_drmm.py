@@ -10,7 +10,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_drmm import DrmmBackbone, DrmmFeaturePyramid, load_imagenet_weights, valid_sizes
+from .backbone_drmm import (
+    DrmmBackbone,
+    DrmmFeaturePyramid,
+    check_input_shapes,
+    load_imagenet_weights,
+    valid_sizes,
+)
 from .canvas_drmm import run_on_own_canvas
 from .configuration_drmm import DrmmConfig
 from .loss_drmm import drmm_loss, pad_targets
@@ -257,8 +263,9 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             output_stages: also return the intermediate stages in `auxiliary_outputs`.
 
         Raises:
-            ValueError: labels that are malformed or out of range, see `pad_targets`.
+            ValueError: inputs of a wrong shape; labels that are malformed or out of range, see `pad_targets`.
         """
+        check_input_shapes(pixel_values, pixel_mask)  # before images are cut out by the mask
         outputs: DrmmModelOutput
         if self.config.isolate_images and not self.training:
             outputs = run_on_own_canvas(self.model, pixel_values, pixel_mask, **kwargs)

@@ -109,9 +109,7 @@ def test_a_checkpoint_of_another_model_is_refused(scenes: Path, tmp_path: Path) 
 
 
 def test_quickstart_on_own_data(scenes: Path, tmp_path: Path) -> None:
-    done = run_script(
-        "quickstart.py", "--data", scenes, "--output", tmp_path, "--train-images", 8, "--num-pictures", 2
-    )
+    done = run_script("quickstart.py", "--data", scenes, "--output", tmp_path, "--train-images", 8, "--num-pictures", 2)
     assert done.returncode == 0, done.stderr
     for part in ("metrics.json", "model/model.safetensors", "pictures/overview.png", "results.json"):
         assert str(tmp_path / part).removesuffix("/model.safetensors") in done.stdout

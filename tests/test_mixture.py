@@ -1,0 +1,294 @@
+"""The mixture loss: its equations written naively, its invariances, and its behavior at the extremes."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from drmm_hf.mixture import (
+    DENSITIES,
+    STOP_GRADIENTS,
+    MixtureParameters,
+    box_log_density,
+    confidence_logits,
+    effective_scales,
+    log_mixing_coefficients,
+    mixture_loss,
+)
+
+
+def case(batch: int = 2, components: int = 7, boxes: int = 3, classes: int = 4, seed: int = 0, dtype=torch.float64):
+    """Parameters, ground-truth boxes and labels of ordinary size."""
+    g = torch.Generator().manual_seed(seed)
+
+    def corners(n: int) -> torch.Tensor:
+        low = 40 * torch.rand(batch, n, 2, generator=g, dtype=dtype)
+        return torch.cat((low, low + 5 + 30 * torch.rand(batch, n, 2, generator=g, dtype=dtype)), dim=-1)
+
+    parameters = MixtureParameters(
+        corners(components),
+        1 + 4 * torch.rand(batch, components, 4, generator=g, dtype=dtype),
+        torch.randn(batch, components, classes, generator=g, dtype=dtype),
+        torch.randn(batch, components, generator=g, dtype=dtype),
+    )
+    return parameters, corners(boxes), torch.randint(classes, (batch, boxes), generator=g)
+
+
+def densities(boxes, locations, scales, density: str, dof: float):
+    """The 1-D densities of scipy at every edge, multiplied: (B, N, K)."""
+    distribution = {"cauchy": stats.cauchy, "gaussian": stats.norm, "student_t": stats.t(dof)}[density]
+    if density == "student_t":
+        z = (boxes[:, :, None] - locations[:, None]) / scales[:, None]
+        return torch.from_numpy(distribution.pdf(z.numpy())).div(scales[:, None]).prod(-1)
+    edges = distribution.pdf(boxes[:, :, None].numpy(), locations[:, None].numpy(), scales[:, None].numpy())
+    return torch.from_numpy(edges).prod(-1)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("floor", [0.0, 1e-12, 1e-6])
+def test_the_equations_written_out(density: str, floor: float) -> None:
+    """Eq. 2, 3, 5 and 7 in linear space and float64, with pi times N and the floors of the released code."""
+    parameters, boxes, labels = case()
+    size = parameters.locations[..., 2:] - parameters.locations[..., :2]
+    scales = torch.maximum(parameters.scales, 0.1 * torch.cat((size, size), -1))
+    o = parameters.objectness_logits.sigmoid()
+    pi = 3 * o / o.sum(-1, keepdim=True)
+    p = parameters.class_logits.softmax(-1)
+    p_of_label = torch.stack([p[i][:, labels[i]].T for i in range(2)])
+    joint = pi[:, None] * densities(boxes, parameters.locations, scales, density, 3.0) * p_of_label.sqrt()
+    evidence = joint.sum(-1)
+    loss = mixture_loss(
+        parameters,
+        boxes,
+        labels,
+        density=density,
+        student_t_dof=3.0,
+        min_scale_ratio=0.1,
+        likelihood_floor=floor,
+        class_weight=0.5,
+    )
+    torch.testing.assert_close(loss.nll, -(evidence + floor).log())
+    torch.testing.assert_close(loss.mcm, -(joint.max(-1).values / (evidence + floor) + floor).log())
+
+
+@pytest.mark.parametrize(
+    "stop", list(itertools.chain.from_iterable(itertools.combinations(STOP_GRADIENTS, r) for r in (0, 1, 3)))
+)
+@pytest.mark.parametrize("density", DENSITIES)
+def test_gradients_against_finite_differences(density: str, stop) -> None:
+    """NLL for every density, and MCM with nothing stopped; with a factor stopped MCM sends nothing there."""
+    parameters, boxes, labels = case(batch=1, components=4, boxes=2, classes=3)
+    leaves = [t.requires_grad_() for t in parameters[:4]]
+    stop = (stop,) if isinstance(stop, str) else stop
+
+    def nll(*tensors):
+        return mixture_loss(MixtureParameters(*tensors), boxes, labels, density=density, stop_gradient=()).nll
+
+    def mcm(*tensors):
+        return mixture_loss(MixtureParameters(*tensors), boxes, labels, density=density, stop_gradient=()).mcm
+
+    assert torch.autograd.gradcheck(nll, leaves)
+    assert torch.autograd.gradcheck(mcm, leaves)
+    total = mixture_loss(MixtureParameters(*leaves), boxes, labels, density=density, stop_gradient=stop).mcm.sum()
+    if set(stop) == set(STOP_GRADIENTS):
+        assert not total.requires_grad
+        return
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    reaches = {"location": gradients[0], "class": gradients[2], "mixing": gradients[3]}
+    for name, gradient in reaches.items():
+        assert (gradient.abs().max() == 0) == (name in stop), name
+
+
+def total(parameters, boxes, labels, **options) -> torch.Tensor:
+    loss = mixture_loss(parameters, boxes, labels, **options)
+    return loss.nll + 0.5 * loss.mcm
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), shift=st.floats(-500, 500))
+def test_invariances(seed: int, shift: float) -> None:
+    parameters, boxes, labels = case(seed=seed)
+    expected = total(parameters, boxes, labels)
+    g = torch.Generator().manual_seed(seed)
+    order = torch.randperm(7, generator=g)
+    torch.testing.assert_close(
+        total(MixtureParameters(*(t[:, order] for t in parameters[:4])), boxes, labels), expected
+    )
+    order = torch.randperm(3, generator=g)
+    torch.testing.assert_close(total(parameters, boxes[:, order], labels[:, order]), expected[:, order])
+    moved = parameters._replace(locations=parameters.locations + shift)
+    torch.testing.assert_close(total(moved, boxes + shift, labels), expected)
+    extra = MixtureParameters(*(torch.cat((t, t[:, :1]), dim=1) for t in parameters[:4]))
+    extra.objectness_logits[:, -1] = -1e4
+    torch.testing.assert_close(total(extra, boxes, labels), expected)
+    alone = torch.cat(
+        [
+            total(MixtureParameters(*(t[i : i + 1] for t in parameters[:4])), boxes[i : i + 1], labels[i : i + 1])
+            for i in range(2)
+        ]
+    )
+    torch.testing.assert_close(alone, expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), far=st.floats(0, 1e6))
+def test_bounds(seed: int, far: float) -> None:
+    """MCM is not negative without the floor and zero for one component; the floor bounds both terms."""
+    parameters, boxes, labels = case(seed=seed)
+    loss = mixture_loss(parameters, boxes + far, labels, likelihood_floor=0.0)
+    assert (loss.mcm >= -1e-9).all()
+    single = MixtureParameters(*(t[:, :1] for t in parameters[:4]))
+    torch.testing.assert_close(
+        mixture_loss(single, boxes + far, labels, likelihood_floor=0.0).mcm, torch.zeros(2, 3, dtype=torch.float64)
+    )
+    floored = mixture_loss(parameters, boxes + far, labels)
+    bound = -math.log(1e-12) + 1e-9
+    assert (floored.nll <= bound).all()
+    assert (floored.mcm <= bound).all()
+
+
+def test_what_is_masked_does_not_matter() -> None:
+    parameters, boxes, labels = case()
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    expected = mixture_loss(MixtureParameters(*(t[:1] for t in parameters[:4])), boxes[:1, :2], labels[:1, :2])
+    boxes[~mask], labels[~mask] = float("nan"), -100
+    leaves = MixtureParameters(*(t.requires_grad_() for t in parameters[:4]))
+    loss = mixture_loss(leaves, boxes, labels, mask)
+    torch.testing.assert_close(loss.nll[:1, :2], expected.nll)
+    torch.testing.assert_close(loss.mcm[:1, :2], expected.mcm)
+    assert loss.nll[~mask].abs().sum() + loss.mcm[~mask].abs().sum() == 0
+    (loss.nll.sum() + loss.mcm.sum()).backward()
+    for leaf in leaves[:4]:
+        assert leaf.grad.isfinite().all()
+        assert leaf.grad[1].abs().max() == 0
+        assert leaf.grad[0].abs().max() > 0
+
+
+def test_no_ground_truth_at_all() -> None:
+    parameters, boxes, labels = case()
+    leaves = MixtureParameters(*(t.requires_grad_() for t in parameters[:4]))
+    loss = mixture_loss(leaves, boxes[:, :0], labels[:, :0])
+    assert loss.nll.shape == (2, 0)
+    (loss.nll.sum() + loss.mcm.sum()).backward()
+    assert all(leaf.grad.abs().max() == 0 for leaf in leaves[:4])
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+positive = st.one_of(st.sampled_from([0.0, 1e-45, 1e-38, 1e-20]), st.floats(0, torch.finfo(torch.float32).max, width=32))
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(finite, min_size=8, max_size=8),
+    st.lists(positive, min_size=8, max_size=8),
+    st.lists(finite, min_size=8, max_size=8),
+    st.lists(finite, min_size=4, max_size=4),
+    st.sampled_from(DENSITIES),
+    st.sampled_from([0.0, 1e-12]),
+    st.sampled_from([0.0, 0.04]),
+)
+def test_finite_for_every_finite_input(locations, scales, logits, box, density, floor, ratio) -> None:
+    parameters = MixtureParameters(
+        torch.tensor(locations).view(1, 2, 4).requires_grad_(),
+        torch.tensor(scales).view(1, 2, 4).requires_grad_(),
+        torch.tensor(logits[:6]).view(1, 2, 3).requires_grad_(),
+        torch.tensor(logits[6:]).view(1, 2).requires_grad_(),
+    )
+    boxes = torch.stack((torch.tensor(box), parameters.locations[0, 0].detach())).unsqueeze(0)
+    loss = mixture_loss(
+        parameters,
+        boxes,
+        torch.tensor([[0, 2]]),
+        density=density,
+        student_t_dof=2.5,
+        likelihood_floor=floor,
+        min_scale_ratio=ratio,
+        stop_gradient=(),
+    )
+    value = loss.nll.sum() + loss.mcm.sum()
+    value.backward()
+    assert value.isfinite()
+    for name, leaf in zip(MixtureParameters._fields, parameters[:4], strict=False):
+        assert leaf.grad.isfinite().all(), name
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.operators.add(str(function))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+def test_memory_grows_with_boxes_times_components_and_nothing_reads_the_host() -> None:
+    """No (N, K, C) tensor, and no operator that would make a GPU wait for the host."""
+    parameters, boxes, labels = case(batch=2, components=30, boxes=20, classes=80, dtype=torch.float32)
+    leaves = MixtureParameters(*(t.requires_grad_() for t in parameters[:4]))
+    with Recorder() as recorder:
+        loss = mixture_loss(leaves, boxes, labels, torch.ones(2, 20, dtype=torch.bool))
+        (loss.nll + loss.mcm).sum().backward()
+    assert recorder.largest == 2 * 20 * 30 * 4, "the largest tensor is that of the four edges"
+    waiting = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "unique")
+    assert not [name for name in recorder.operators if any(word in name for word in waiting)]
+
+
+def test_autocast_leaves_the_loss_in_float32() -> None:
+    parameters, boxes, labels = case(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = mixture_loss(parameters, boxes, labels)
+    torch.testing.assert_close(loss.nll, mixture_loss(parameters, boxes, labels).nll, rtol=0, atol=0)
+    half = parameters._replace(class_logits=parameters.class_logits.bfloat16())
+    assert mixture_loss(half, boxes, labels).nll.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"density": "laplace"}, "density='laplace' is unknown; choose one of cauchy, gaussian, student_t"),
+        ({"stop_gradient": ("loc",)}, r"stop_gradient=\('loc',\): give a collection of names out of mixing, location"),
+        ({"stop_gradient": "location"}, "stop_gradient='location': give a collection"),
+        ({"boxes": torch.zeros(2, 3, 5)}, r"boxes has shape \(2, 3, 5\), expected \(2, 3, 4\)"),
+        ({"labels": torch.zeros(2, 4, dtype=torch.long)}, r"boxes has shape \(2, 3, 4\), expected \(2, 4, 4\)"),
+        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask has shape \(2, 4\), expected \(2, 3\)"),
+    ],
+)
+def test_wrong_arguments_are_named(change: dict, message: str) -> None:
+    parameters, boxes, labels = case()
+    with pytest.raises(ValueError, match=message):
+        mixture_loss(**{"parameters": parameters, "boxes": boxes, "labels": labels, **change})
+
+
+def test_mixing_coefficients_and_scale_floor() -> None:
+    logits = torch.tensor([[-120.0, -119.0, -121.0]])
+    torch.testing.assert_close(log_mixing_coefficients(logits).exp().sum(), torch.tensor(1.0))
+    locations = torch.tensor([[0.0, 0.0, 100.0, 50.0], [10.0, 0.0, 0.0, 50.0]])
+    scales = effective_scales(locations, torch.full((2, 4), 3.0), 0.04)
+    assert scales.tolist() == [[4.0, 3.0, 4.0, 3.0], [3.0, 3.0, 3.0, 3.0]]
+    assert box_log_density(*(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), torch.ones(1, 1, 4))).exp().item() == (
+        pytest.approx(math.pi**-4)
+    )
+
+
+@pytest.mark.parametrize("classes", [1, 5])
+def test_confidence_logits_against_float64_and_at_the_extremes(classes: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    class_logits, objectness = 8 * torch.randn(1, 50, classes, generator=g), 8 * torch.randn(1, 50, generator=g)
+    confidence = class_logits.double().softmax(-1) * objectness.double().sigmoid().unsqueeze(-1)
+    logits = confidence_logits(class_logits, objectness)
+    ordinary = confidence < 1 - 1e-9
+    torch.testing.assert_close(logits[ordinary], confidence.logit()[ordinary].float(), rtol=1e-4, atol=1e-4)
+    extreme = confidence_logits(torch.tensor([[[300.0] + [-300.0] * (classes - 1)]]), torch.tensor([[80.0]]))
+    assert extreme.isfinite().all()
+    assert extreme[0, 0, 0] > 30

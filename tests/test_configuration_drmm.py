@@ -243,5 +243,5 @@ def test_misspelt_override_gives_the_nearest_names():
 
 def test_another_models_config_is_refused(tmp_path):
     DetrConfig(d_model=32).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json has model_type 'detr', expected 'drmm'\. Give the folder"):
+    with pytest.raises(ValueError, match=r"/config\.json: model_type is 'detr', expected 'drmm'\. Give the folder"):
         DrmmConfig.from_pretrained(tmp_path)

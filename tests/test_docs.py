@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BCCD = ROOT / "docs" / "results" / "bccd"
+DOCUMENTS = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 COLUMNS = ("AP", "AP50", "AP75", "AR100", "ECE", "D-ECE")
 
 
@@ -26,7 +27,7 @@ def test_the_bccd_table_is_the_mean_of_the_committed_runs(document: str, images:
     assert cells[1:] == [str(len(runs)), *(f"{mean:.3f}" for mean in means)]
 
 
-@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_named_files_exist(document: str) -> None:
     text = (ROOT / document).read_text()
     folder = (ROOT / document).parent

@@ -225,7 +225,7 @@ class DrmmConfig(PreTrainedConfig):
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if values and values.get("model_type") != cls.model_type:
             raise ValueError(
-                f"{pretrained_model_name_or_path}: config.json has model_type {values.get('model_type')!r}, expected "
+                f"{pretrained_model_name_or_path}/config.json: model_type is {values.get('model_type')!r}, expected "
                 f"{cls.model_type!r}. Give the folder or Hub id of a D-RMM detector, or load this one with "
                 "AutoModelForObjectDetection."
             )

@@ -1,0 +1,183 @@
+"""The model at the edges: extreme values, one class, empty images, inputs of wrong shapes, repeated runs."""
+
+import pytest
+import torch
+
+from drmm_hf.loss_drmm import pad_targets
+from model_fixtures import inputs, small_model
+
+EMPTY = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+
+
+@pytest.mark.parametrize("factor", [1.0, 30.0, 1e3, 1e5])
+def test_scores_are_class_times_objectness_however_extreme(factor):
+    model, batch = small_model().eval(), inputs()
+    with torch.no_grad():
+        for layer in (model.model.heads[-1].classifier, model.model.heads[-1].objectness):
+            layer.weight.mul_(factor)
+        outputs = model(batch["pixel_values"], batch["pixel_mask"])
+    assert outputs.logits.isfinite().all()
+    objectness = outputs.objectness_logits.double().sigmoid().unsqueeze(-1)
+    expected = outputs.class_log_probs.double().exp() * objectness
+    torch.testing.assert_close(outputs.logits.double().sigmoid(), expected, atol=1e-6, rtol=0)
+    if factor >= 1e3:
+        assert outputs.objectness_logits.abs().max() > 50, "the extreme is not reached"
+
+
+def test_with_one_class_the_score_is_the_objectness():
+    model, batch = small_model(id2label={0: "cell"}, label2id={"cell": 0}), inputs()
+    for target in batch["labels"]:
+        target["class_labels"] = torch.zeros_like(target["class_labels"])
+    outputs = model(**batch)
+    torch.testing.assert_close(outputs.logits[..., 0].sigmoid(), outputs.objectness_logits.sigmoid())
+    outputs.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_an_image_without_objects_adds_nothing_beside_others():
+    model, batch = small_model(loss_reduction="sum").eval(), inputs()
+    first = batch["labels"][0]
+    alone = model(batch["pixel_values"][:1], batch["pixel_mask"][:1], labels=[first])
+    beside = model(batch["pixel_values"], batch["pixel_mask"], labels=[first, EMPTY])
+    torch.testing.assert_close(beside.loss, alone.loss, rtol=1e-5, atol=1e-5)
+
+
+def test_loss_and_gradients_repeat_exactly():
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model = small_model(dropout=0.1, attention_dropout=0.1).train()
+        loss = model(**inputs()).loss
+        loss.backward()
+        return loss, [p.grad for p in model.parameters()]
+
+    first, second = run(), run()
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+def test_dropout_acts_only_while_training():
+    model, batch = small_model(dropout=0.5, attention_dropout=0.5).eval(), inputs()
+    one, two = (model(batch["pixel_values"]).logits for _ in range(2))
+    assert torch.equal(one, two)
+    model.train()
+    model.model.backbone.eval()  # batch statistics must not be what differs
+    one, two = (model(batch["pixel_values"]).logits for _ in range(2))
+    assert not torch.allclose(one, two, atol=1e-3)
+
+
+def test_a_tuple_holds_the_fields_in_their_order():
+    model, batch = small_model().eval(), inputs()
+    named = model(**batch, output_stages=True, output_hidden_states=True)
+    plain = model(**batch, output_stages=True, output_hidden_states=True, return_dict=False)
+    assert len(plain) == len(named)
+    for ours, theirs in zip(plain, named.values(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_last_of_all_stages_is_the_output():
+    model, batch = small_model(num_stages=3).eval(), inputs()
+    pixel_values = batch["pixel_values"]
+    outputs = model(pixel_values, output_stages=True)
+    stages = model.model(pixel_values).stages
+    assert len(outputs.auxiliary_outputs) == 2
+    for described, stage in zip([*outputs.auxiliary_outputs, outputs], stages, strict=True):
+        torch.testing.assert_close(described["locations"], stage.locations)
+        torch.testing.assert_close(described["scales"], stage.scales)
+        torch.testing.assert_close(described["objectness_logits"], stage.objectness_logits)
+        torch.testing.assert_close(described["class_log_probs"], stage.class_logits.log_softmax(-1))
+        assert described["logits"].shape == (2, 12, 3)
+
+
+@pytest.mark.parametrize("isolate_images", [True, False])
+def test_proposals_lie_on_the_image_and_not_on_its_padding(isolate_images):
+    model, batch = small_model(num_stages=1, isolate_images=isolate_images).eval(), inputs()
+    with torch.no_grad():
+        model.model.heads[0].box.weight.zero_()  # mu = proposal
+        outputs = model(batch["pixel_values"], batch["pixel_mask"])
+    expected = model.model.proposals.boxes.detach().expand(2, 12, 4)
+    torch.testing.assert_close(outputs.pred_boxes, expected, atol=1e-6, rtol=1e-5)
+    # 64 by 48 pixels of the second image are valid
+    torch.testing.assert_close(outputs.locations[1, :, 0], 64 * (expected[1, :, 0] - expected[1, :, 2] / 2))
+
+
+def test_labels_are_fractions_of_the_image_without_its_padding():
+    batch = inputs()
+    targets = pad_targets(batch["labels"], torch.tensor([[96.0, 64.0], [64.0, 48.0]]), 3)
+    for boxes, label, (width, height) in zip(targets.boxes, batch["labels"], [(96, 64), (64, 48)], strict=True):
+        cx, cy, w, h = label["boxes"].unbind(-1)
+        expected = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
+        torch.testing.assert_close(boxes, torch.stack(expected, dim=-1))
+
+
+def test_images_of_different_counts_are_padded_and_masked():
+    one = {"class_labels": torch.tensor([2]), "boxes": torch.full((1, 4), 0.5)}
+    targets = pad_targets([EMPTY, one, inputs()["labels"][0]], torch.full((3, 2), 64.0), 3)
+    assert targets.mask.tolist() == [[False, False], [True, False], [True, True]]
+    assert targets.labels.tolist() == [[0, 0], [2, 0], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("class_labels", r"labels\[0\] is a str; expected a dict"),
+        ({"class_labels": [0], "boxes": torch.full((1, 4), 0.5)}, r"labels\[0\]\['class_labels'\] is a list; .*tensor"),
+        ({"class_labels": torch.tensor([0]), "boxes": [[0.5] * 4]}, r"labels\[0\]\['boxes'\] is a list; .*tensor"),
+        (
+            {"class_labels": torch.tensor(0), "boxes": torch.full((1, 4), 0.5)},
+            r"has shape \(\); expected one dimension",
+        ),
+        ({"class_labels": torch.tensor([0]), "boxes": torch.full((4,), 0.5)}, r"shape \(4,\) beside 1 class_labels"),
+        (
+            {"class_labels": torch.tensor([0]), "boxes": torch.tensor([[0.5, 0.5, 1.2, 0.5]])},
+            r"\[0\] is \[0\.5, 0\.5, 1\.2",
+        ),
+    ],
+)
+def test_labels_of_a_wrong_form_are_named(bad, message):
+    with pytest.raises(ValueError, match=message):
+        small_model()(inputs()["pixel_values"][:1], labels=[bad])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mask", "message"),
+    [
+        ((2, 3, 64, 96), (2, 64, 64), r"pixel_mask has shape \(2, 64, 64\) .*expected \(2, 64, 96\)"),
+        ((2, 3, 64, 96), (1, 64, 96), r"pixel_mask has shape \(1, 64, 96\) .*expected \(2, 64, 96\)"),
+        ((2, 3, 64, 96), (2, 3, 64, 96), r"pixel_mask has shape \(2, 3, 64, 96\)"),
+        ((3, 64, 96), None, r"pixel_values has shape \(3, 64, 96\); expected \(batch, 3, height, width\)"),
+        ((2, 1, 64, 96), None, r"pixel_values has shape \(2, 1, 64, 96\)"),
+    ],
+)
+@pytest.mark.parametrize("part", ["detector", "inner model"])
+def test_inputs_of_a_wrong_shape_are_named(pixels, mask, message, part):
+    model = small_model().eval()
+    with pytest.raises(ValueError, match=message):
+        (model if part == "detector" else model.model)(
+            torch.zeros(pixels), pixel_mask=None if mask is None else torch.ones(mask)
+        )
+
+
+def test_half_precision_weights_load_and_detect(tmp_path):
+    model = small_model().eval()
+    model.save_pretrained(tmp_path)
+    half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    batch = inputs()
+    outputs = half(batch["pixel_values"].bfloat16(), batch["pixel_mask"], labels=batch["labels"])
+    assert outputs.loss.dtype == torch.float32
+    assert all(getattr(outputs, name).isfinite().all() for name in ("loss", "logits", "pred_boxes", "pred_scales"))
+
+
+def test_every_parameter_learns_also_where_components_are_dropped():
+    model = small_model(top_k_ratio=0.5).train()
+    model(**inputs()).loss.backward()
+    # timm starts the last norm of a residual block at zero, so what is before it starts without gradient
+    learning = [(name, p.grad) for name, p in model.named_parameters() if ".backbone." not in name]
+    dead = [name for name, gradient in learning if gradient is None or gradient.abs().max() == 0]
+    assert not dead
+
+
+def test_no_size_of_the_input_is_built_in():
+    model = small_model().eval()
+    with torch.no_grad():
+        for height, width in ((32, 32), (70, 45), (128, 32)):
+            assert model(torch.randn(1, 3, height, width)).pred_boxes.isfinite().all()

@@ -51,9 +51,7 @@ def test_broken_torchvision_gives_one_message(tmp_path: Path, failure: str, caus
 def test_broken_timm_is_named(tmp_path: Path) -> None:
     result = run_with(tmp_path, torchvision="", timm="raise ImportError('No module named timm.layers')")
     message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith(
-        "ImportError: drmm_hf cannot import timm: No module named timm.layers. Installed:"
-    )
+    assert message.startswith("ImportError: drmm_hf cannot import timm: No module named timm.layers. Installed:")
     assert message.endswith("torchvision timm")
 
 

@@ -22,9 +22,7 @@ def image_of(height: int, width: int, seed: int = 0) -> Image.Image:
 
 def annotation_of(*boxes: list[float], image_id: int = 7, **fields: Any) -> dict[str, Any]:
     """One image's annotation; `fields` go into every record."""
-    records = [
-        {"bbox": box, "category_id": 1, "area": box[2] * box[3], "iscrowd": 0, **fields} for box in boxes
-    ]
+    records = [{"bbox": box, "category_id": 1, "area": box[2] * box[3], "iscrowd": 0, **fields} for box in boxes]
     return {"image_id": image_id, "annotations": records}
 
 
@@ -43,9 +41,7 @@ def annotation_of(*boxes: list[float], image_id: int = 7, **fields: Any) -> dict
         ((1, 3000), (1, 1333)),  # 0.44 + 0.5 would be an image without pixels
     ],
 )
-def test_keep_ratio_size_is_the_rule_of_the_released_code(
-    size: tuple[int, int], expected: tuple[int, int]
-) -> None:
+def test_keep_ratio_size_is_the_rule_of_the_released_code(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert keep_ratio_size(*size, 800, 1333) == expected
 
 
@@ -116,9 +112,7 @@ def test_padding_changes_neither_boxes_nor_sizes() -> None:
     large, large_annotation = image_of(100, 40), annotation_of([1, 2, 3, 4], image_id=8)
     alone = processor(image, annotation, return_tensors="pt")["labels"][0]
     together = processor([image, large], [annotation, large_annotation], return_tensors="pt")["labels"][0]
-    padded = processor(image, annotation, pad_size={"height": 256, "width": 192}, return_tensors="pt")[
-        "labels"
-    ][0]
+    padded = processor(image, annotation, pad_size={"height": 256, "width": 192}, return_tensors="pt")["labels"][0]
     for other in (together, padded):
         for name, value in alone.items():
             assert torch.equal(other[name], value), name

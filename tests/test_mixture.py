@@ -179,7 +179,9 @@ def test_no_ground_truth_at_all() -> None:
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-positive = st.one_of(st.sampled_from([0.0, 1e-45, 1e-38, 1e-20]), st.floats(0, torch.finfo(torch.float32).max, width=32))
+positive = st.one_of(
+    st.sampled_from([0.0, 1e-45, 1e-38, 1e-20]), st.floats(0, torch.finfo(torch.float32).max, width=32)
+)
 
 
 @settings(max_examples=80, deadline=None)

@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
-from model_fixtures import inputs, small_config, small_model
 
 from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor, DrmmModel, mixture_loss
 from drmm_hf.loss_drmm import pad_targets
 from drmm_hf.modeling_drmm import DrmmObjectDetectionOutput
+from model_fixtures import inputs, small_config, small_model
 
 
 def test_confidence_is_class_probability_times_objectness() -> None:

@@ -17,9 +17,7 @@ SIZES = torch.tensor([[100, 200], [50, 40]])  # height, width
 
 def outputs_of(dtype: torch.dtype = torch.float32, **changes: Any) -> SimpleNamespace:
     fields = {"logits": SCORES.logit(), "pred_boxes": BOXES, "pred_scales": SCALES} | changes
-    return SimpleNamespace(
-        **{name: None if value is None else value.to(dtype) for name, value in fields.items()}
-    )
+    return SimpleNamespace(**{name: None if value is None else value.to(dtype) for name, value in fields.items()})
 
 
 def test_by_hand_through_the_processor() -> None:
@@ -35,9 +33,7 @@ def test_by_hand_through_the_processor() -> None:
     torch.testing.assert_close(second["scores"], torch.tensor([0.7, 0.5]))
     assert second["labels"].tolist() == [0, 1]
     # The last box sticks out of the image: nothing is clipped.
-    torch.testing.assert_close(
-        second["boxes"], torch.tensor([[8.0, 25.0, 16.0, 35.0], [-4.0, 0.0, 12.0, 10.0]])
-    )
+    torch.testing.assert_close(second["boxes"], torch.tensor([[8.0, 25.0, 16.0, 35.0], [-4.0, 0.0, 12.0, 10.0]]))
     torch.testing.assert_close(second["scales"], torch.tensor([[4.0, 5.0, 8.0, 10.0], [0.0, 0.0, 4.0, 25.0]]))
 
 
@@ -58,9 +54,7 @@ def test_threshold_is_exclusive() -> None:
     assert select_detections(outputs, 0.5)[0]["labels"].tolist() == [1]
 
 
-@pytest.mark.parametrize(
-    ("top_k", "lengths"), [(2, [2, 2]), (100, [6, 6]), ([1, 3], [1, 3]), ([9, 2], [6, 2])]
-)
+@pytest.mark.parametrize(("top_k", "lengths"), [(2, [2, 2]), (100, [6, 6]), ([1, 3], [1, 3]), ([9, 2], [6, 2])])
 def test_top_k(top_k: Any, lengths: list[int]) -> None:
     results = select_detections(outputs_of(), 0.0, top_k=top_k)
     assert [len(result["scores"]) for result in results] == lengths
@@ -69,9 +63,7 @@ def test_top_k(top_k: Any, lengths: list[int]) -> None:
 
 
 def test_default_is_100_detections() -> None:
-    outputs = outputs_of(
-        logits=torch.full((1, 60, 3), 3.0), pred_boxes=torch.rand(1, 60, 4), pred_scales=None
-    )
+    outputs = outputs_of(logits=torch.full((1, 60, 3), 3.0), pred_boxes=torch.rand(1, 60, 4), pred_scales=None)
     assert len(select_detections(outputs)[0]["scores"]) == 100
 
 
@@ -84,9 +76,7 @@ def test_without_scales() -> None:
 def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     outputs = outputs_of(dtype)
     result = select_detections(outputs, 0.45, SIZES)[0]
-    expected = select_detections(
-        SimpleNamespace(**{k: v.float() for k, v in vars(outputs).items()}), 0.45, SIZES
-    )[0]
+    expected = select_detections(SimpleNamespace(**{k: v.float() for k, v in vars(outputs).items()}), 0.45, SIZES)[0]
     for name, value in result.items():
         assert torch.equal(value, expected[name])
         assert value.dtype == (torch.int64 if name == "labels" else torch.float32)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.fill import fill, image
-from released_names import from_released
 from safetensors.torch import load_file
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
+from reference.fill import fill, image
+from released_names import from_released
 
 REFERENCE = Path(__file__).parent / "reference"
 GOLDEN = load_file(REFERENCE / "drmm_r50_stages.safetensors")

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 
 @strict
@@ -99,13 +98,7 @@ class DrmmConfig(PreTrainedConfig):
         "d_model": "hidden_size",
         "decoder_attention_heads": "num_attention_heads",
     }
-    sub_configs_defaults = {  # noqa: RUF012
-        "backbone_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="timm_backbone",
-            init_kwargs={"backbone": "resnet50", "out_indices": [1, 2, 3, 4]},
-        ),
-    }
+    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012
 
     decoder: Literal["sparse_rcnn"] = "sparse_rcnn"
     head: Literal["mixture"] = "mixture"
@@ -157,6 +150,11 @@ class DrmmConfig(PreTrainedConfig):
                 f"DrmmConfig.backbone_config has model_type {self.backbone_config.get('model_type')!r}; give "
                 "'timm_backbone' or a backbone of transformers such as 'resnet'."
             )
+        backbone = self.backbone_config
+        if backbone is None:
+            backbone = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [1, 2, 3, 4]}
+        if isinstance(backbone, dict):
+            self.backbone_config = CONFIG_MAPPING[backbone["model_type"]].from_dict(backbone)
         super().__post_init__(**kwargs)
 
     def __setattr__(self, key: str, value: Any) -> None:

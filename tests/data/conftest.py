@@ -42,9 +42,7 @@ def write_coco(root: Path, data: Any, *, json_name: str = "instances_train", ima
     for index, record in enumerate(data["images"]):
         file = root / images / record["file_name"]
         file.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(index).integers(
-            0, 255, (record["height"] // 8, record["width"] // 8, 3)
-        )
+        noise = np.random.default_rng(index).integers(0, 255, (record["height"] // 8, record["width"] // 8, 3))
         small = PIL.Image.fromarray(noise.astype(np.uint8))
         small.resize((record["width"], record["height"])).save(file, quality=95)
     return root

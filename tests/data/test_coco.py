@@ -115,9 +115,7 @@ def test_explicit_files(coco, write, tmp_path):
     root = write(coco, json_name="mine", images="pictures")
     data = load_detection_dataset(root, annotations="annotations/mine.json", images="pictures")
     assert data.images_dir == root / "pictures"
-    data = load_detection_dataset(
-        tmp_path, annotations=root / "annotations" / "mine.json", images=root / "pictures"
-    )
+    data = load_detection_dataset(tmp_path, annotations=root / "annotations" / "mine.json", images=root / "pictures")
     assert len(data) == 3
 
 
@@ -311,9 +309,7 @@ def test_json_with_byte_order_mark(coco, write):
 
 def test_missing_json_lists_those_there(coco, write):
     root = write(coco)
-    with pytest.raises(
-        FileNotFoundError, match=r"instances_val\.json: no such.*instances_train\.json.*'val'"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"instances_val\.json: no such.*instances_train\.json.*'val'"):
         load_detection_dataset(root, "val")
     (root / "annotations" / "instances_train.json").unlink()
     with pytest.raises(FileNotFoundError, match="there are no json files there"):
@@ -359,9 +355,7 @@ def test_no_image_folder(coco, write):
         load_detection_dataset(root)
 
 
-@pytest.mark.parametrize(
-    ("split", "images", "boxes"), [("train", 205, 2804), ("val", 87, 1137), ("test", 72, 945)]
-)
+@pytest.mark.parametrize(("split", "images", "boxes"), [("train", 205, 2804), ("val", 87, 1137), ("test", 72, 945)])
 def test_real_bccd(real_data: Path, split, images, boxes):
     data = load_detection_dataset(real_data / "bccd", split)
     assert (len(data), data.report.boxes, data.report.changed_boxes) == (images, boxes, 0)
@@ -390,8 +384,6 @@ def test_real_coco_agrees_with_pycocotools(real_data: Path):
     for row in data.dataset:
         records = reference.loadAnns(row["objects"]["id"])
         assert sorted(row["objects"]["id"]) == sorted(reference.getAnnIds(imgIds=[row["image_id"]]))
-        for record, box, label in zip(
-            records, row["objects"]["bbox"], row["objects"]["category"], strict=True
-        ):
+        for record, box, label in zip(records, row["objects"]["bbox"], row["objects"]["category"], strict=True):
             assert record["category_id"] == data.category_ids[label]
             assert record["bbox"] == pytest.approx(box, abs=0.02)

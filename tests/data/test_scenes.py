@@ -12,9 +12,7 @@ from drmm_hf.data.scene_shapes import CATEGORIES, SUPERSAMPLING, outline, raster
 @pytest.fixture(scope="module")
 def scenes():
     """120 scenes of 240x320."""
-    return [
-        render_scene(np.random.default_rng([5, i]), 240, 320, min_size=12, max_size=150) for i in range(120)
-    ]
+    return [render_scene(np.random.default_rng([5, i]), 240, 320, min_size=12, max_size=150) for i in range(120)]
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +78,7 @@ def test_variety(scenes):
     assert 2 <= counts.count(0) <= 20
     names = Counter(item.name for scene in scenes for item in scene.objects)
     assert set(names) == set(CATEGORIES)
-    sides = np.array(
-        [max(b[2] - b[0], b[3] - b[1]) for s in scenes for b in (item.box for item in s.objects)]
-    )
+    sides = np.array([max(b[2] - b[0], b[3] - b[1]) for s in scenes for b in (item.box for item in s.objects)])
     assert sides.min() < 16
     assert sides.max() > 110
     assert sides.max() <= 151

@@ -195,9 +195,7 @@ def test_color_is_torchvisions(factors):
 def test_color_jitter_leaves_the_padding():
     example = rectangle_example((0, 0, 640, 480))
     settings = PLAIN | {"scale_range": (0.5, 0.5), "color_jitter": 1.0}
-    sample = TrainTransform((240, 320), **settings, fill=(10, 20, 30))(
-        example, torch.Generator().manual_seed(3)
-    )
+    sample = TrainTransform((240, 320), **settings, fill=(10, 20, 30))(example, torch.Generator().manual_seed(3))
     x1, y1, x2, y2 = sample["boxes"][0].int().tolist()
     outside = torch.ones((240, 320), dtype=torch.bool)
     outside[y1:y2, x1:x2] = False

@@ -93,16 +93,7 @@ def test_predict_writes_drawings_and_results(model, images, tmp_path, capsys):
     for name, size in [("a.png", (80, 60)), ("b.png", (50, 90)), ("c.png", (64, 64))]:
         with Image.open(out / name) as drawn:
             assert drawn.size == size
-            assert (
-                len(
-                    set(
-                        drawn.get_flattened_data()
-                        if hasattr(drawn, "get_flattened_data")
-                        else drawn.getdata()
-                    )
-                )
-                > 1
-            )
+            assert len(set(drawn.get_flattened_data() if hasattr(drawn, "get_flattened_data") else drawn.getdata())) > 1
     assert "15 detections in 3 of 3 images" in capsys.readouterr().out
 
 
@@ -159,9 +150,7 @@ def test_predict_refuses_bad_inputs(model, images, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("--threshold", "1.5"), ("--top-k", "0"), ("--batch-size", "x")]
-)
+@pytest.mark.parametrize(("option", "value"), [("--threshold", "1.5"), ("--top-k", "0"), ("--batch-size", "x")])
 def test_bad_options_are_named(option, value, capsys):
     with pytest.raises(SystemExit) as exit_info:
         predict(["x.jpg", "--model", "m", "--output", "o", option, value])

@@ -135,9 +135,7 @@ def _label_names(tables: CocoTables, id2label: Mapping[int, str] | None, path: P
     except (TypeError, ValueError):
         raise ValueError(f"id2label: the keys must be integers, got {list(id2label)[:5]}") from None
     if sorted(names) != list(range(len(id2label))):
-        raise ValueError(
-            f"id2label: the keys must be 0..{len(id2label) - 1}, each once, got {sorted(names)[:10]}"
-        )
+        raise ValueError(f"id2label: the keys must be 0..{len(id2label) - 1}, each once, got {sorted(names)[:10]}")
     labels = [names[label] for label in range(len(names))]
     if len(set(labels)) != len(labels):
         raise ValueError("id2label: two labels have the same name; make the names different")

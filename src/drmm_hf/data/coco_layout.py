@@ -26,9 +26,7 @@ def find_annotations(path: AnyPath, split: str, annotations: AnyPath | None) -> 
     root = Path(path).expanduser().absolute()
     if not root.is_dir():
         if root.is_file():
-            raise FileNotFoundError(
-                f"{root}: is a file; `path` must be the folder (give the json as `annotations=`)"
-            )
+            raise FileNotFoundError(f"{root}: is a file; `path` must be the folder (give the json as `annotations=`)")
         raise FileNotFoundError(f"{root}: no such folder; `path` must be a COCO-format data set")
     if annotations is not None:
         candidates = [Path(annotations).expanduser().absolute(), root / annotations]
@@ -113,9 +111,7 @@ def _list_files(images_dir: Path, folders: Iterable[str]) -> set[str]:
     for folder in folders:
         try:
             with os.scandir(images_dir / folder) as entries:
-                files.update(
-                    os.path.normpath(os.path.join(folder, e.name)) for e in entries if not e.is_dir()
-                )
+                files.update(os.path.normpath(os.path.join(folder, e.name)) for e in entries if not e.is_dir())
         except OSError:  # a missing folder: its files are then reported as missing
             continue
     return files

@@ -86,17 +86,12 @@ def _read_json(path: Path) -> Any:
         truncated = error.msg.startswith("Unterminated") or error.pos >= len(error.doc.rstrip()) - 1
         what = "ends early (truncated?)" if truncated else "is not valid JSON"
         raise ValueError(
-            f"{path}: {what} at line {error.lineno}, column {error.colno} ({error.msg}); export or download "
-            "it again"
+            f"{path}: {what} at line {error.lineno}, column {error.colno} ({error.msg}); export or download it again"
         ) from None
     except (UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: is not valid JSON ({type(error).__name__}); export or download it again"
-        ) from None
+        raise ValueError(f"{path}: is not valid JSON ({type(error).__name__}); export or download it again") from None
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
-        ) from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
 
 
 def _sections(data: Any, path: Path) -> tuple[list[Any], list[Any], list[Any]]:
@@ -108,17 +103,13 @@ def _sections(data: Any, path: Path) -> tuple[list[Any], list[Any], list[Any]]:
             "`annotations` and `categories`"
         )
     if not isinstance(data, dict):
-        raise ValueError(
-            f"{path}: holds a {type(data).__name__}, not COCO annotations; give an instances file"
-        )
+        raise ValueError(f"{path}: holds a {type(data).__name__}, not COCO annotations; give an instances file")
     for name in ("images", "annotations", "categories"):
         if name not in data:
             hint = " (a test file without boxes?)" if name == "annotations" else ""
             raise ValueError(f"{path}: `{name}` is missing{hint}; a COCO instances file must have this list")
         if not isinstance(data[name], list):
-            raise ValueError(
-                f"{path}: `{name}` is a {type(data[name]).__name__}; it must be a list of objects"
-            )
+            raise ValueError(f"{path}: `{name}` is a {type(data[name]).__name__}; it must be a list of objects")
     for name in ("images", "categories"):
         if not data[name]:
             raise ValueError(f"{path}: `{name}` is empty; a data set needs at least one")
@@ -159,9 +150,7 @@ def _areas(annotations: list[Any], path: Path) -> np.ndarray:
     values = [annotation.get("area") for annotation in annotations]
     bad = _first(values, lambda v: v is not None and not (_is_number(v) and 0 <= v < 1e30))
     if bad is not None:
-        _fail(
-            path, f"annotations[{bad}].area", values[bad], "a number of pixels, 0 or more", annotations[bad]
-        )
+        _fail(path, f"annotations[{bad}].area", values[bad], "a number of pixels, 0 or more", annotations[bad])
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
@@ -201,8 +190,7 @@ def _column(records: list[Any], section: str, field: str, path: Path) -> list[An
             if field not in record:
                 identity = f" (id {record['id']})" if "id" in record else ""
                 raise ValueError(
-                    f"{path}: {section}[{index}]{identity} has no `{field}`; every one of `{section}` needs "
-                    "it"
+                    f"{path}: {section}[{index}]{identity} has no `{field}`; every one of `{section}` needs it"
                 ) from None
         raise
 

@@ -103,9 +103,7 @@ def _read_rgb(
     try:
         image = PIL.Image.open(source)
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{name}: no such image file; restore it or remove it from the annotations"
-        ) from None
+        raise FileNotFoundError(f"{name}: no such image file; restore it or remove it from the annotations") from None
     except _DECODE_ERRORS as error:
         raise _unreadable(name, error) from error
     with image:
@@ -165,6 +163,5 @@ def _check_size(image: PIL.Image.Image, name: str, expected_size: Size | None) -
 def _unreadable(name: str, error: Exception) -> ValueError:
     reason = "not a readable image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return ValueError(
-        f"{name}: the image cannot be decoded ({reason}); replace the file, or remove it and its "
-        "annotations"
+        f"{name}: the image cannot be decoded ({reason}); replace the file, or remove it and its annotations"
     )

@@ -42,9 +42,7 @@ class Scene:
     objects: list[SceneObject]
 
 
-def render_scene(
-    rng: np.random.Generator, height: int, width: int, *, min_size: float, max_size: float
-) -> Scene:
+def render_scene(rng: np.random.Generator, height: int, width: int, *, min_size: float, max_size: float) -> Scene:
     """Draw one scene.
 
     About 8% of the scenes have no object, the others 1 to 12 (more often few). Sizes (longer side of the box,
@@ -90,9 +88,7 @@ def _place_objects(
     return placed
 
 
-def _drop_covered(
-    placed: list[tuple[str, Patch]], height: int, width: int
-) -> list[tuple[SceneObject, Patch]]:
+def _drop_covered(placed: list[tuple[str, Patch]], height: int, width: int) -> list[tuple[SceneObject, Patch]]:
     """Leave out objects that nearer ones would hide; an object left out hides nothing itself."""
     covered = np.zeros((height, width), dtype=bool)
     kept = []
@@ -218,9 +214,7 @@ def _light_and_noise(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray
 def _smooth_field(values: np.ndarray, height: int, width: int) -> np.ndarray:
     """Interpolate a coarse grid (h, w, C) smoothly to (height, width, C) float32."""
     channels = [
-        PIL.Image.fromarray(values[..., c].astype(np.float32)).resize(
-            (width, height), PIL.Image.Resampling.BICUBIC
-        )
+        PIL.Image.fromarray(values[..., c].astype(np.float32)).resize((width, height), PIL.Image.Resampling.BICUBIC)
         for c in range(values.shape[2])
     ]
     return np.stack([np.asarray(channel) for channel in channels], axis=2)

@@ -100,16 +100,12 @@ def rasterize(polygons: list[np.ndarray], size: float, center: tuple[float, floa
     return Patch(alpha, np.asarray(canvas) > 0, left, top)
 
 
-def texture(
-    height: int, width: int, color: np.ndarray, second: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
+def texture(height: int, width: int, color: np.ndarray, second: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A surface (height, width, 3) float32 in 0..255 made of two colors (3,)."""
     kind = rng.choice(["plain", "gradient", "stripes", "checks", "speckle"], p=[0.3, 0.2, 0.2, 0.1, 0.2])
     angle = rng.uniform(0, 2 * np.pi)
     # The distance of every pixel along a random direction.
-    along = np.add.outer(np.arange(height) * np.sin(angle), np.arange(width) * np.cos(angle)).astype(
-        np.float32
-    )
+    along = np.add.outer(np.arange(height) * np.sin(angle), np.arange(width) * np.cos(angle)).astype(np.float32)
     if kind == "plain":
         mix = np.zeros((height, width), dtype=np.float32)
     elif kind == "gradient":

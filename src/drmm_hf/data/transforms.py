@@ -124,9 +124,7 @@ class TrainTransform:
         self.fill = fill
         self.cache = ImageCache(cache_bytes) if cache else None
 
-    def __call__(
-        self, example: Mapping[str, Any], generator: torch.Generator | None = None
-    ) -> dict[str, Any]:
+    def __call__(self, example: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
         """Make one training sample.
 
         Args:
@@ -202,9 +200,7 @@ class TrainTransform:
             min(right * scale_x, decoded.image.width),
             min(bottom * scale_y, decoded.image.height),
         )
-        patch = decoded.image.resize(
-            (horizontal.length, vertical.length), PIL.Image.Resampling.BILINEAR, box=box
-        )
+        patch = decoded.image.resize((horizontal.length, vertical.length), PIL.Image.Resampling.BILINEAR, box=box)
         patch = jitter_color(patch, *(1 + self.color_jitter * (2 * draw - 1) for draw in jitter))
         canvas = torch.empty((3, *self.size), dtype=torch.uint8)
         canvas[:] = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None]
@@ -237,9 +233,7 @@ def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor
     return boxes, labels
 
 
-def jitter_color(
-    image: PIL.Image.Image, brightness: float, contrast: float, saturation: float
-) -> PIL.Image.Image:
+def jitter_color(image: PIL.Image.Image, brightness: float, contrast: float, saturation: float) -> PIL.Image.Image:
     """Multiply brightness, then contrast (about the mean gray), then saturation of an RGB image.
 
     The three are linear, so they are one pass with one 3x4 matrix, rounded and clipped once.
@@ -249,9 +243,7 @@ def jitter_color(
     sample = np.asarray(image)[::4, ::4]  # the mean gray needs no more
     mean_gray = float(sample.mean(axis=(0, 1)) @ _LUMA) * brightness
     mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
-    matrix = np.concatenate(
-        [brightness * contrast * mix, np.full((3, 1), (1 - contrast) * mean_gray)], axis=1
-    )
+    matrix = np.concatenate([brightness * contrast * mix, np.full((3, 1), (1 - contrast) * mean_gray)], axis=1)
     return image.convert("RGB", tuple(matrix.reshape(-1).tolist()))
 
 

@@ -19,7 +19,7 @@ def run_on_own_canvas(model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor
     """The model's output for a padded batch, images of one canvas size computed together.
 
     Args:
-        model: called as `model(pixel_values, pixel_mask=..., **kwargs)`; every tensor of its output has the batch first.
+        model: called as `model(pixel_values, pixel_mask=..., **kwargs)`; its outputs have the batch first.
         pixel_values: (B, 3, H, W), padded at the right and the bottom.
         pixel_mask: (B, H, W), 1 on the image; None if there is no padding.
 

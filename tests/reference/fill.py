@@ -1,7 +1,7 @@
 """Deterministic weights and inputs by name: with them a full-size model is compared without shipping its weights.
 
-A tensor called `name` is drawn from PCG64 seeded by the first eight bytes (little endian) of sha256(name), shaped by the
-first of the rules below that fits, in float64, and rounded to float32 last. The golden values were computed by the
+A tensor called `name` is drawn from PCG64 seeded by the first eight bytes (little endian) of sha256(name), shaped by
+the first of the rules below that fits, in float64, and rounded to float32 last. The golden values were computed by the
 authors' released code with its parameters filled in the same way, under the released names.
 """
 

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from accelerate import PartialState
+
 from ..evaluation.command_line import run_command
 from .config import parse_config
 from .loop import train
@@ -14,6 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run(_: argparse.Namespace) -> int:
         result = train(config)
+        if not PartialState().is_main_process:
+            return 0
         summary = {
             name: result.metrics[name] for name in ("AP", "AP50", "AP75", "AR100", "ECE") if name in result.metrics
         }

@@ -9,10 +9,15 @@ from drmm_hf.data.scene_rendering import MAX_OBJECTS, MIN_VISIBLE, render_scene
 from drmm_hf.data.scene_shapes import CATEGORIES, SUPERSAMPLING, outline, rasterize
 
 
+def scene(index, mean_objects=4.2):
+    rng = np.random.default_rng([5, index])
+    return render_scene(rng, 240, 320, min_size=12, max_size=150, mean_objects=mean_objects)
+
+
 @pytest.fixture(scope="module")
 def scenes():
     """120 scenes of 240x320."""
-    return [render_scene(np.random.default_rng([5, i]), 240, 320, min_size=12, max_size=150) for i in range(120)]
+    return [scene(i) for i in range(120)]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def test_objects_are_drawn_where_the_masks_are():
     changed_inside = []
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        kept = rendering._drop_covered(rendering._place_objects(rng, 240, 320, 12, 150), 240, 320)
+        kept = rendering._drop_covered(rendering._place_objects(rng, 240, 320, 12, 150, 4.2), 240, 320)
         background = rendering._background(rng, 240, 320)
         canvas = background.copy()
         touched = np.zeros((240, 320), dtype=bool)
@@ -173,6 +178,7 @@ def test_does_not_touch_what_is_there(tmp_path):
         ({"image_size": (32, 320)}, r"image_size=\(32, 320\).*at least 64"),
         ({"max_object_size": 500}, r"max_object_size=500\.0.*<= 240"),
         ({"min_object_size": 1}, r"min_object_size=1\.0"),
+        ({"mean_objects": 0.5}, r"mean_objects=0\.5: must be at least 1"),
         ({"image_format": "gif"}, "image_format='gif': must be 'jpg' or 'png'"),
     ],
 )
@@ -180,3 +186,10 @@ def test_bad_arguments(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):
         generate_scenes(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_the_mean_number_of_objects_can_be_raised(scenes):
+    few = np.mean([len(s.objects) for s in scenes[:60]])
+    many = np.mean([len(scene(i, mean_objects=20.0).objects) for i in range(60)])
+    assert few < 4.5
+    assert many > 6

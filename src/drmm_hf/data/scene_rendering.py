@@ -42,14 +42,17 @@ class Scene:
     objects: list[SceneObject]
 
 
-def render_scene(rng: np.random.Generator, height: int, width: int, *, min_size: float, max_size: float) -> Scene:
+def render_scene(
+    rng: np.random.Generator, height: int, width: int, *, min_size: float, max_size: float, mean_objects: float
+) -> Scene:
     """Draw one scene.
 
-    About 8% of the scenes have no object, the others 1 to 12 (more often few). Sizes (longer side of the box,
+    About 8% of the scenes have no object, the others 1 to 12, drawn from a geometric law of mean `mean_objects` that
+    is cut at 12. Sizes (longer side of the box,
     pixels) are log-uniform in `min_size`..`max_size`. Objects of one class sometimes come in groups that
     overlap.
     """
-    placed = _place_objects(rng, height, width, min_size, max_size)
+    placed = _place_objects(rng, height, width, min_size, max_size, mean_objects)
     kept = _drop_covered(placed, height, width)
     canvas = _background(rng, height, width)
     canvas = _clutter(canvas, rng, int(rng.integers(1, 7)))
@@ -61,12 +64,12 @@ def render_scene(rng: np.random.Generator, height: int, width: int, *, min_size:
 
 
 def _place_objects(
-    rng: np.random.Generator, height: int, width: int, min_size: float, max_size: float
+    rng: np.random.Generator, height: int, width: int, min_size: float, max_size: float, mean_objects: float
 ) -> list[tuple[str, Patch]]:
     """Class, shape and place of the wanted objects, farthest first."""
     if rng.random() < BOXLESS_SHARE:
         return []
-    count = min(MAX_OBJECTS, 1 + int(rng.exponential(3.2)))
+    count = min(MAX_OBJECTS, 1 + int(rng.exponential(mean_objects - 1)))
     placed: list[tuple[str, Patch]] = []
     name, size, center = "", 0.0, (0.0, 0.0)
     for index in range(count):

@@ -25,6 +25,7 @@ def generate_scenes(
     seed: int = 0,
     min_object_size: float = 12.0,
     max_object_size: float | None = None,
+    mean_objects: float = 4.2,
     image_format: str = "jpg",
     overwrite: bool = False,
 ) -> Path:
@@ -47,6 +48,7 @@ def generate_scenes(
         seed: 0 or more.
         min_object_size, max_object_size: longer side of a box in pixels before clipping; the default maximum
             is 0.625 of the image's shorter side.
+        mean_objects: mean number of objects of an image that has any, before it is cut at 12; at least 1.
         image_format: `"jpg"` (quality 92) or `"png"`.
         overwrite: replace annotation files that are already there and differ.
 
@@ -67,6 +69,7 @@ def generate_scenes(
         "seed": seed,
         "min_object_size": float(min_object_size),
         "max_object_size": maximum,
+        "mean_objects": float(mean_objects),
         "image_format": image_format,
     }
     _check_parameters(parameters)
@@ -97,7 +100,12 @@ def _write_split(root: Path, path: Path, split: str, number: int, parameters: di
     for index in range(parameters[f"num_{split}"]):
         rng = np.random.default_rng([parameters["seed"], number, index])
         scene = render_scene(
-            rng, height, width, min_size=parameters["min_object_size"], max_size=parameters["max_object_size"]
+            rng,
+            height,
+            width,
+            min_size=parameters["min_object_size"],
+            max_size=parameters["max_object_size"],
+            mean_objects=parameters["mean_objects"],
         )
         file_name = f"scene_{split}_{index:06d}.{parameters['image_format']}"
         # Image ids start at 1 and differ between the splits.
@@ -148,6 +156,8 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
             f"min_object_size={low}, max_object_size={high}: must satisfy 4 <= minimum <= maximum <= "
             f"{min(size)}, the image's shorter side"
         )
+    if not 1.0 <= parameters["mean_objects"] < float("inf"):
+        raise ValueError(f"mean_objects={parameters['mean_objects']}: must be at least 1")
     if parameters["image_format"] not in ("jpg", "png"):
         raise ValueError(f"image_format={parameters['image_format']!r}: must be 'jpg' or 'png'")
 

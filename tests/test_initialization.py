@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
-from drmm_hf.stage_sparse_rcnn import XavierLinear
+from drmm_hf.layers_drmm import XavierLinear
 from model_fixtures import small_config, small_model
 
 ZERO_BIAS = ("qkv_proj", "o_proj", "objectness", "classifier", "box")

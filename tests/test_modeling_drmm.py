@@ -19,13 +19,13 @@ def test_confidence_is_class_probability_times_objectness() -> None:
 
 
 def test_boxes_and_scales_are_fractions_of_the_image_without_its_padding() -> None:
-    outputs = small_model(min_scale_ratio=0.5).eval()(**inputs())
+    outputs = small_model(min_scale_ratio=2.0).eval()(**inputs())
     extent = torch.tensor([[96.0, 64.0, 96.0, 64.0], [64.0, 48.0, 64.0, 48.0]]).unsqueeze(1)
     x1, y1, x2, y2 = (outputs.locations / extent).unbind(-1)
     expected = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
     torch.testing.assert_close(outputs.pred_boxes, expected)
     size = outputs.locations[..., 2:] - outputs.locations[..., :2]
-    floored = torch.maximum(outputs.scales, 0.5 * torch.cat((size, size), dim=-1))
+    floored = torch.maximum(outputs.scales, 2.0 * torch.cat((size, size), dim=-1))
     torch.testing.assert_close(outputs.pred_scales, floored / extent)
     assert (floored > outputs.scales).any(), "the floor is not exercised"
 

@@ -1,12 +1,12 @@
-"""Backbone and feature pyramid: an image becomes maps of equal width at ascending strides."""
+"""Backbone: an image becomes maps at ascending strides; freezing, BatchNorm modes and ImageNet weights."""
 
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoBackbone
 
 from .configuration_drmm import DrmmConfig
@@ -32,6 +32,8 @@ class DrmmBackbone(nn.Module):
         # timm's Swin gives NHWC maps and says so on the network inside its feature wrapper
         output_format = getattr(getattr(self.model, "_backbone", None), "output_fmt", "NCHW")
         self.channels_last_output = str(getattr(output_format, "value", output_format)) == "NHWC"
+        # Swin's own detection code normalises each map; its features come straight from a residual stream
+        self.output_norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels if self.channels_last_output)
         self.freeze()
 
     @property
@@ -44,7 +46,9 @@ class DrmmBackbone(nn.Module):
         if pixel_values.device.type == "cpu":  # convolutions, pooling and reading of regions are faster so
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         maps = self.model(pixel_values).feature_maps
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last_output else list(maps)
+        if self.channels_last_output:
+            return [norm(m).permute(0, 3, 1, 2) for norm, m in zip(self.output_norms, maps, strict=True)]
+        return list(maps)
 
     def freeze(self) -> None:
         """Stop the gradient of the frozen stages. `from_pretrained` re-enables it, so it is called again there."""
@@ -56,14 +60,28 @@ class DrmmBackbone(nn.Module):
                     module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "DrmmBackbone":
+        if mode and self.norm_mode == "sync":
+            self._synchronize_batch_norm()
         super().train(mode)
         if mode:
             fixed = list(self._frozen_modules())
-            if self.norm_mode != "train":
+            if self.norm_mode not in ("train", "sync"):
                 fixed += [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
             for module in fixed:
                 module.eval()
         return self
+
+    def _synchronize_batch_norm(self) -> None:
+        """Let BatchNorm see the batches of all processes. Without several GPUs it is ordinary BatchNorm.
+
+        The parameters stay the same objects, so an optimizer that has them already keeps working.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or torch.distributed.get_world_size() == 1:
+            return
+        if next(self.parameters()).device.type == "cpu":  # torch has SyncBatchNorm for accelerators only
+            return
+        self.model = convert_sync_batchnorm(self.model)
 
     def _frozen_modules(self) -> list[nn.Module]:
         """The stem and the first `frozen_stages` stages, as mmdet's `frozen_stages` counts them."""
@@ -103,26 +121,6 @@ def _modules_through(network: nn.Module, path: str) -> list[nn.Module]:
         modules += list(children.values())[: list(children).index(name)]
         network = children[name]
     return [*modules, network]
-
-
-class DrmmFeaturePyramid(nn.Module):
-    """Feature pyramid network: 1x1 laterals, nearest upsampling, 3x3 outputs; no norm, no activation.
-
-    Computes only the levels that are read.
-    """
-
-    def __init__(self, channels: list[int], hidden_size: int, levels: list[int]):
-        super().__init__()
-        self.levels = levels
-        self.finest = min(levels)
-        self.laterals = nn.ModuleList(nn.Conv2d(c, hidden_size, 1) for c in channels[self.finest :])
-        self.outputs = nn.ModuleList(nn.Conv2d(hidden_size, hidden_size, 3, padding=1) for _ in levels)
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        merged = [lateral(m) for lateral, m in zip(self.laterals, maps[self.finest :], strict=True)]
-        for i in range(len(merged) - 1, 0, -1):
-            merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
-        return [output(merged[level - self.finest]) for output, level in zip(self.outputs, self.levels, strict=True)]
 
 
 def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> None:

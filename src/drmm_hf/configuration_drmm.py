@@ -18,19 +18,25 @@ class DrmmConfig(PreTrainedConfig):
 
     Args:
         decoder (`str`, defaults to `"sparse_rcnn"`):
-            How a stage reads the image: RoIAlign and dynamic convolution (Sparse R-CNN).
+            How a stage reads the image: `"sparse_rcnn"` by RoIAlign and dynamic convolution from a feature pyramid
+            network, `"adamixer"` by 3-D sampling and adaptive mixing from a channel mapping.
         head (`str`, defaults to `"mixture"`):
-            What a stage predicts: the parameters of a mixture density.
+            What a stage predicts: `"mixture"`, the parameters of a mixture density, or `"set_prediction"`, sigmoid
+            classes and box deltas as Sparse R-CNN and AdaMixer were published.
         objective (`str`, defaults to `"nll_mcm"`):
-            `"nll_mcm"` is D-RMM (Table 2, row 5); `"nll"` the mixture likelihood alone (row 3).
+            `"nll_mcm"` is D-RMM (Table 2, row 5), `"nll"` the mixture likelihood alone (row 3), `"nll_max"` that of the
+            maximal component (Table 3, IV), `"nll_mcm_bipartite"` takes MCM's component by bipartite matching (Table
+            2, row 4), `"nll_bipartite"` is the likelihood of matched components (row 2), see `mixture.mixture_loss`.
+            `"set_prediction"` (row 1) is the loss of the head of that name: focal, L1 and GIoU of matched boxes.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             A backbone of transformers or (`model_type="timm_backbone"`) timm with a feature pyramid of ascending
             stride. Default: timm's `resnet50`, strides 4 to 32.
         backbone_kwargs (`dict`, *optional*):
             Further arguments for the constructor of the backbone, such as timm's `{"strict_img_size": False}`.
         backbone_norm (`str`, defaults to `"eval"`):
-            BatchNorm of the backbone while training: `"train"` (batch statistics), `"eval"` (fixed statistics,
-            trained affine; the released 1x configuration), `"frozen"` (both fixed).
+            BatchNorm of the backbone while training: `"train"` (batch statistics), `"sync"` (statistics of the batches
+            of all GPUs; the paper), `"eval"` (fixed statistics, trained affine; the released 1x configuration),
+            `"frozen"` (both fixed).
         frozen_stages (`int`, defaults to 1):
             Number of backbone stages that are not trained, the stem included. 0 trains all.
         pyramid_levels (`list[int]`, *optional*):
@@ -40,21 +46,26 @@ class DrmmConfig(PreTrainedConfig):
         num_stages (`int`, defaults to 6):
             Number of refinement stages.
         hidden_size, num_attention_heads, decoder_ffn_dim, dynamic_dim (`int`):
-            Widths of a stage: queries, attention heads, feed-forward layer, dynamic convolution.
+            Widths of a stage: queries, attention heads, feed-forward layer, Sparse R-CNN's dynamic convolution.
+        num_sampling_groups, num_sampling_points, num_mixing_points (`int`, default 4, 32 and 128):
+            AdaMixer's groups of channels, points that a query reads in each, and points that they are mixed to.
         num_class_layers, num_box_layers (`int`, default 1 and 3):
-            Hidden layers of the two branches of a head.
+            Hidden layers of the two branches of a head. AdaMixer's presets have 1 and 1.
         roi_size, roi_sampling_ratio (`int`, default 7 and 2):
             RoIAlign's bins and samples per bin along a side.
         roi_canonical_size (`float`, defaults to 56):
             Regions of sqrt(area) from here to twice as much, in pixels, are read from the second-finest level,
             smaller ones from the finest, and so on by octaves (released code, `finest_scale`).
         proposal_init (`str`, defaults to `"grid"`):
-            Initial proposals: `"grid"` of boxes (released D-RMM) or `"full_image"` (Sparse R-CNN).
+            Initial proposals: `"grid"` of boxes (released D-RMM) or `"full_image"` (Sparse R-CNN, AdaMixer).
+        learn_proposal_boxes (`bool`, defaults to `True`):
+            Whether the initial boxes are trained. AdaMixer's are not.
         proposal_size (`float`, defaults to 0.5):
             Side of the boxes of the grid as a fraction of the image.
         box_unit (`float`, defaults to 1.0):
             Pixels per unit of the box branch: mu = proposal + box_unit * output, gamma = box_unit * softplus(output).
-            1 is the released code. A larger unit learns faster from scratch at small image sizes.
+            1 is the released code. A larger unit learns faster from scratch at small image sizes. AdaMixer moves boxes
+            in units of their own size, so there it is the unit of gamma alone.
         density (`str`, defaults to `"cauchy"`), student_t_dof (`float`):
             Density of a box edge, see `mixture.box_log_density`.
         mcm_weight (`float`, defaults to 0.5):
@@ -71,6 +82,11 @@ class DrmmConfig(PreTrainedConfig):
             reach into the border of the image.
         top_k_ratio (`float`, *optional*):
             Fraction of the components kept after every stage (Appendix C.2), by objectness.
+        num_query_groups (`int`, defaults to 1):
+            Groups of proposals that are trained side by side and matched on their own (Group-DETR; Table 11); only
+            the first is used afterwards. Only for `set_prediction`.
+        num_target_copies (`int`, defaults to 1):
+            Copies of each ground truth in the matching (Table 10). Only for `set_prediction`.
         use_pretrained_backbone: not a field; ImageNet weights are loaded by `DrmmForObjectDetection.load_backbone`.
 
     Example:
@@ -100,12 +116,12 @@ class DrmmConfig(PreTrainedConfig):
     }
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012
 
-    decoder: Literal["sparse_rcnn"] = "sparse_rcnn"
-    head: Literal["mixture"] = "mixture"
-    objective: Literal["nll_mcm", "nll"] = "nll_mcm"
+    decoder: Literal["sparse_rcnn", "adamixer"] = "sparse_rcnn"
+    head: Literal["mixture", "set_prediction"] = "mixture"
+    objective: Literal["nll_mcm", "nll", "nll_max", "nll_mcm_bipartite", "nll_bipartite", "set_prediction"] = "nll_mcm"
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_kwargs: dict | None = None
-    backbone_norm: Literal["train", "eval", "frozen"] = "eval"
+    backbone_norm: Literal["train", "sync", "eval", "frozen"] = "eval"
     frozen_stages: int = 1
     pyramid_levels: list[int] | tuple[int, ...] | None = None
     num_proposals: int = 300
@@ -114,6 +130,9 @@ class DrmmConfig(PreTrainedConfig):
     num_attention_heads: int = 8
     decoder_ffn_dim: int = 2048
     dynamic_dim: int = 64
+    num_sampling_groups: int = 4
+    num_sampling_points: int = 32
+    num_mixing_points: int = 128
     num_class_layers: int = 1
     num_box_layers: int = 3
     roi_size: int = 7
@@ -121,6 +140,7 @@ class DrmmConfig(PreTrainedConfig):
     roi_canonical_size: float | int = 56
     proposal_init: Literal["grid", "full_image"] = "grid"
     proposal_size: float | int = 0.5
+    learn_proposal_boxes: bool = True
     box_unit: float | int = 1.0
     dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -135,6 +155,8 @@ class DrmmConfig(PreTrainedConfig):
     loss_reduction: Literal["sum", "mean"] = "sum"
     isolate_images: bool = False
     top_k_ratio: float | None = None
+    num_query_groups: int = 1
+    num_target_copies: int = 1
 
     def __post_init__(self, **kwargs):
         # The base class falls back to two labels; a detector's default is COCO's 80 classes.
@@ -174,6 +196,11 @@ class DrmmConfig(PreTrainedConfig):
             "num_attention_heads",
             "decoder_ffn_dim",
             "dynamic_dim",
+            "num_sampling_groups",
+            "num_sampling_points",
+            "num_mixing_points",
+            "num_query_groups",
+            "num_target_copies",
             "roi_size",
             "roi_sampling_ratio",
             "roi_canonical_size",
@@ -200,6 +227,32 @@ class DrmmConfig(PreTrainedConfig):
             )
         if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
             raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
+        self._validate_combination()
+
+    def _validate_combination(self) -> None:
+        """Refuse decoders, heads, objectives and options that do not go together, with the reason."""
+        if (self.head == "set_prediction") != (self.objective == "set_prediction"):
+            reason = (
+                "the mixture objectives need mixture components; set objective='set_prediction' too"
+                if self.head == "set_prediction"
+                else "a mixture has no sigmoid classes to match; set head='set_prediction' too"
+            )
+            raise ValueError(f"DrmmConfig.objective={self.objective!r} with head={self.head!r}: {reason}.")
+        if self.head == "set_prediction" and self.top_k_ratio is not None:
+            raise ValueError(
+                "DrmmConfig.top_k_ratio ranks components by objectness, which head='set_prediction' does not have."
+            )
+        for name in ("num_query_groups", "num_target_copies"):
+            if self.head == "mixture" and getattr(self, name) > 1:
+                raise ValueError(
+                    f"DrmmConfig.{name}={getattr(self, name)} gives matching more positives; under a mixture every "
+                    "component learns from every ground truth already. It is for head='set_prediction'."
+                )
+        if self.decoder == "adamixer" and (self.hidden_size % 8 or self.hidden_size % self.num_sampling_groups):
+            raise ValueError(
+                f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of 8 (its position encoding) and of "
+                f"num_sampling_groups={self.num_sampling_groups} for decoder='adamixer'."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The saved fields. `auto_map` is kept only where the code itself is saved beside it."""

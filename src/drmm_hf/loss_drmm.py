@@ -1,12 +1,13 @@
 """The training objective: labels as transformers' detectors take them, and the mixture terms of every stage."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .configuration_drmm import DrmmConfig
+from .matching import SetPrediction, set_prediction_loss
 from .mixture import MixtureParameters, mixture_loss
 
 # Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
@@ -57,20 +58,31 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
 
 
 def drmm_loss(
-    stages: Sequence[MixtureParameters], targets: Targets, config: DrmmConfig
+    stages: Sequence[MixtureParameters] | Sequence[SetPrediction],
+    targets: Targets,
+    config: DrmmConfig,
+    image_sizes: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """NLL + beta * MCM of all ground truths, summed over the stages with equal weight (Section 3.3).
+    """The configured objective over all stages, each with weight 1.
 
     Args:
-        stages: the mixture of each stage.
+        stages: what each stage predicts.
         targets: padded ground truths.
         config: the fields of the objective.
+        image_sizes: (B, 2) width and height of the un-padded images, pixels; `set_prediction` needs them.
 
     Returns:
-        The loss, and a dict with `nll_stage_i` and `mcm_stage_i` (i from 1) of every stage, unweighted, under the same
-        reduction: `loss = sum_i (nll_stage_i + mcm_weight * mcm_stage_i)`.
+        The loss, and a dict of its detached terms per stage (i from 1). For a mixture `nll_stage_i` and `mcm_stage_i`,
+        unweighted, under the same reduction: `loss = sum_i (nll_stage_i + mcm_weight * mcm_stage_i)`, with weight 0
+        for the objectives without MCM. For `set_prediction` `focal_stage_i`, `l1_stage_i` and `giou_stage_i`, weighted.
     """
-    mcm_weight = config.mcm_weight if config.objective == "nll_mcm" else 0.0
+    if config.objective == "set_prediction":
+        return _set_prediction_objective(stages, targets, config, image_sizes)
+    return _mixture_objective(stages, targets, config)
+
+
+def _mixture_objective(stages: Sequence[Any], targets: Targets, config: DrmmConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    mcm_weight = config.mcm_weight if "mcm" in config.objective else 0.0
     scale: Tensor | float = 1.0
     if config.loss_reduction == "mean":
         scale = 1.0 / targets.mask.sum().clamp(min=1)
@@ -86,11 +98,29 @@ def drmm_loss(
             likelihood_floor=config.likelihood_floor,
             class_weight=config.class_weight,
             stop_gradient=config.stop_gradient,
+            objective=config.objective,
         )
         nll, mcm = terms.nll.sum() * scale, terms.mcm.sum() * scale
         total = total + nll + mcm_weight * mcm
         loss_dict[f"nll_stage_{i}"], loss_dict[f"mcm_stage_{i}"] = nll.detach(), mcm.detach()
     return total, loss_dict
+
+
+def _set_prediction_objective(
+    stages: Sequence[Any], targets: Targets, config: DrmmConfig, image_sizes: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    if image_sizes is None:
+        raise ValueError("objective='set_prediction' needs image_sizes.")
+    num_groups = stages[0].locations.shape[1] // config.num_proposals
+    terms = set_prediction_loss(
+        stages, *targets, image_sizes, num_groups=num_groups, num_copies=config.num_target_copies
+    )
+    loss_dict = {
+        f"{name}_stage_{i}": value.detach()
+        for i, stage in enumerate(terms, start=1)
+        for name, value in stage._asdict().items()
+    }
+    return torch.stack([value for stage in terms for value in stage]).sum(), loss_dict
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

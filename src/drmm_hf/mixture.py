@@ -26,8 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .matching import assign
+
 DENSITIES = ("cauchy", "gaussian", "student_t")
 STOP_GRADIENTS = ("mixing", "location", "class")
+OBJECTIVES = ("nll_mcm", "nll", "nll_max", "nll_mcm_bipartite", "nll_bipartite")
 
 # Bounds that keep every value and gradient finite in float32; far outside of what changes a likelihood that
 # counts: 1e-15 px is below any scale the released code was run with, and a log weight of -1e6 is zero.
@@ -130,11 +133,12 @@ def mixture_loss(
     likelihood_floor: float = 1e-12,
     class_weight: float = 1.0,
     stop_gradient: Collection[str] = ("location",),
+    objective: str = "nll_mcm",
 ) -> MixtureLoss:
     """NLL (Eq. 5) and MCM (Eq. 7) of every ground truth under one stage's mixture, for a whole batch at once.
 
-    Runs in float32 (float64 for float64 input) whatever autocast says, without a host synchronisation, and is
-    finite, with finite gradients, for every finite input.
+    Runs in float32 (float64 for float64 input) whatever autocast says, without a host synchronisation (the two
+    `_bipartite` objectives excepted), and is finite, with finite gradients, for every finite input.
 
     Args:
         parameters: the stage's `MixtureParameters`, K components.
@@ -147,14 +151,21 @@ def mixture_loss(
             the loss of a ground truth that no component explains, and fades its gradient out.
         class_weight: exponent of the class probability (released code, `prob_weight`).
         stop_gradient: which factors MCM sends no gradient into: any of "mixing", "location", "class" (Table 7).
+        objective: which components the terms are about (Tables 2 and 3). "nll_max": NLL is of the maximal component
+            alone. "nll_bipartite": NLL is of the component that bipartite matching gives to the ground truth, with
+            the NLL as its cost, so this is no mixture. "nll_mcm_bipartite": MCM's numerator is the matched component
+            instead of the maximal one. "nll_mcm" and "nll" are the equations as they stand.
 
     Returns:
-        `MixtureLoss(nll, mcm)`, (B, N) each, zero where masked. An image without ground truths adds nothing.
+        `MixtureLoss(nll, mcm)`, (B, N) each, zero where masked. An image without ground truths adds nothing. Where
+        matching leaves a ground truth without a component (N > K), the term that needs one is zero.
 
     Raises:
-        ValueError: an unknown density or stop_gradient name, or shapes that do not fit together.
+        ValueError: an unknown density, objective or stop_gradient name, or shapes that do not fit together.
     """
     _check_arguments(parameters, boxes, labels, mask, density, stop_gradient)
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r} is no mixture objective; choose one of {', '.join(OBJECTIVES)}.")
     with torch.autocast(boxes.device.type, enabled=False):
         locations, scales, class_logits, objectness_logits = map(_at_least_float32, parameters[:4])
         if mask is None:
@@ -172,15 +183,24 @@ def mixture_loss(
         num_boxes = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # released code: pi is multiplied by N
         log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + num_boxes.log()).unsqueeze(1)
 
-        nll = -_log_with_floor((log_mixing + log_location + log_class).logsumexp(dim=-1), likelihood_floor)
+        log_joint = log_mixing + log_location + log_class
+        matched = assign(-log_joint, mask) if objective.endswith("_bipartite") else None
+        log_likelihood = log_joint.logsumexp(dim=-1)
+        if objective == "nll_max":
+            log_likelihood = log_joint.max(dim=-1).values
+        elif objective == "nll_bipartite":
+            log_likelihood = _at(log_joint, matched)
+        nll = -_log_with_floor(log_likelihood, likelihood_floor)
 
         factors = zip(STOP_GRADIENTS, (log_mixing, log_location, log_class), strict=True)
         mixing, location, class_ = (t.detach() if name in stop_gradient else t for name, t in factors)
         log_joint = mixing + location + class_
         log_evidence = _log_with_floor(log_joint.logsumexp(dim=-1), likelihood_floor)
-        log_share = log_joint.max(dim=-1).values - log_evidence
-        mcm = -_log_with_floor(log_share, likelihood_floor)
-        return MixtureLoss(torch.where(mask, nll, 0), torch.where(mask, mcm, 0))
+        owner = _at(log_joint, matched) if objective == "nll_mcm_bipartite" else log_joint.max(dim=-1).values
+        mcm = -_log_with_floor(owner - log_evidence, likelihood_floor)
+        has_owner = mask if matched is None else matched >= 0
+        explained = has_owner if objective == "nll_bipartite" else mask
+        return MixtureLoss(torch.where(explained, nll, 0), torch.where(has_owner, mcm, 0))
 
 
 def log_confidence(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
@@ -219,6 +239,12 @@ def _log_class_probability(class_logits: Tensor, labels: Tensor) -> Tensor:
     log_probs = class_logits.log_softmax(dim=-1).clamp(min=_MIN_LOG_WEIGHT).transpose(1, 2)
     index = labels.unsqueeze(-1).expand(-1, -1, log_probs.shape[-1])
     return log_probs.gather(1, index)
+
+
+def _at(log_joint: Tensor, component: Tensor | None) -> Tensor:
+    """(B, N, K) at the component (B, N) of each ground truth; an arbitrary one where that is -1."""
+    assert component is not None  # only called where there was a matching
+    return log_joint.gather(-1, component.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 
 
 def _log_with_floor(log_value: Tensor, floor: float) -> Tensor:

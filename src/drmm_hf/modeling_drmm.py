@@ -10,18 +10,23 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_drmm import (
-    DrmmBackbone,
-    DrmmFeaturePyramid,
-    check_input_shapes,
-    load_imagenet_weights,
-    valid_sizes,
-)
+from .backbone_drmm import DrmmBackbone, check_input_shapes, load_imagenet_weights, valid_sizes
+from .boxes_drmm import box_coding
 from .canvas_drmm import run_on_own_canvas
 from .configuration_drmm import DrmmConfig
+from .heads_drmm import DrmmMixtureHead, DrmmSetPredictionHead
+from .layers_drmm import DrmmSelfAttention, DrmmStage, XavierLinear
 from .loss_drmm import drmm_loss, pad_targets
+from .matching import SetPrediction
 from .mixture import MixtureParameters, confidence_logits, effective_scales, log_mixing_coefficients
-from .stage_sparse_rcnn import DrmmMixtureHead, DrmmSelfAttention, SparseRcnnStage, XavierLinear
+from .proposals_drmm import DrmmProposals
+from .pyramid_drmm import DrmmChannelMapping, DrmmFeaturePyramid
+from .stage_adamixer import AdaMixerStage, IntersectionBias
+from .stage_sparse_rcnn import SparseRcnnStage
+
+_STAGES = {"sparse_rcnn": SparseRcnnStage, "adamixer": AdaMixerStage}
+_PYRAMIDS = {"sparse_rcnn": DrmmFeaturePyramid, "adamixer": DrmmChannelMapping}
+_HEADS = {"mixture": DrmmMixtureHead, "set_prediction": DrmmSetPredictionHead}
 
 
 @dataclass
@@ -33,7 +38,8 @@ class DrmmModelOutput(ModelOutput):
         locations, scales: (B, K, 4) mu (xyxy) and gamma of the last stage, pixels of the network input.
         class_logits: (B, K, C).
         objectness_logits: (B, K).
-        stages: every stage's `MixtureParameters`, first to last.
+        stages: every stage's `MixtureParameters`, first to last; with `head="set_prediction"` `SetPrediction`s, and
+            neither scales nor objectness_logits.
         image_sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
         hidden_states: queries before the first and after every stage, (B, K, D) each, on request.
         attentions: self-attention weights of every stage, (B, heads, K, K), on request.
@@ -44,7 +50,7 @@ class DrmmModelOutput(ModelOutput):
     scales: Tensor | None = None
     class_logits: Tensor | None = None
     objectness_logits: Tensor | None = None
-    stages: tuple[MixtureParameters, ...] | None = None
+    stages: tuple[MixtureParameters | SetPrediction, ...] | None = None
     image_sizes: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
@@ -53,6 +59,9 @@ class DrmmModelOutput(ModelOutput):
 @dataclass
 class DrmmObjectDetectionOutput(ModelOutput):
     """Output of [`DrmmForObjectDetection`]. All of the last stage unless said otherwise.
+
+    With `head="set_prediction"` there are no objectness_logits, class_log_probs, scales and pred_scales, and
+    `sigmoid(logits)` is the baseline's own score.
 
     Attributes:
         loss: the objective, when labels are given.
@@ -85,35 +94,6 @@ class DrmmObjectDetectionOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class DrmmProposals(nn.Module):
-    """The learned start of every image: K boxes and K query vectors."""
-
-    def __init__(self, config: DrmmConfig):
-        super().__init__()
-        self.kind, self.size = config.proposal_init, float(config.proposal_size)
-        # (K, 4) center x, center y, width, height as fractions of the un-padded image
-        self.boxes = nn.Parameter(torch.empty(config.num_proposals, 4))
-        self.features = nn.Parameter(torch.empty(config.num_proposals, config.hidden_size))
-
-    def forward(self, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 2) widths and heights in pixels to boxes (B, K, 4) xyxy in pixels and features (B, K, D)."""
-        center, half = self.boxes[:, :2], self.boxes[:, 2:] / 2
-        corners = torch.cat((center - half, center + half), dim=-1).float()
-        boxes = corners * torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)
-        return boxes, self.features.unsqueeze(0).expand(len(image_sizes), -1, -1)
-
-    def initial_boxes(self) -> Tensor:
-        """(K, 4) cxcywh: all the full image, or a row-major grid of about 4:3 (20 x 15 for 300, as released)."""
-        num = self.boxes.shape[0]
-        if self.kind == "full_image":
-            return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num, 1)
-        columns = round((num * 4 / 3) ** 0.5)
-        rows = -(-num // columns)
-        index = torch.arange(num)
-        x, y = (index % columns + 0.5) / columns, (index // columns + 0.5) / rows
-        return torch.stack((x, y, torch.full_like(x, self.size), torch.full_like(x, self.size)), dim=-1)
-
-
 class DrmmPreTrainedModel(PreTrainedModel):
     """Weight initialisation, loading and the settings that transformers asks of a model."""
 
@@ -123,14 +103,14 @@ class DrmmPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SparseRcnnStage", "DrmmBackbone"]  # noqa: RUF012
+    _no_split_modules = ["SparseRcnnStage", "AdaMixerStage", "DrmmBackbone"]  # noqa: RUF012
     _supports_sdpa = True
-    _can_record_outputs = {"hidden_states": SparseRcnnStage, "attentions": DrmmSelfAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": DrmmStage, "attentions": DrmmSelfAttention}  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         # Leaves only: for a class outside transformers this is not called on modules without own parameters.
-        if isinstance(module, XavierLinear):
+        if isinstance(module, (XavierLinear, IntersectionBias)):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d):  # the pyramid's; the backbone initialises itself
             init.xavier_uniform_(module.weight)
@@ -170,10 +150,11 @@ class DrmmModel(DrmmPreTrainedModel):
                 f"DrmmConfig.pyramid_levels={levels}: the backbone gives levels 0..{len(channels) - 1}; "
                 "give some of them in ascending order."
             )
-        self.pyramid = DrmmFeaturePyramid(channels, config.hidden_size, levels)
+        self.pyramid = _PYRAMIDS[config.decoder](channels, config.hidden_size, levels)
         self.proposals = DrmmProposals(config)
-        self.stages = nn.ModuleList(SparseRcnnStage(config) for _ in range(config.num_stages))
-        self.heads = nn.ModuleList(DrmmMixtureHead(config) for _ in range(config.num_stages))
+        self.stages = nn.ModuleList(_STAGES[config.decoder](config) for _ in range(config.num_stages))
+        self.heads = nn.ModuleList(_HEADS[config.head](config) for _ in range(config.num_stages))
+        self.coding = box_coding(config)
         self.post_init()
 
     @merge_with_config_defaults
@@ -189,34 +170,37 @@ class DrmmModel(DrmmPreTrainedModel):
         features = self.pyramid(self.backbone(pixel_values))
         strides = [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
         boxes, query_states = self.proposals(sizes)
-        stages = []
+        num_groups = query_states.shape[1] // self.config.num_proposals
+        regions = self.coding.encode(boxes)
+        stages: list[MixtureParameters | SetPrediction] = []
         for stage, head in zip(self.stages, self.heads, strict=True):
-            query_states = stage(query_states, boxes.detach(), features, strides, **kwargs)
-            # The first stage adds to the learned proposals with gradient, every other to a detached location.
-            parameters = head(query_states, boxes)
-            parameters, query_states = self._keep_top_components(parameters, query_states)
-            stages.append(parameters)
-            boxes = parameters.locations.detach()
+            query_states = stage(query_states, regions.detach(), features, strides, num_groups, **kwargs)
+            # The first stage moves the learned proposals with gradient, every other detached regions.
+            prediction, regions = head(query_states, regions)
+            if isinstance(prediction, MixtureParameters):
+                prediction, regions, query_states = self._keep_top_components(prediction, regions, query_states)
+            stages.append(prediction)
+            regions = regions.detach()
         last = stages[-1]
         return DrmmModelOutput(
             last_hidden_state=query_states,
             locations=last.locations,
-            scales=last.scales,
+            scales=getattr(last, "scales", None),
             class_logits=last.class_logits,
-            objectness_logits=last.objectness_logits,
+            objectness_logits=getattr(last, "objectness_logits", None),
             stages=tuple(stages),
             image_sizes=sizes,
         )
 
     def _keep_top_components(
-        self, parameters: MixtureParameters, query_states: Tensor
-    ) -> tuple[MixtureParameters, Tensor]:
+        self, parameters: MixtureParameters, regions: Tensor, query_states: Tensor
+    ) -> tuple[MixtureParameters, Tensor, Tensor]:
         """Keep the fraction `top_k_ratio` of highest objectness, sorted (Appendix C.2); log pi as it was before."""
         objectness = parameters.objectness_logits
         log_mixing = log_mixing_coefficients(objectness.float())
         parameters = parameters._replace(log_mixing=log_mixing)
         if self.config.top_k_ratio is None:
-            return parameters, query_states
+            return parameters, regions, query_states
         num_kept = max(1, int(objectness.shape[1] * self.config.top_k_ratio))
         index = objectness.topk(num_kept, dim=-1).indices
 
@@ -227,7 +211,7 @@ class DrmmModel(DrmmPreTrainedModel):
 
         locations, scales, class_logits = (keep(t) for t in parameters[:3])
         kept = MixtureParameters(locations, scales, class_logits, keep(objectness), keep(log_mixing))
-        return kept, keep(query_states)
+        return kept, keep(regions), keep(query_states)
 
 
 class DrmmForObjectDetection(DrmmPreTrainedModel):
@@ -277,7 +261,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         loss = loss_dict = None
         if labels is not None:
             targets = pad_targets(labels, image_sizes, len(self.config.id2label or {}))
-            loss, loss_dict = self.loss_function(stages, targets, self.config)
+            loss, loss_dict = self.loss_function(stages, targets, self.config, image_sizes)
         described = self._describe(stages[-1], image_sizes)
         auxiliary = None
         if output_stages:
@@ -292,18 +276,24 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             **described,
         )
 
-    def _describe(self, parameters: MixtureParameters, image_sizes: Tensor) -> dict[str, Tensor]:
-        """The public fields of one stage."""
-        locations = parameters.locations
-        extent = torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)
-        x1y1, x2y2 = (locations / extent).chunk(2, dim=-1)
-        scales = effective_scales(locations, parameters.scales, self.config.min_scale_ratio)
+    def _describe(self, stage: MixtureParameters | SetPrediction, image_sizes: Tensor) -> dict[str, Tensor]:
+        """The public fields of one stage; of the first query group if there are several."""
+        if isinstance(stage, SetPrediction):
+            locations, logits = (t[:, : self.config.num_proposals] for t in stage)
+            return {"logits": logits, "locations": locations, "pred_boxes": _fractions(locations, image_sizes)}
+        scales = effective_scales(stage.locations, stage.scales, self.config.min_scale_ratio)
         return {
-            "logits": confidence_logits(parameters.class_logits, parameters.objectness_logits),
-            "pred_boxes": torch.cat(((x1y1 + x2y2) / 2, x2y2 - x1y1), dim=-1),
-            "pred_scales": scales / extent,
-            "objectness_logits": parameters.objectness_logits,
-            "class_log_probs": parameters.class_logits.float().log_softmax(dim=-1),
-            "locations": locations,
-            "scales": parameters.scales,
+            "logits": confidence_logits(stage.class_logits, stage.objectness_logits),
+            "pred_boxes": _fractions(stage.locations, image_sizes),
+            "pred_scales": scales / torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1),
+            "objectness_logits": stage.objectness_logits,
+            "class_log_probs": stage.class_logits.float().log_softmax(dim=-1),
+            "locations": stage.locations,
+            "scales": stage.scales,
         }
+
+
+def _fractions(locations: Tensor, image_sizes: Tensor) -> Tensor:
+    """(B, K, 4) xyxy pixels to center x, center y, width, height as fractions of the un-padded image."""
+    x1y1, x2y2 = (locations / torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)).chunk(2, dim=-1)
+    return torch.cat(((x1y1 + x2y2) / 2, x2y2 - x1y1), dim=-1)

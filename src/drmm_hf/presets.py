@@ -4,36 +4,70 @@ import copy
 import difflib
 from typing import Any
 
-_TIMM_RESNET = {"model_type": "timm_backbone", "out_indices": [1, 2, 3, 4]}
+_PYRAMID = {"model_type": "timm_backbone", "out_indices": [1, 2, 3, 4]}
+_BACKBONES: dict[str, dict[str, Any]] = {
+    "r50": {"backbone_config": {**_PYRAMID, "backbone": "resnet50"}},
+    "r101": {"backbone_config": {**_PYRAMID, "backbone": "resnet101"}},
+    # strict_img_size: Swin takes images of any size; nothing of it is frozen, and it has no BatchNorm
+    "swin-t": {
+        "backbone_config": {**_PYRAMID, "backbone": "swin_tiny_patch4_window7_224", "out_indices": [0, 1, 2, 3]},
+        "backbone_kwargs": {"strict_img_size": False},
+        "frozen_stages": 0,
+    },
+}
+_BASELINE: dict[str, Any] = {"head": "set_prediction", "objective": "set_prediction", "proposal_init": "full_image"}
+_ADAMIXER: dict[str, Any] = {"decoder": "adamixer", "num_box_layers": 1}
+_DECODERS: dict[str, dict[str, Any]] = {
+    "drmm-sparse-rcnn": {"backbone_norm": "sync"},
+    "drmm-adamixer": {**_ADAMIXER, "backbone_norm": "sync"},
+    "sparse-rcnn": _BASELINE,
+    "adamixer": {**_ADAMIXER, **_BASELINE, "learn_proposal_boxes": False},
+}
+
+# Small widths that learn from scratch on a laptop CPU, for quick starts and small data sets.
+_TINY: dict[str, Any] = {
+    "backbone_config": {**_PYRAMID, "backbone": "resnet10t"},
+    "backbone_kwargs": {"channels": [32, 64, 96, 128], "stem_width": 8},
+    "backbone_norm": "train",
+    "frozen_stages": 0,
+    "num_proposals": 64,
+    "num_stages": 3,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "decoder_ffn_dim": 256,
+    "proposal_size": 0.25,
+    "isolate_images": True,
+    "loss_reduction": "mean",
+}
+_TINY_DECODERS: dict[str, dict[str, Any]] = {
+    "drmm-sparse-rcnn": {"pyramid_levels": [1], "dynamic_dim": 16, "box_unit": 10.0},
+    "drmm-adamixer": {**_ADAMIXER, "num_sampling_points": 16, "num_mixing_points": 32, "box_unit": 10.0},
+    "sparse-rcnn": {**_BASELINE, "pyramid_levels": [1], "dynamic_dim": 16, "proposal_init": "grid"},
+    "adamixer": {
+        **_ADAMIXER,
+        **_BASELINE,
+        "num_sampling_points": 16,
+        "num_mixing_points": 32,
+        "proposal_init": "grid",
+    },
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Paper Table 1, row 2; the released configuration of the 47.0 AP model apart from its synchronised BatchNorm.
-    "drmm-sparse-rcnn-r50": {
-        "backbone_config": {**_TIMM_RESNET, "backbone": "resnet50"},
+    # The paper's six (Table 1 and 6) and their baselines.
+    **{f"{d}-{b}": {**backbone, **decoder} for d, decoder in _DECODERS.items() for b, backbone in _BACKBONES.items()},
+    # Appendix C.2: many proposals, of which each stage keeps 70%.
+    "drmm-sparse-rcnn-r50-2000": {
+        **_BACKBONES["r50"],
+        **_DECODERS["drmm-sparse-rcnn"],
+        "num_proposals": 2000,
+        "top_k_ratio": 0.7,
     },
-    # A small model that learns from scratch on a laptop CPU, for quick starts and small data sets.
-    "drmm-sparse-rcnn-tiny": {
-        "backbone_config": {**_TIMM_RESNET, "backbone": "resnet10t"},
-        "backbone_kwargs": {"channels": [32, 64, 96, 128], "stem_width": 8},
-        "backbone_norm": "train",
-        "frozen_stages": 0,
-        "pyramid_levels": [1],
-        "num_proposals": 64,
-        "num_stages": 3,
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "decoder_ffn_dim": 256,
-        "dynamic_dim": 16,
-        "proposal_size": 0.25,
-        "box_unit": 10.0,
-        "isolate_images": True,
-        "loss_reduction": "mean",
-    },
+    **{f"{name}-tiny": {**_TINY, **decoder} for name, decoder in _TINY_DECODERS.items()},
 }
 
 # Network input of a preset, where it is not the image processor's default of 800 by 1333 pixels.
 PROCESSOR_PRESETS: dict[str, dict[str, Any]] = {
-    "drmm-sparse-rcnn-tiny": {"size": {"shortest_edge": 288, "longest_edge": 384}},
+    f"{name}-tiny": {"size": {"shortest_edge": 288, "longest_edge": 384}} for name in _TINY_DECODERS
 }
 
 

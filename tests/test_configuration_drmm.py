@@ -26,7 +26,7 @@ def test_defaults_are_the_paper_on_resnet50_with_cocos_classes():
     backbone = config.backbone_config
     assert (backbone.model_type, backbone.backbone, list(backbone.out_indices)) == (
         "timm_backbone",
-        "resnet50",
+        "resnet50.tv_in1k",
         [1, 2, 3, 4],
     )
 

@@ -30,7 +30,7 @@ class DrmmConfig(PreTrainedConfig):
             `"set_prediction"` (row 1) is the loss of the head of that name: focal, L1 and GIoU of matched boxes.
         backbone_config (`dict` or `PreTrainedConfig`, *optional*):
             A backbone of transformers or (`model_type="timm_backbone"`) timm with a feature pyramid of ascending
-            stride. Default: timm's `resnet50`, strides 4 to 32.
+            stride. Default: timm's `resnet50.tv_in1k` (torchvision's first weights, as the paper), strides 4 to 32.
         backbone_kwargs (`dict`, *optional*):
             Further arguments for the constructor of the backbone, such as timm's `{"strict_img_size": False}`.
         backbone_norm (`str`, defaults to `"eval"`):
@@ -174,7 +174,7 @@ class DrmmConfig(PreTrainedConfig):
             )
         backbone = self.backbone_config
         if backbone is None:
-            backbone = {"model_type": "timm_backbone", "backbone": "resnet50", "out_indices": [1, 2, 3, 4]}
+            backbone = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
         if isinstance(backbone, dict):
             self.backbone_config = CONFIG_MAPPING[backbone["model_type"]].from_dict(backbone)
         super().__post_init__(**kwargs)

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from .boxes_drmm import box_coding
 from .configuration_drmm import DrmmConfig
 from .layers_drmm import XavierLinear
-from .mixture import MixtureParameters
 from .matching import SetPrediction
+from .mixture import MixtureParameters
 
 _PRIOR_BIAS = -math.log((1 - 0.01) / 0.01)
 

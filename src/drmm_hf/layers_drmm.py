@@ -1,4 +1,4 @@
-"""What the stages of both decoders share: linear layers with the released initial values, attention, the stage frame."""
+"""What the stages of both decoders share: linear layers with the released initial values, attention, the frame."""
 
 import math
 from collections.abc import Sequence

@@ -6,11 +6,15 @@ from typing import Any
 
 _PYRAMID = {"model_type": "timm_backbone", "out_indices": [1, 2, 3, 4]}
 _BACKBONES: dict[str, dict[str, Any]] = {
-    "r50": {"backbone_config": {**_PYRAMID, "backbone": "resnet50"}},
-    "r101": {"backbone_config": {**_PYRAMID, "backbone": "resnet101"}},
+    "r50": {"backbone_config": {**_PYRAMID, "backbone": "resnet50.tv_in1k"}},
+    "r101": {"backbone_config": {**_PYRAMID, "backbone": "resnet101.tv_in1k"}},
     # strict_img_size: Swin takes images of any size; nothing of it is frozen, and it has no BatchNorm
     "swin-t": {
-        "backbone_config": {**_PYRAMID, "backbone": "swin_tiny_patch4_window7_224", "out_indices": [0, 1, 2, 3]},
+        "backbone_config": {
+            **_PYRAMID,
+            "backbone": "swin_tiny_patch4_window7_224.ms_in1k",
+            "out_indices": [0, 1, 2, 3],
+        },
         "backbone_kwargs": {"strict_img_size": False},
         "frozen_stages": 0,
     },
@@ -39,17 +43,12 @@ _TINY: dict[str, Any] = {
     "isolate_images": True,
     "loss_reduction": "mean",
 }
+_FEW_POINTS = {"num_sampling_points": 16, "num_mixing_points": 32}
 _TINY_DECODERS: dict[str, dict[str, Any]] = {
-    "drmm-sparse-rcnn": {"pyramid_levels": [1], "dynamic_dim": 16, "box_unit": 10.0},
-    "drmm-adamixer": {**_ADAMIXER, "num_sampling_points": 16, "num_mixing_points": 32, "box_unit": 10.0},
+    "drmm-sparse-rcnn": {"pyramid_levels": [1], "dynamic_dim": 16, "box_unit": 10.0, "mcm_weight": 1.0},
+    "drmm-adamixer": {**_ADAMIXER, **_FEW_POINTS, "box_unit": 10.0, "mcm_weight": 1.0},
     "sparse-rcnn": {**_BASELINE, "pyramid_levels": [1], "dynamic_dim": 16, "proposal_init": "grid"},
-    "adamixer": {
-        **_ADAMIXER,
-        **_BASELINE,
-        "num_sampling_points": 16,
-        "num_mixing_points": 32,
-        "proposal_init": "grid",
-    },
+    "adamixer": {**_ADAMIXER, **_BASELINE, **_FEW_POINTS, "proposal_init": "grid"},
 }
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""From a backbone's maps to maps of equal width: the feature pyramid of Sparse R-CNN, the channel mapping of AdaMixer."""
+"""Maps of a backbone to maps of equal width: Sparse R-CNN's feature pyramid, AdaMixer's channel mapping."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

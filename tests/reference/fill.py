@@ -17,7 +17,7 @@ def generator(name: str) -> np.random.Generator:
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Value of the released parameter or buffer `name` of a D-RMM model."""
+    """Value of the released parameter or buffer `name` of D-RMM, Sparse R-CNN or AdaMixer."""
     noise = generator(name).standard_normal(shape)
     base = noise / math.sqrt(math.prod(shape[1:]))
     if name.endswith("running_mean"):
@@ -27,12 +27,20 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     elif name.endswith("init_proposal_bboxes.weight"):
         center, size = noise[:, :2], 1.5 * noise[:, 2:]
         value = np.concatenate([0.1 + 0.8 / (1 + np.exp(-center)), 0.06 + 0.85 / (1 + np.exp(-size))], axis=1)
-    elif name.endswith("init_proposal_features.weight"):
+    elif name.endswith(("init_proposal_features.weight", "init_content_features.weight")):
         value = noise
+    elif name.endswith("iof_tau"):
+        value = 4 / (1 + np.exp(-noise))
+    elif name.endswith("sampling_offset_generator.0.weight"):
+        value = 0.3 * base
+    elif name.endswith("sampling_offset_generator.0.bias"):
+        value = 0.3 * noise - np.where(np.arange(shape[0]) % 3 == 2, 3.0, 0.0)
     elif name.endswith("fc_cls.weight"):
-        value = 3 * base
+        value = (3.0 if shape[0] == 81 else 1.5) * base  # 81 rows: D-RMM, objectness first
+    elif name.endswith("fc_cls.bias") and shape[0] == 80:
+        value = -3 + 0.3 * noise
     elif name.endswith("fc_reg.weight"):
-        value = 8 * base
+        value = (8.0 if shape[0] == 8 else 0.3) * base  # 8 rows: D-RMM, scales last
     elif name.endswith("weight") and len(shape) == 1:
         value = 1 + 0.1 * noise
     elif name.endswith("bias"):
@@ -40,11 +48,3 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         value = base
     return np.ascontiguousarray(value.astype(np.float32))
-
-
-def image(name: str, height: int, width: int) -> np.ndarray:
-    """(3, height, width) normalized pixels: blocks of 16 with noise."""
-    rng = generator(f"image:{name}")
-    blocks = rng.standard_normal((3, -(-height // 16), -(-width // 16)))
-    blocks = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
-    return (0.8 * blocks + 0.5 * rng.standard_normal((3, height, width))).astype(np.float32)

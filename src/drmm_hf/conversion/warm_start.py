@@ -26,8 +26,8 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     source, _ = load_checkpoint(checkpoint)
     if source.config.decoder != model.config.decoder:
         raise ValueError(
-            f"{checkpoint} has decoder={source.config.decoder!r}, the model to train {model.config.decoder!r}; choose a "
-            "preset of the same decoder."
+            f"{checkpoint} has decoder={source.config.decoder!r}, the model to train {model.config.decoder!r}; choose "
+            "a preset of the same decoder."
         )
     target, weights = model.state_dict(), source.state_dict()
     kept = [name for name in target if name.startswith("model.heads.") and name.split(".")[3] in _OUTPUT_LAYERS]
@@ -37,9 +37,9 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     if missing or misfits:
         examples = ", ".join((missing + misfits)[:3])
         raise ValueError(
-            f"{checkpoint} does not fit the model to train: {len(missing)} tensors missing and {len(misfits)} of another "
-            f"shape, such as {examples}. Choose the preset of the same backbone, widths and number of stages and "
-            "proposals."
+            f"{checkpoint} does not fit the model to train: {len(missing)} tensors missing and {len(misfits)} of "
+            f"another shape, such as {examples}. Choose the preset of the same backbone, widths and numbers of stages "
+            "and proposals."
         )
     for name in wanted:
         target[name].copy_(weights[name])

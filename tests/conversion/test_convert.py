@@ -1,0 +1,290 @@
+"""Released checkpoints to ours and back, on small models written under the released names."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import pipeline
+
+from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
+from drmm_hf.conversion import convert_checkpoint, released_state_dict, warm_start
+from drmm_hf.conversion.cli import main
+from drmm_hf.conversion.verify import reference_input, verify_golden
+from drmm_hf.presets import PRESETS
+
+TINY = ("drmm-sparse-rcnn-tiny", "drmm-adamixer-tiny", "sparse-rcnn-tiny", "adamixer-tiny")
+NAMES = {0: "disc", 1: "ring", 2: "star"}
+
+
+def tiny(preset: str, **overrides) -> DrmmForObjectDetection:
+    torch.manual_seed(0)
+    fields = {"id2label": NAMES, "num_stages": 2, "num_proposals": 10, **overrides}
+    return DrmmForObjectDetection(DrmmConfig.from_preset(preset, **fields))
+
+
+def write(path: Path, model: DrmmForObjectDetection, **changes) -> Path:
+    """A checkpoint as mmdet writes it."""
+    state = {f"module.{key}": value for key, value in released_state_dict(model).items()}
+    content = {"meta": {"CLASSES": tuple(NAMES.values()), "epoch": 36}, "state_dict": state, "optimizer": {"state": {}}}
+    torch.save({**content, **changes}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("released")
+    return {preset: write(folder / f"{preset}.pth", tiny(preset)) for preset in TINY}
+
+
+@pytest.mark.parametrize("preset", TINY)
+def test_a_released_file_gives_the_same_weights_classes_and_sizes(checkpoints, preset) -> None:
+    converted = convert_checkpoint(checkpoints[preset], preset)
+    expected = tiny(preset)
+    assert converted.model.config.id2label == NAMES
+    assert (converted.model.config.num_stages, converted.model.config.num_proposals) == (2, 10)
+    state = converted.model.state_dict()
+    assert set(state) == set(expected.state_dict())
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    assert converted.report.used == len(released_state_dict(expected))
+
+
+def test_the_released_names_of_one_stage_are_mmdets() -> None:
+    """Spot checks written down from the released keys; the full set is compared in test_reference_r50."""
+    drmm, adamixer = (set(released_state_dict(tiny(p))) for p in ("drmm-sparse-rcnn-tiny", "adamixer-tiny"))
+    assert {
+        "backbone.layer1.0.conv1.weight",
+        "neck.lateral_convs.0.conv.weight",
+        "rpn_head.init_proposal_features.weight",
+        "roi_head.bbox_head.1.instance_interactive_conv.fc_layer.weight",
+        "roi_head.bbox_head.0.attention.attn.in_proj_weight",
+        "roi_head.bbox_head.0.reg_fcs.7.bias",
+        "roi_head.bbox_head.1.fc_cls.bias",
+    } <= drmm
+    assert {
+        "neck.gn_out.weight",
+        "rpn_head.init_content_features.weight",
+        "roi_head.bbox_head.0.iof_tau",
+        "roi_head.bbox_head.1.sampling_n_mixing.adaptive_mixing.parameter_generator.0.bias",
+    } <= adamixer
+
+
+def test_objectness_is_the_first_row(checkpoints) -> None:
+    released = torch.load(checkpoints["drmm-sparse-rcnn-tiny"], weights_only=True)["state_dict"]
+    head = convert_checkpoint(checkpoints["drmm-sparse-rcnn-tiny"], "drmm-sparse-rcnn-tiny").model.model.heads[0]
+    matrix = released["module.roi_head.bbox_head.0.fc_cls.weight"]
+    assert torch.equal(head.objectness.weight, matrix[:1])
+    assert torch.equal(head.classifier.weight, matrix[1:])
+
+
+def test_bare_state_dicts_and_safetensors_are_read(tmp_path) -> None:
+    preset = "sparse-rcnn-tiny"
+    state = {key: value.contiguous() for key, value in released_state_dict(tiny(preset)).items()}
+    torch.save(state, tmp_path / "bare.pth")
+    save_file(state, tmp_path / "weights.safetensors")
+    for name in ("bare.pth", "weights.safetensors"):
+        converted = convert_checkpoint(tmp_path / name, preset)
+        assert converted.model.config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
+
+
+def test_eighty_classes_without_names_are_cocos(tmp_path) -> None:
+    model = tiny("sparse-rcnn-tiny", id2label={i: str(i) for i in range(80)})
+    torch.save(released_state_dict(model), tmp_path / "coco.pth")
+    names = convert_checkpoint(tmp_path / "coco.pth", "sparse-rcnn-tiny").model.config.id2label
+    assert (names[0], names[11], names[79]) == ("person", "stop sign", "toothbrush")
+
+
+def test_counters_that_old_files_lack_are_added(tmp_path) -> None:
+    state = released_state_dict(tiny("sparse-rcnn-tiny"))
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    report = convert_checkpoint(tmp_path / "old.pth", "sparse-rcnn-tiny").report
+    assert report.added
+    assert all(key.endswith("num_batches_tracked") for key in report.added)
+
+
+class TestMovingAverage:
+    def test_mmcvs_buffers_are_left_out_or_taken(self, tmp_path) -> None:
+        model = tiny("sparse-rcnn-tiny")
+        state = released_state_dict(model)
+        average = {
+            "ema_" + key.replace(".", "_"): value + 1 for key, value in state.items() if value.is_floating_point()
+        }
+        torch.save({"state_dict": {**state, **average}}, tmp_path / "ema.pth")
+        raw = convert_checkpoint(tmp_path / "ema.pth", "sparse-rcnn-tiny")
+        assert len(raw.report.skipped) == len(average)
+        assert torch.equal(raw.model.model.proposals.features, model.model.proposals.features)
+        ema = convert_checkpoint(tmp_path / "ema.pth", "sparse-rcnn-tiny", weights="ema")
+        assert torch.equal(ema.model.model.proposals.features, model.model.proposals.features + 1)
+
+    def test_a_state_dict_of_its_own_is_taken(self, tmp_path) -> None:
+        model = tiny("sparse-rcnn-tiny")
+        state = released_state_dict(model)
+        average = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+        torch.save({"state_dict": state, "ema_state_dict": average}, tmp_path / "two.pth")
+        ema = convert_checkpoint(tmp_path / "two.pth", "sparse-rcnn-tiny", weights="ema")
+        assert torch.equal(ema.model.model.proposals.features, model.model.proposals.features + 1)
+
+    def test_none_there_is_an_error(self, checkpoints) -> None:
+        with pytest.raises(ValueError, match="holds no moving average; use weights='raw'"):
+            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "sparse-rcnn-tiny", weights="ema")
+
+
+class TestRefusals:
+    def test_another_head(self, checkpoints) -> None:
+        with pytest.raises(
+            ValueError, match=r"holds a Sparse R-CNN \(set prediction\), but .* Presets of its kind: .*tiny"
+        ):
+            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "drmm-sparse-rcnn-tiny")
+
+    def test_another_decoder(self, checkpoints) -> None:
+        with pytest.raises(ValueError, match="holds a D-RMM on AdaMixer, but the preset 'drmm-sparse-rcnn-tiny'"):
+            convert_checkpoint(checkpoints["drmm-adamixer-tiny"], "drmm-sparse-rcnn-tiny")
+
+    def test_another_depth(self, checkpoints, monkeypatch) -> None:
+        deeper = {**PRESETS["sparse-rcnn-tiny"], "backbone_kwargs": {"layers": [1, 1, 2, 1], "stem_width": 8}}
+        monkeypatch.setitem(
+            PRESETS, "deeper", {**deeper, "backbone_config": PRESETS["sparse-rcnn-r50"]["backbone_config"]}
+        )
+        with pytest.raises(
+            ValueError, match=r"another backbone or depth.*\d+ keys missing: .*, \.\.\.\. \d+ tensors of"
+        ):
+            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "deeper")
+
+    def test_keys_missing_or_left_over_are_listed_up_to_ten(self, tmp_path) -> None:
+        state = released_state_dict(tiny("sparse-rcnn-tiny"))
+        del state["neck.lateral_convs.0.conv.bias"]
+        state |= {f"mask_head.{i}": torch.zeros(1) for i in range(12)}
+        torch.save(state, tmp_path / "odd.pth")
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  (the whole message is looked at)
+            convert_checkpoint(tmp_path / "odd.pth", "sparse-rcnn-tiny")
+        message = str(caught.value)
+        assert "1 keys missing: neck.lateral_convs.0.conv.bias" in message
+        assert "12 unexpected keys: mask_head.0" in message
+        assert message.count("mask_head") == 10
+
+    def test_a_pickle_with_code_is_not_run(self, tmp_path) -> None:
+        class Harmful:
+            def __reduce__(self):
+                return (Path(tmp_path / "ran").touch, ())
+
+        torch.save(
+            {"state_dict": released_state_dict(tiny("sparse-rcnn-tiny")), "meta": Harmful()}, tmp_path / "bad.pth"
+        )
+        with pytest.raises(ValueError, match="would run code of the file"):
+            convert_checkpoint(tmp_path / "bad.pth", "sparse-rcnn-tiny")
+        (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Harmful()))
+        with pytest.raises(ValueError, match=r"plain\.pkl: .*(code|not a checkpoint)"):
+            convert_checkpoint(tmp_path / "plain.pkl", "sparse-rcnn-tiny")
+        assert not (tmp_path / "ran").exists()
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_a_truncated_file(self, tmp_path, suffix) -> None:
+        state = {k: v.contiguous() for k, v in released_state_dict(tiny("sparse-rcnn-tiny")).items()}
+        whole = tmp_path / f"whole{suffix}"
+        save_file(state, whole) if suffix == ".safetensors" else torch.save(state, whole)
+        cut = tmp_path / f"cut{suffix}"
+        cut.write_bytes(whole.read_bytes()[:100_000])
+        with pytest.raises(ValueError, match=rf"cut\{suffix}: (damaged|not a checkpoint)"):
+            convert_checkpoint(cut, "sparse-rcnn-tiny")
+
+    def test_a_file_that_is_no_detector(self, tmp_path) -> None:
+        torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
+        with pytest.raises(ValueError, match=r"no mmdet-style .*fc_cls\.weight.* begin with fc\.weight"):
+            convert_checkpoint(tmp_path / "other.pth", "sparse-rcnn-tiny")
+        torch.save({"epoch": 3}, tmp_path / "empty.pth")
+        with pytest.raises(ValueError, match="no state dict in it; its entries are 'epoch'"):
+            convert_checkpoint(tmp_path / "empty.pth", "sparse-rcnn-tiny")
+
+    def test_a_missing_file_and_a_wrong_preset(self, checkpoints, tmp_path) -> None:
+        with pytest.raises(FileNotFoundError, match="no such file; give a checkpoint"):
+            convert_checkpoint(tmp_path / "nowhere.pth", "sparse-rcnn-tiny")
+        with pytest.raises(ValueError, match=r"no preset 'sparse-rcn-tiny'. Nearest: .*sparse-rcnn-tiny"):
+            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "sparse-rcn-tiny")
+
+
+def write_golden(path: Path, model: DrmmForObjectDetection) -> Path:
+    with torch.no_grad():
+        stages = model.eval().model(reference_input().unsqueeze(0)).stages
+    golden = {}
+    for s, stage in enumerate(stages):
+        golden[f"A/stage{s}/cls_score"] = stage.class_logits.contiguous()
+        golden[f"A/stage{s}/decode_bbox_pred"] = stage.locations.contiguous()
+    save_file(golden, path)
+    return path
+
+
+class TestCommand:
+    def test_converts_verifies_and_the_folder_works_in_a_pipeline(self, checkpoints, tmp_path, capsys) -> None:
+        golden = write_golden(tmp_path / "golden.safetensors", tiny("sparse-rcnn-tiny"))
+        out = tmp_path / "out"
+        source = str(checkpoints["sparse-rcnn-tiny"])
+        assert main([source, str(out), "--preset", "sparse-rcnn-tiny", "--verify", str(golden)]) == 0
+        printed = capsys.readouterr().out
+        assert "tensors converted" in printed
+        assert "equals the golden values (4 quantities" in printed
+        assert DrmmImageProcessor.from_pretrained(out).size["shortest_edge"] == 288
+        assert "license: apache-2.0" in (out / "README.md").read_text()
+        assert json.loads((out / "config.json").read_text())["id2label"]["2"] == "star"
+        detector = pipeline("object-detection", model=str(out))
+        assert detector.model.config.head == "set_prediction"
+
+    def test_a_deviation_is_reported(self, checkpoints, tmp_path, capsys) -> None:
+        changed = tiny("sparse-rcnn-tiny")
+        with torch.no_grad():
+            changed.model.heads[1].classifier.bias += 0.01
+        golden = write_golden(tmp_path / "golden.safetensors", changed)
+        source = str(checkpoints["sparse-rcnn-tiny"])
+        assert main([source, str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny", "--verify", str(golden)]) == 1
+        assert "stage 2 cls_score: off by 1.0e-02" in capsys.readouterr().out
+
+    def test_golden_values_of_another_model_are_refused(self, tmp_path) -> None:
+        golden = write_golden(tmp_path / "golden.safetensors", tiny("sparse-rcnn-tiny", num_stages=1))
+        with pytest.raises(ValueError, match="no golden values of a 'set_prediction' head with 2 stages"):
+            verify_golden(tiny("sparse-rcnn-tiny"), golden)
+        with pytest.raises(ValueError, match="these are golden values of another model"):
+            verify_golden(tiny("sparse-rcnn-tiny", num_stages=1, num_proposals=7), golden)
+
+    def test_back_to_the_released_names(self, checkpoints, tmp_path, capsys) -> None:
+        source = checkpoints["drmm-adamixer-tiny"]
+        assert main([str(source), str(tmp_path / "ours"), "--preset", "drmm-adamixer-tiny"]) == 0
+        assert main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--reverse"]) == 0
+        original = torch.load(source, weights_only=True)["state_dict"]
+        back = torch.load(tmp_path / "back.pth", weights_only=True)
+        assert back["meta"]["CLASSES"] == list(NAMES.values())
+        assert {f"module.{key}" for key in back["state_dict"]} == set(original)
+        assert all(torch.equal(value, original[f"module.{key}"]) for key, value in back["state_dict"].items())
+
+    def test_a_mistake_is_one_line(self, checkpoints, tmp_path, capsys) -> None:
+        assert main([str(tmp_path / "none.pth"), str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert main([str(checkpoints["sparse-rcnn-tiny"]), str(tmp_path / "o")]) == 2
+        assert "--preset is missing" in capsys.readouterr().err
+
+
+class TestWarmStart:
+    @pytest.mark.parametrize("decoder", ["sparse-rcnn", "adamixer"])
+    def test_keeps_everything_but_the_output_layers(self, tmp_path, decoder) -> None:
+        baseline = tiny(f"{decoder}-tiny")
+        baseline.save_pretrained(tmp_path)
+        DrmmImageProcessor().save_pretrained(tmp_path)
+        model = tiny(f"drmm-{decoder}-tiny", id2label={0: "cell"})
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        kept = warm_start(model, str(tmp_path))
+        assert {name.split(".")[3] for name in kept} == {"classifier", "objectness", "box"}
+        source = baseline.state_dict()
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name] if name in kept else source[name]), name
+
+    def test_another_decoder_or_size_is_refused(self, tmp_path) -> None:
+        tiny("adamixer-tiny").save_pretrained(tmp_path)
+        DrmmImageProcessor().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"decoder='adamixer'.*'sparse_rcnn'; choose"):
+            warm_start(tiny("drmm-sparse-rcnn-tiny"), str(tmp_path))
+        with pytest.raises(ValueError, match=r"does not fit .* tensors missing and \d+ of another shape"):
+            warm_start(tiny("drmm-adamixer-tiny", num_stages=3, num_proposals=11), str(tmp_path))

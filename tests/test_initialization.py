@@ -1,6 +1,8 @@
 """Initial values, from scratch and where a checkpoint lacks tensors: those of the authors' released code."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
+from drmm_hf.conversion import released_state_dict
 from drmm_hf.layers_drmm import XavierLinear
-from model_fixtures import small_config, small_model
+from model_fixtures import small_model
 
 ZERO_BIAS = ("qkv_proj", "o_proj", "objectness", "classifier", "box")
 
@@ -88,44 +91,55 @@ def test_the_backbone_starts_as_timm_starts_it():
             assert (module.running_var == 1).all(), name
 
 
-# Released init_weights() of the first head with seed 0, measured on the authors' code (lhj815/D-RMM at 2c64057):
-# name here -> standard deviation, largest absolute value.
 RELEASED = {
-    "stages.0.self_attn.qkv_proj.weight": (0.044191, 0.076547),
-    "stages.0.self_attn.o_proj.weight": (0.062372, 0.108250),
-    "stages.0.dynamic_conv.dynamic_layer.weight": (0.0077841, 0.0134791),
-    "stages.0.dynamic_conv.dynamic_layer.bias": (0.036056, 0.0624966),
-    "stages.0.dynamic_conv.out_layer.weight": (0.0124926, 0.0216506),
-    "stages.0.dynamic_conv.out_layer.bias": (0.0051869, 0.0088990),
-    "stages.0.fc1.weight": (0.029476, 0.051031),
-    "stages.0.fc1.bias": (0.036556, 0.0624951),
-    "stages.0.fc2.weight": (0.029468, 0.051031),
-    "stages.0.fc2.bias": (0.012957, 0.0220714),
-    "heads.0.class_layers.0.linear.weight": (0.062493, 0.108250),
-    "heads.0.box_layers.2.linear.weight": (0.062456, 0.108253),
-    "heads.0.classifier.weight": (0.077280, 0.133426),
-    "heads.0.objectness.weight": (0.077280, 0.133426),
-    "heads.0.box.weight": (0.086369, 0.150678),
-    "pyramid.outputs.0.weight": (0.020831, 0.036084),
-    "proposals.features": (1.001641, 4.846832),
+    family: json.loads((Path(__file__).parent / "reference" / f"{family}_init_stats.json").read_text())
+    for family in ("drmm", "sparse_rcnn", "adamixer")
 }
+PRESET_OF = {"drmm": "drmm-sparse-rcnn-r50", "sparse_rcnn": "sparse-rcnn-r50", "adamixer": "adamixer-r50"}
+# queries of the released models whose statistics these are
+NUM_PROPOSALS = {"drmm": 300, "sparse_rcnn": 300, "adamixer": 100}
 
 
 @pytest.fixture(scope="module")
-def full_width() -> dict[str, torch.Tensor]:
-    """One stage of the paper's widths, on a small backbone."""
-    backbone = small_config().backbone_config
-    config = DrmmConfig(backbone_config=backbone, num_stages=1, pyramid_levels=[3])
-    return dict(DrmmForObjectDetection(config).model.named_parameters())
+def first_stage() -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors under the released names of models of the released widths with one stage, on a narrow backbone."""
+    models = {}
+    for family, preset in PRESET_OF.items():
+        torch.manual_seed(0)
+        fields = {"num_stages": 1, "num_proposals": NUM_PROPOSALS[family], "num_labels": 80}
+        narrow = {"channels": [8, 8, 16, 16], "stem_width": 8}
+        config = DrmmConfig.from_preset(preset, **fields, backbone_kwargs=narrow)
+        models[family] = released_state_dict(DrmmForObjectDetection(config))
+    return models
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_statistics_of_a_full_stage_equal_the_released_ones(full_width, name):
-    std, largest = RELEASED[name]
-    # samples of a few hundred values spread by some per cent
-    few = 0.12 if full_width[name].numel() < 2000 else 0.03
-    assert full_width[name].std().item() == pytest.approx(std, rel=few)
-    assert full_width[name].abs().max().item() == pytest.approx(largest, rel=0.12 if "features" in name else few)
+@pytest.mark.parametrize("family", RELEASED)
+def test_a_full_stage_has_the_released_tensors(first_stage, family):
+    ours = {name for name in first_stage[family] if not name.startswith("backbone.")}
+    assert ours == set(RELEASED[family])
+
+
+# the laterals read the backbone, whose channels this test does not pay for
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(f, name) for f, stats in RELEASED.items() for name in stats if not name.startswith("neck.lateral_convs")],
+)
+def test_statistics_of_a_full_stage_equal_the_released_ones(first_stage, family, name):
+    std, low, high = RELEASED[family][name]
+    tensor = first_stage[family][name].float()
+    if low == high:
+        assert (tensor == low).all()
+        return
+    if name.endswith("iof_tau"):  # eight uniform numbers
+        assert 0 <= tensor.min() <= tensor.max() <= 4
+        assert tensor.unique().numel() == 8
+        return
+    # four standard errors of the difference of two samples' deviations, for uniform numbers
+    few = max(0.01, 4 * math.sqrt(0.4 / tensor.numel()))
+    assert tensor.std().item() == pytest.approx(std, rel=few)
+    normal = name.endswith("features.weight")
+    assert tensor.min().item() == pytest.approx(low, rel=0.15 if normal else few)
+    assert tensor.max().item() == pytest.approx(high, rel=0.15 if normal else few)
 
 
 @pytest.mark.parametrize(("count", "columns", "rows"), [(300, 20, 15), (12, 4, 3), (64, 9, 8)])

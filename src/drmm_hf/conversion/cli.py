@@ -35,13 +35,14 @@ def model_card(converted: Converted, source: Path, preset: str) -> ModelCard:
         pipeline_tag="object-detection",
         tags=["drmm", "object-detection"],
     )
+    num_labels = len(config.id2label or {})
     text = f"""---
 {data.to_yaml()}
 ---
 # {name}, converted from `{source.name}`
 
 Weights of {name} ([released code]({url})) in the format of drmm-hf: preset
-`{preset}`, {config.num_proposals} proposals, {config.num_stages} stages, {len(config.id2label)} classes.
+`{preset}`, {config.num_proposals} proposals, {config.num_stages} stages, {num_labels} classes.
 {converted.report.used} tensors were taken over unchanged.
 
 ```python
@@ -115,7 +116,7 @@ def _reverse(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{output}: give a .pth file to write with --reverse")
     model, _ = load_checkpoint(arguments.source)
     state = released_state_dict(model)
-    classes = [model.config.id2label[label] for label in range(len(model.config.id2label))]
+    classes = list((model.config.id2label or {}).values())  # in the order of the labels
     torch.save({"meta": {"CLASSES": classes}, "state_dict": state}, output)
     print(f"{len(state)} tensors under the released names: {output}")
     return 0

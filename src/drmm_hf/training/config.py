@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_type_hints
+
+import yaml
 
 
 def _option(default: Any, help: str) -> Any:
@@ -21,6 +24,14 @@ class TrainConfig:
     eval_split: str = _option("val", "split to evaluate at the end; '' for none")
     model: str | None = _option(None, "fine-tune this checkpoint (folder or Hub id) instead of a preset")
     preset: str = _option("drmm-sparse-rcnn-tiny", "named configuration to start from")
+    config: Mapping[str, Any] | None = _option(
+        None, "fields of DrmmConfig to change, as NAME=VALUE ..., such as objective=nll mcm_weight=1.0"
+    )
+    warm_start: str | None = _option(
+        None,
+        "start from all weights of this Sparse R-CNN, AdaMixer or D-RMM checkpoint (folder or Hub id) but the output "
+        "layers of its heads; the preset must be of its sizes",
+    )
     backbone_weights: str | None = _option(
         None, "ImageNet weights of the backbone: a file, or 'hub' for timm's own; none for training from scratch"
     )
@@ -54,6 +65,8 @@ class TrainConfig:
         """Raise ValueError naming the first field whose value makes no sense."""
         if not self.data:
             raise ValueError("TrainConfig.data is empty; give a COCO-format folder.")
+        if self.model is not None and self.warm_start is not None:
+            raise ValueError("Give one of model (go on training this checkpoint) and warm_start (its trunk only).")
         if (self.train_images is None) == (self.epochs is None):
             raise ValueError("Set the length of the training by exactly one of train_images and epochs.")
         positive = ("batch_size", "learning_rate", "max_grad_norm", "scale_min", "log_every", "train_images", "epochs")
@@ -86,6 +99,9 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainConfig:
         if hint is bool:
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=spec.default, help=text)
             continue
+        if spec.name == "config":
+            parser.add_argument(name, nargs="+", metavar="NAME=VALUE", help=text)
+            continue
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
         required = spec.name == "data"
         parser.add_argument(
@@ -97,6 +113,27 @@ def parse_config(argv: Sequence[str] | None = None) -> TrainConfig:
         )
     values = vars(parser.parse_args(argv))
     try:
+        values["config"] = _assignments(values["config"])
         return TrainConfig(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def _assignments(texts: Sequence[str] | None) -> dict[str, Any] | None:
+    """NAME=VALUE texts to a dict; a value is read as YAML, so 1.0, true and [location] are what they look like."""
+    if texts is None:
+        return None
+    pairs = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise ValueError(f"--config {text}: write NAME=VALUE, such as objective=nll.")
+        pairs[name.strip()] = _value(text, value)
+    return pairs
+
+
+def _value(text: str, value: str) -> Any:
+    try:
+        return float(value) if re.fullmatch(r"[-+]?\d+e[-+]?\d+", value) else yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {text}: the value cannot be read as YAML.") from error

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
 from ..configuration_drmm import DrmmConfig
+from ..conversion import warm_start
 from ..data import DetectionDataset, TrainTransform, load_detection_dataset
 from ..evaluation import evaluate_detections, predict_dataset
 from ..evaluation.loading import load_checkpoint
@@ -98,9 +100,16 @@ def train(config: TrainConfig) -> TrainResult:
 def build_model(config: TrainConfig, dataset: DetectionDataset) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
     labels = {"id2label": dataset.id2label, "label2id": dataset.label2id}
+    overrides = {**(config.config or {}), **labels}
     if config.model is not None:
-        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **labels)
-    model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **labels))
+        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
+    try:
+        model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
+    except (StrictDataclassError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
+    if config.warm_start is not None:
+        warm_start(model, config.warm_start)
     if config.backbone_weights is not None:
         model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
     return model, DrmmImageProcessor(**processor_fields(config.preset))

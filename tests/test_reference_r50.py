@@ -240,21 +240,23 @@ def test_gradients_of_all_variants_equal_the_released_model(pixels) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["drmm", "sparse_rcnn"])
-def test_three_optimizer_steps_equal_the_released_model(name, pixels) -> None:
+@pytest.mark.parametrize(("name", "tolerance"), [("drmm", 1e-4), ("sparse_rcnn", 5e-4)])
+def test_three_optimizer_steps_equal_the_released_model(name, tolerance, pixels) -> None:
+    """Adam divides a gradient by its size, so a rounding error of a gradient near zero becomes a whole step: weights
+    changed by 1e-7 of their size move the third loss of Sparse R-CNN by 4.8e-4 and the gradient norm by 0.3%."""
     family = Family(name)
     expected = family.adamw
     family.model.train()
     trained = [p for p in family.model.parameters() if p.requires_grad]
     # the released optimizer has all 417 tensors, of which the frozen ones never get a gradient
     optimizer = torch.optim.AdamW(trained, lr=expected["lr"], weight_decay=expected["weight_decay"])
-    for step in expected["steps"]:
+    for index, step in enumerate(expected["steps"]):
         loss, _ = family.loss(family.model.model(pixels).stages, expected["gtset"])
-        assert loss.item() == pytest.approx(step["total"], rel=1e-4)
+        assert loss.item() == pytest.approx(step["total"], rel=tolerance if index else 1e-5)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        assert norm.item() == pytest.approx(step["grad_norm_before_clip"], rel=1e-3)
+        assert norm.item() == pytest.approx(step["grad_norm_before_clip"], rel=5e-3 if index else 1e-3)
         optimizer.step()
     after = released_state_dict(family.model)
     for key, values in expected["first4_after"].items():

@@ -38,3 +38,21 @@ def test_a_bad_option_ends_with_one_message_and_status_2(capsys: pytest.CaptureF
         parse_config(["--data", "d", "--epochs", "1", "--schedule", "step"])
     assert stop.value.code == 2
     assert "schedule='step'" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_fields_of_the_model_are_given_as_assignments() -> None:
+    options = ["--data", "d", "--epochs", "1", "--config", "objective=nll", "mcm_weight=1e-1", "pyramid_levels=[0, 1]"]
+    config = parse_config([*options, "learn_proposal_boxes=false"])
+    assert config.config == {
+        "objective": "nll",
+        "mcm_weight": 0.1,
+        "pyramid_levels": [0, 1],
+        "learn_proposal_boxes": False,
+    }
+
+
+@pytest.mark.parametrize("text", ["objective", "=nll", "pyramid_levels=[0"])
+def test_a_bad_assignment_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config(["--data", "d", "--epochs", "1", "--config", text])
+    assert f"--config {text}: " in capsys.readouterr().err.splitlines()[-1]

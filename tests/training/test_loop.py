@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drmm_hf import DrmmForObjectDetection
+from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
+from drmm_hf.conversion import released_state_dict
 from drmm_hf.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
@@ -138,3 +139,57 @@ def test_training_without_any_box_is_refused(scenes: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"instances_train\.json: no boxes to learn from"):
         train(short_run(tmp_path, tmp_path / "out", eval_split=""))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_converted_baseline_starts_a_mixture(scenes: Path, tmp_path: Path) -> None:
+    """Released Sparse R-CNN file -> scripts/convert.py -> scripts/train.py --warm-start, as a user would."""
+    torch.manual_seed(0)
+    baseline = DrmmForObjectDetection(DrmmConfig.from_preset("sparse-rcnn-tiny", num_labels=5))
+    with torch.no_grad():
+        for parameter in baseline.parameters():
+            parameter.add_(0.01)
+    torch.save({"state_dict": released_state_dict(baseline)}, tmp_path / "released.pth")
+    done = run_script("convert.py", tmp_path / "released.pth", tmp_path / "start", "--preset", "sparse-rcnn-tiny")
+    assert done.returncode == 0, done.stderr
+    options = ["--data", scenes, "--output", tmp_path / "run", "--train-images", 4, "--batch-size", 4, "--cpu"]
+    options += ["--warm-start", tmp_path / "start", "--eval-split", "", "--learning-rate", "1e-9", "--config"]
+    done = run_script("train.py", *options, "mcm_weight=0.25", "objective=nll_mcm")
+    assert done.returncode == 0, done.stderr
+    trained = DrmmForObjectDetection.from_pretrained(tmp_path / "run" / "model")
+    assert (trained.config.head, trained.config.mcm_weight) == ("mixture", 0.25)
+    start, end = dict(baseline.named_parameters()), dict(trained.named_parameters())
+    for name, parameter in end.items():
+        if name.startswith("model.heads.") and name.split(".")[3] in ("classifier", "objectness", "box"):
+            assert name not in start or start[name].shape != parameter.shape or not torch.equal(start[name], parameter)
+        else:
+            torch.testing.assert_close(parameter, start[name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"config": {"objectiv": "nll"}}, "objectiv"),
+        ({"config": {"objective": "set_prediction"}}, "objective"),
+        ({"config": {"num_stages": "many"}}, "num_stages"),
+        ({"warm_start": "no/such/folder"}, "no/such/folder"),
+        ({"warm_start": "a", "model": "b"}, "Give one of model .* and warm_start"),
+    ],
+)
+def test_a_bad_start_is_refused_before_the_training(scenes: Path, tmp_path: Path, fields: dict, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(short_run(scenes, tmp_path, **fields))
+
+
+def test_a_warm_start_of_another_decoder_is_refused(scenes: Path, tmp_path: Path) -> None:
+    DrmmForObjectDetection(DrmmConfig.from_preset("adamixer-tiny")).save_pretrained(tmp_path / "start")
+    DrmmImageProcessor().save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match="has decoder='adamixer', the model to train 'sparse_rcnn'"):
+        train(short_run(scenes, tmp_path / "run", warm_start=str(tmp_path / "start")))
+
+
+def test_a_warm_start_of_another_size_is_refused(scenes: Path, tmp_path: Path) -> None:
+    config = DrmmConfig.from_preset("sparse-rcnn-tiny", num_stages=2)
+    DrmmForObjectDetection(config).save_pretrained(tmp_path / "start")
+    DrmmImageProcessor().save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match=r"tensors missing .* Choose the preset of the same backbone"):
+        train(short_run(scenes, tmp_path / "run", warm_start=str(tmp_path / "start")))

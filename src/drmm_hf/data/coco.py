@@ -47,7 +47,7 @@ class DatasetReport:
 class DetectionDataset:
     """One split of a detection data set.
 
-    `dataset` has one row an image: `image` (`datasets.Image(decode=False)`: the path; decode with
+    `dataset` has one row an image: `image` (`datasets.Image(decode=False)`: the path or the bytes; decode with
     `drmm_hf.data.decode_image`, which does not apply the EXIF rotation that `datasets` would), `image_id`
     int64, `width` and `height` int32 (stored pixels), and `objects`, a dict of lists in file order: `id`
     int64, `bbox` float32 `[x, y, width, height]` in pixels of the stored image, `category` (ClassLabel, the
@@ -55,7 +55,8 @@ class DetectionDataset:
     `iscrowd` int8.
 
     `category_ids[label]` is the category id of the json, or -1 for a label (of a given `id2label`) it does
-    not have.
+    not have. Data sets that do not come as COCO have a json too, made of the cleaned boxes, at `annotations_path` in
+    the cache folder; `images_dir` is then that folder and holds no images.
     """
 
     dataset: datasets.Dataset
@@ -78,7 +79,11 @@ def load_detection_dataset(
     images: AnyPath | None = None,
     id2label: Mapping[int, str] | None = None,
 ) -> DetectionDataset:
-    """Read one split of a COCO-format folder.
+    """Read one split of a COCO-format folder, or of a data set with an `objects` column.
+
+    A folder with `annotations/` is COCO. One that `datasets` wrote (`save_to_disk`), with parquet files or with the
+    metadata.jsonl of an imagefolder, and a `path` that is no folder but may be a Hub id, are read as
+    `drmm_hf.data.objects.load_objects_dataset` says. The rest is about COCO folders.
 
     The json is `annotations/instances_{split}.json` or `..._{split}2017.json`; the images are in
     `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`. Nothing is written to
@@ -92,7 +97,7 @@ def load_detection_dataset(
     reads the json itself. Images without boxes are kept.
 
     Args:
-        path: the data set's folder.
+        path: the data set's folder, or a Hub id.
         split: name of the split.
         annotations, images: the json file and the image folder, where they are elsewhere; relative to the
             working directory or to `path`.
@@ -100,14 +105,37 @@ def load_detection_dataset(
             the json must be in it; it may have more.
 
     Raises:
-        FileNotFoundError: the folder, the json or an image is missing.
+        FileNotFoundError: the folder (and the Hub data set), the json or an image is missing.
         ValueError: the json is not COCO, holds values that cannot be right, or does not fit `id2label`.
     """
+    if annotations is None and images is None:
+        from .objects import is_objects_source, load_objects_dataset  # which builds on this module
+
+        if is_objects_source(path):
+            return load_objects_dataset(path, split, id2label=id2label)
     annotations_path = find_annotations(path, split, annotations)
     tables = read_coco_tables(annotations_path)
     images_dir = find_images_dir(path, split, images, tables.file_names)
     check_images_exist(images_dir, tables.file_names, annotations_path)
-    labels = _label_names(tables, id2label, annotations_path)
+    return build_detection_dataset(
+        tables, id2label, annotations_path, annotations_path=annotations_path, images_dir=images_dir
+    )
+
+
+def build_detection_dataset(
+    tables: CocoTables,
+    id2label: Mapping[int, str] | None,
+    source: Path | str,
+    *,
+    annotations_path: Path,
+    images_dir: Path,
+) -> DetectionDataset:
+    """Label and clean checked tables; `source` is what messages call them.
+
+    Raises:
+        ValueError: the categories do not fit `id2label`.
+    """
+    labels = _label_names(tables, id2label, source)
     label2id = {name: label for label, name in enumerate(labels)}
     label_of_category = np.array([label2id[name] for name in tables.category_names], dtype=np.int64)
     category_ids = [-1] * len(labels)
@@ -115,7 +143,7 @@ def load_detection_dataset(
         category_ids[label] = category_id
 
     boxes, keep, report = _clean_boxes(tables)
-    _log_report(report, annotations_path)
+    _log_report(report, source)
     return DetectionDataset(
         dataset=_build_dataset(tables, boxes, keep, label_of_category, labels, images_dir),
         id2label=dict(enumerate(labels)),
@@ -127,9 +155,12 @@ def load_detection_dataset(
     )
 
 
-def _label_names(tables: CocoTables, id2label: Mapping[int, str] | None, path: Path) -> list[str]:
-    if id2label is None:
-        return tables.category_names
+def ordered_labels(id2label: Mapping[int, str]) -> list[str]:
+    """Names of labels 0..C-1.
+
+    Raises:
+        ValueError: the keys are not 0..C-1, or two names are equal.
+    """
     try:
         names = {int(label): name for label, name in id2label.items()}
     except (TypeError, ValueError):
@@ -139,10 +170,17 @@ def _label_names(tables: CocoTables, id2label: Mapping[int, str] | None, path: P
     labels = [names[label] for label in range(len(names))]
     if len(set(labels)) != len(labels):
         raise ValueError("id2label: two labels have the same name; make the names different")
+    return labels
+
+
+def _label_names(tables: CocoTables, id2label: Mapping[int, str] | None, source: Path | str) -> list[str]:
+    if id2label is None:
+        return tables.category_names
+    labels = ordered_labels(id2label)
     unknown = [name for name in tables.category_names if name not in set(labels)]
     if unknown:
         raise ValueError(
-            f"{path}: categories[].name {unknown[:10]} ({len(unknown)} of {len(tables.category_names)}) are "
+            f"{source}: categories[].name {unknown[:10]} ({len(unknown)} of {len(tables.category_names)}) are "
             f"not in id2label {labels[:10]}{'...' if len(labels) > 10 else ''}; rename the categories, or "
             "train a model with this data set's own labels (leave id2label out)"
         )
@@ -174,7 +212,7 @@ def _clean_boxes(tables: CocoTables) -> tuple[np.ndarray, np.ndarray, DatasetRep
     return np.concatenate([new_low, sides], axis=1), keep, report
 
 
-def _log_report(report: DatasetReport, path: Path) -> None:
+def _log_report(report: DatasetReport, source: Path | str) -> None:
     parts = []
     if report.changed_boxes:
         parts.append(
@@ -184,7 +222,7 @@ def _log_report(report: DatasetReport, path: Path) -> None:
     if not report.boxes:
         parts.append(f"no box at all in {report.images} images")
     if parts:
-        logger.warning("%s: %s", path, "; ".join(parts))
+        logger.warning("%s: %s", source, "; ".join(parts))
 
 
 def _build_dataset(

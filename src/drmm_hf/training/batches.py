@@ -1,6 +1,6 @@
 """Training samples to batches: uint8 until the device, padded to the backbone's stride."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -8,53 +8,84 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import DetectionDataset, TrainTransform
+from ..data import DetectionDataset
+from .sampling import TrainingOrder, sample_seed
 
 STRIDE = 32
+_MAX_REPLACEMENTS = 10
 
 
 class TrainingSamples(Dataset):
-    """Augmented samples of a `DetectionDataset`."""
+    """Augmented samples of a `DetectionDataset`, each a function of the seed, the epoch and its index alone.
 
-    def __init__(self, dataset: DetectionDataset, transform: TrainTransform):
-        self.rows, self.transform = dataset.dataset, transform
+    An image that cannot be read is replaced by the next one that can, and named in the sample's `skipped`.
+
+    Args:
+        dataset: rows of it are what `transform` takes.
+        transform: draws from torch's global generator.
+        seed: of the augmentation.
+        strict: return the error of an unreadable image in place of a sample.
+    """
+
+    def __init__(self, dataset: DetectionDataset, transform: Callable, seed: int = 0, *, strict: bool = False):
+        self.rows, self.transform, self.seed, self.strict = dataset.dataset, transform, seed, strict
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | Exception:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any] | Exception:
+        epoch, index = key
+        before = torch.get_rng_state()
+        # not torch.manual_seed, which would seed the accelerator as well
+        torch.default_generator.manual_seed(sample_seed(self.seed, epoch, index))
         try:
-            return self.transform(self.rows[index])
-        except (ValueError, OSError) as error:
-            return error  # raised in the main process: a worker's own report would be a page of traceback
+            return self._readable_sample(index)
+        finally:
+            torch.set_rng_state(before)
+
+    def _readable_sample(self, index: int) -> dict[str, Any] | Exception:
+        skipped = []
+        for candidate in range(index, index + _MAX_REPLACEMENTS):
+            try:
+                sample = self.transform(self.rows[candidate % len(self.rows)])
+            except (ValueError, OSError) as error:
+                if self.strict:
+                    return error  # raised in the main process: a worker's own report is a page of traceback
+                skipped.append(str(error))
+            else:
+                return {**sample, "skipped": skipped}
+        return ValueError(f"{len(skipped)} images in a row cannot be read; the last: {skipped[-1]}")
 
 
 def collate(samples: Sequence[Mapping[str, Any] | Exception]) -> dict[str, Any] | Exception:
-    """Samples of one size to a batch, or the first error among them.
+    """Samples to a batch, or the first error among them.
 
     Args:
-        samples: `image` (3, h, w) uint8, `boxes` (n, 4) xyxy in its pixels, `labels` (n,).
+        samples: `image` (3, h, w) uint8, `boxes` (n, 4) xyxy in its pixels, `labels` (n,), and optionally `skipped`,
+            messages of images that could not be read.
 
     Returns:
-        `image` (B, 3, H, W) uint8 with H, W rounded up to a multiple of 32, `pixel_mask` (B, H, W), and `labels` as
-        `DrmmForObjectDetection` takes them.
+        `image` (B, 3, H, W) uint8 with H, W the largest rounded up to a multiple of 32, `pixel_mask` (B, H, W),
+        `labels` as `DrmmForObjectDetection` takes them, and `skipped`.
     """
     for sample in samples:
         if isinstance(sample, Exception):
             return sample
     samples = cast(Sequence[Mapping[str, Any]], samples)
-    height, width = samples[0]["image"].shape[-2:]
-    padded = [-(-side // STRIDE) * STRIDE for side in (height, width)]
+    largest = [max(sample["image"].shape[axis] for sample in samples) for axis in (-2, -1)]
+    padded = [-(-side // STRIDE) * STRIDE for side in largest]
     images = torch.zeros(len(samples), 3, *padded, dtype=torch.uint8)
     mask = torch.zeros(len(samples), *padded, dtype=torch.long)
     labels = []
     for i, sample in enumerate(samples):
+        height, width = sample["image"].shape[-2:]
         images[i, :, :height, :width] = sample["image"]
         mask[i, :height, :width] = 1
         boxes = sample["boxes"] / torch.tensor([width, height, width, height])
         center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         labels.append({"boxes": torch.cat((center, size), dim=-1), "class_labels": sample["labels"]})
-    return {"image": images, "pixel_mask": mask, "labels": labels}
+    skipped = [message for sample in samples for message in sample.get("skipped", ())]
+    return {"image": images, "pixel_mask": mask, "labels": labels, "skipped": skipped}
 
 
 def normalize(images: Tensor, pixel_mask: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -64,21 +95,22 @@ def normalize(images: Tensor, pixel_mask: Tensor, mean: Sequence[float], std: Se
     return (images.float() - shift) / scale * pixel_mask.unsqueeze(1)
 
 
-def training_loader(
-    dataset: DetectionDataset, transform: TrainTransform, batch_size: int, num_workers: int, seed: int
-) -> DataLoader:
-    """Shuffled batches; the last partial batch of an epoch is left out if there is a full one."""
+def training_loader(samples: TrainingSamples, order: TrainingOrder, num_workers: int = 0) -> DataLoader:
+    """Endless batches in the given order."""
     return DataLoader(
-        TrainingSamples(dataset, transform),
-        batch_size=batch_size,
-        shuffle=True,
-        drop_last=len(dataset) >= batch_size,
+        samples,
+        batch_sampler=order,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def orientation_groups(dataset: DetectionDataset) -> list[int]:
+    """1 for each image at least as wide as tall and 0 for the others, as mmdet groups them; nothing is decoded."""
+    wide = np.array(dataset.dataset["width"]) >= np.array(dataset.dataset["height"])
+    return wide.astype(int).tolist()
 
 
 def canvas_size(dataset: DetectionDataset, size: Mapping[str, int]) -> tuple[int, int]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from accelerate import PartialState
 
 from ..evaluation.command_line import run_command
-from .config import parse_config
 from .loop import train
+from .options import parse_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,38 +1,39 @@
-"""The training loop: a COCO-format folder to a saved, measured detector, through Accelerate."""
+"""The training loop: a COCO-format data set to a saved, measured detector, through Accelerate."""
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from accelerate.utils import send_to_device, set_seed
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import get_scheduler
 
-from ..configuration_drmm import DrmmConfig
-from ..conversion import warm_start
-from ..data import DetectionDataset, TrainTransform, load_detection_dataset
-from ..evaluation import evaluate_detections, predict_dataset
-from ..evaluation.loading import load_checkpoint
+from ..data import load_detection_dataset
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
-from ..presets import processor_fields
-from .batches import canvas_size, normalize, training_loader
+from .batches import TrainingSamples, normalize, orientation_groups, training_loader
+from .checkpoints import Checkpoints
 from .config import TrainConfig
+from .evaluation_loop import evaluate_model
+from .loss_scale import batch_weights
+from .metrics_log import RunningMean, keep_lines
+from .optimization import StepGuard, WeightAverage, build_optimizer, build_schedule
+from .options import write_recipe
+from .sampling import TrainingOrder
+from .setup import build_accelerator, build_model, build_transform, number_of_steps, without_empty_images
 
 logger = logging.getLogger(__name__)
 
-_CACHE_BYTES = 1 << 30
-_EVAL_BATCH = 8
+
+class TrainingStopped(ValueError):
+    """The training cannot go on; the message says why and what to change."""
 
 
 @dataclass
@@ -52,184 +53,332 @@ class TrainResult:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train, save to `config.output`/model, evaluate, and write metrics.json, metrics.jsonl and the settings.
+    """Train, save to `config.output`/model, evaluate, and write metrics.json, metrics.jsonl and recipe.yaml.
+
+    The weights are in best/, too, where there were evaluations during the training: those of the highest AP.
 
     Raises:
         FileNotFoundError, ValueError: the data, the settings or the checkpoint are wrong; the message names the file or
             field. Nothing is written before the data have been read.
+        TrainingStopped: too many steps without a finite gradient, too many unreadable images, or a dead worker.
+        OSError: a checkpoint cannot be written; the previous one is intact.
     """
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=config.cpu)
-    set_seed(config.seed)
-    # Read everything that can be wrong before the minutes of training.
-    dataset = load_detection_dataset(config.data, config.train_split)
-    eval_dataset = None
-    if config.eval_split:
-        eval_dataset = load_detection_dataset(config.data, config.eval_split, id2label=dataset.id2label)
-    if dataset.report.boxes == 0:
-        raise ValueError(f"{dataset.annotations_path}: no boxes to learn from in the split {config.train_split!r}.")
-    model, processor = build_model(config, dataset)
-    transform = build_transform(config, dataset, processor)
-    if accelerator.process_index > 0:  # every process draws its own augmentation
-        torch.manual_seed(config.seed + accelerator.process_index)
-    loader = training_loader(dataset, transform, config.batch_size, config.num_workers, config.seed)
-    output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "train_config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-
-    num_steps = number_of_steps(config, len(dataset), accelerator.num_processes)
-    started = time.perf_counter()
-    run_steps(accelerator, model, loader, config, num_steps, processor, output / "metrics.jsonl")
-    metrics: dict[str, Any] = {
-        "train_seconds": round(time.perf_counter() - started, 1),
-        "train_steps": num_steps,
-        "train_images": num_steps * config.batch_size * accelerator.num_processes,
-        "seed": config.seed,
-    }
-    model_dir = output / "model"
-    if accelerator.is_main_process:
-        model.save_pretrained(model_dir)
-        processor.save_pretrained(model_dir)
-        if eval_dataset is not None:
-            metrics = {**evaluate_model(model, processor, eval_dataset, output), **metrics}
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return TrainResult(model_dir, metrics, model, processor)
+    return _Training(config).run()
 
 
-def build_model(config: TrainConfig, dataset: DetectionDataset) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
-    """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
-    labels = {"id2label": dataset.id2label, "label2id": dataset.label2id}
-    overrides = {**(config.config or {}), **labels}
-    if config.model is not None:
-        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
-    try:
-        model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
-    except (StrictDataclassError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
-    if config.warm_start is not None:
-        warm_start(model, config.warm_start)
-    if config.backbone_weights is not None:
-        model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
-    return model, DrmmImageProcessor(**processor_fields(config.preset))
+class _Training:
+    """One call of `train`."""
 
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.accelerator = build_accelerator(config)
+        set_seed(config.seed)
+        # Read everything that can be wrong before the minutes of training.
+        self.dataset = load_detection_dataset(config.data, config.train_split)
+        self.eval_dataset = None
+        if config.eval_split:
+            self.eval_dataset = load_detection_dataset(config.data, config.eval_split, id2label=self.dataset.id2label)
+        if self.dataset.report.boxes == 0:
+            path = self.dataset.annotations_path
+            raise ValueError(f"{path}: no boxes to learn from in the split {config.train_split!r}.")
+        if config.skip_empty_images:
+            self.dataset = without_empty_images(self.dataset)
+        self.model, self.processor = build_model(config, self.dataset)
+        if config.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        transform = build_transform(config, self.dataset, self.processor)
+        self.samples = TrainingSamples(self.dataset, transform, config.seed, strict=config.max_bad_images == 0)
+        self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
+        self.num_steps = number_of_steps(config, len(self.dataset), self.images_per_step)
+        self.output = Path(config.output)
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
+        self.best: dict[str, float] = {}
+        self.evaluations_without_gain = 0
+        self.unreadable: dict[str, None] = {}
+        self.bad_steps = 0
 
-def build_transform(config: TrainConfig, dataset: DetectionDataset, processor: DrmmImageProcessor) -> TrainTransform:
-    """The augmentation, at the scale at which the processor will show images to the model."""
-    size = {name: value for name, value in dict(processor.size).items() if value is not None}
-    return TrainTransform(
-        canvas_size(dataset, size),
-        horizontal_flip=config.horizontal_flip,
-        vertical_flip=config.vertical_flip,
-        scale_range=(config.scale_min, config.scale_max),
-        translate=config.translate,
-        color_jitter=config.color_jitter,
-        cache=config.cache_images,
-        cache_bytes=_CACHE_BYTES,
-    )
+    def run(self) -> TrainResult:
+        resumed = self._checkpoint_to_resume()
+        self.output.mkdir(parents=True, exist_ok=True)
+        if self.accelerator.is_main_process:
+            write_recipe(self.config, self.output / "recipe.yaml")
+        optimizer = build_optimizer(self.model, self.config)
+        schedule = build_schedule(optimizer, self.config, self.num_steps, len(self.dataset) / self.images_per_step)
+        if self.config.compile:
+            self.model.model.compile(dynamic=True)
+        self.prepared, self.optimizer, self.schedule = self.accelerator.prepare(self.model, optimizer, schedule)
+        self.average = None
+        if self.config.ema_decay is not None:
+            self.average = WeightAverage(self.model, self.config.ema_decay)
+        first_step, seconds = 0, 0.0
+        if resumed is not None:
+            path, progress = resumed
+            self.checkpoints.load(path, self.accelerator, self.average)
+            first_step, seconds = progress["step"], progress["train_seconds"]
+            self.best, self.bad_steps = progress["best"], progress["bad_steps"]
+            logger.warning("going on from %s", path)
+        started = time.perf_counter() - seconds
+        steps = self._optimize(first_step, started)
+        return self._finish(steps, round(time.perf_counter() - started, 1))
 
+    def _checkpoint_to_resume(self) -> tuple[Path, dict[str, Any]] | None:
+        finished = (self.output / "metrics.json").is_file()
+        if not self.config.resume:
+            if self.checkpoints and not finished:
+                raise ValueError(
+                    f"{self.checkpoints.folder}: an unfinished training has left checkpoints here; add --resume to go "
+                    "on with it, or choose another --output."
+                )
+            self.accelerator.wait_for_everyone()
+            if self.accelerator.is_main_process:
+                self.checkpoints.clear()
+            return None
+        found = self.checkpoints.last()
+        if found is None:
+            logger.warning("%s: no checkpoint to resume; starting from the beginning", self.checkpoints.folder)
+            return None
+        path, progress = found
+        current = self._identity()
+        for name, value in current.items():
+            saved = progress["identity"].get(name)
+            if saved != value:
+                raise ValueError(
+                    f"{path}: was made with {name}={saved}, but this run has {value}{_RESUME_FIX.get(name, '')}"
+                )
+        return found
 
-def number_of_steps(config: TrainConfig, num_images: int, num_processes: int) -> int:
-    """Optimizer steps of the whole run."""
-    images = config.train_images if config.train_images is not None else (config.epochs or 0) * num_images
-    return max(1, round(images / (config.batch_size * num_processes)))
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one before."""
+        model = self.model.config.to_dict()
+        return {
+            "images_per_step": self.images_per_step,
+            "seed": self.config.seed,
+            "training images": len(self.dataset),
+            "classes": {str(label): name for label, name in self.dataset.id2label.items()},
+            "ema_decay": self.config.ema_decay,
+            **{
+                f"config.{name}": json.loads(json.dumps(model[name]))
+                for name in sorted(model)
+                if name not in ("id2label", "label2id", "transformers_version", "dtype", "architectures")
+            },
+        }
 
+    def _loader(self, first_step: int) -> DataLoader:
+        order = TrainingOrder(
+            len(self.samples),
+            self.config.batch_size,
+            self.config.seed,
+            groups=orientation_groups(self.dataset) if self.config.aspect_ratio_batches else None,
+            num_processes=self.accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            accumulation=self.config.gradient_accumulation,
+            first_step=first_step,
+        )
+        return training_loader(self.samples, order, self.config.num_workers)
 
-def run_steps(
-    accelerator: Accelerator,
-    model: DrmmForObjectDetection,
-    loader: DataLoader,
-    config: TrainConfig,
-    num_steps: int,
-    processor: DrmmImageProcessor,
-    log_path: Path,
-) -> None:
-    """Optimise the model in place, with a progress bar and a line of metrics every `config.log_every` steps."""
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        betas=(0.9, config.adam_beta2),
-        fused=True,  # one pass over the parameters; the plain one is a tenth of a small model's step on a CPU
-    )
-    warmup = round(config.warmup_ratio * num_steps)
-    # Accelerate steps the schedule once per process, as it divides the data among them.
-    factor = accelerator.num_processes
-    scheduler = get_scheduler(config.schedule, optimizer, warmup * factor, num_steps * factor)
-    prepared, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    prepared.train()
-    bar = tqdm(total=num_steps, desc="training", unit="step", disable=not accelerator.is_main_process)
-    batches, window, started = _endless(loader), _Mean(), time.perf_counter()
-    with log_path.open("w") as log, bar:
-        for step in range(1, num_steps + 1):
-            batch = next(batches)
+    def _optimize(self, first_step: int, started: float) -> int:
+        """Train from `first_step` on; the number of steps that were done at the end."""
+        config, main = self.config, self.accelerator.is_main_process
+        fused_skip = config.mixed_precision != "fp16"  # there the GradScaler does it
+        guard = StepGuard(getattr(self.optimizer, "optimizer", self.optimizer), self.accelerator.device)
+        self.prepared.train()
+        log_path = self.output / "metrics.jsonl"
+        if main:
+            keep_lines(log_path, first_step)
+            self._start_trackers()
+        batches = self._host_batches(first_step)
+        eval_steps = self._evaluation_steps()
+        bar = tqdm(total=self.num_steps, initial=first_step, desc="training", unit="step", disable=not main)
+        window, window_start = RunningMean(), time.perf_counter()
+        step = first_step
+        with contextlib.closing(bar), open(log_path, "a") if main else contextlib.nullcontext() as log:
+            for step in range(first_step + 1, self.num_steps + 1):
+                values = self._forward_backward([next(batches) for _ in range(config.gradient_accumulation)])
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
+                bad = guard.check(norm)
+                if not fused_skip:
+                    guard.disarm()
+                self.optimizer.step()
+                self.schedule.step()
+                self.optimizer.zero_grad()
+                if self.average is not None:
+                    self.average.update(self.model)
+                window.add({**values, "grad_norm": norm}, bad)
+                bar.update()
+                if step % config.log_every == 0 or step == self.num_steps:
+                    rate = window.count * self.images_per_step / (time.perf_counter() - window_start)
+                    line = {"step": step, **self._means(window), "learning_rate": self.schedule.get_last_lr()[0]}
+                    line["images_per_second"] = round(rate, 2)
+                    self._stop_if_diverged(guard, step)
+                    bar.set_postfix(loss=f"{line['loss']:.3f}" if line["loss"] is not None else "nan", refresh=False)
+                    self._log(log, line, step)
+                    window, window_start = RunningMean(), time.perf_counter()
+                if step in eval_steps and step < self.num_steps:
+                    if self._evaluate_and_keep_best(step, log):
+                        break
+                    window_start = time.perf_counter()
+                if config.save_every and (step % config.save_every == 0 or step == self.num_steps):
+                    self._save_checkpoint(step, time.perf_counter() - started)
+        return step
+
+    def _host_batches(self, first_step: int) -> Iterator[dict[str, Any]]:
+        batches = iter(self._loader(first_step))
+        while True:
+            try:
+                batch = next(batches)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise TrainingStopped(
+                    f"A process that reads images has died ({str(error).splitlines()[0]}). Often memory is short: "
+                    "lower --num-workers or --batch-size, and add --resume."
+                ) from error
             if isinstance(batch, Exception):
                 raise batch
-            mask = batch["pixel_mask"]
-            pixels = normalize(batch["image"], mask, processor.image_mean, processor.image_std)
-            outputs = prepared(pixel_values=pixels, pixel_mask=mask, labels=batch["labels"])
-            accelerator.backward(outputs.loss)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            window.add({"loss": outputs.loss, "grad_norm": norm, **outputs.loss_dict})
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            bar.update()
-            if step % config.log_every == 0 or step == num_steps:
-                means = window.take()
-                if not math.isfinite(means["loss"]):
-                    raise RuntimeError(f"The loss is {means['loss']} at step {step}; lower --learning-rate.")
-                images = step * config.batch_size * accelerator.num_processes
-                line = {
-                    "step": step,
-                    **{name: round(value, 5) for name, value in means.items()},
-                    "learning_rate": scheduler.get_last_lr()[0],
-                    "images_per_second": round(images / (time.perf_counter() - started), 2),
-                }
-                bar.set_postfix(loss=f"{means['loss']:.3f}", refresh=False)
-                if accelerator.is_main_process:
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
+            self._note_unreadable(batch.pop("skipped"))
+            yield batch
+
+    def _note_unreadable(self, messages: list[str]) -> None:
+        for message in messages:
+            if message not in self.unreadable:
+                self.unreadable[message] = None
+                logger.warning("training image replaced: %s", message)
+        if len(self.unreadable) > self.config.max_bad_images:
+            raise TrainingStopped(
+                f"{len(self.unreadable)} training images cannot be read, more than --max-bad-images "
+                f"{self.config.max_bad_images}: {'; '.join(self.unreadable)}"
+            )
+
+    def _forward_backward(self, batches: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Gradients of one step; its loss and terms, detached."""
+        weights = batch_weights(self.accelerator, batches, self.model.config)
+        values: dict[str, Tensor] = {}
+        for turn, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            last = turn == len(batches) - 1
+            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
+                mask = batch["pixel_mask"]
+                pixels = normalize(batch["image"], mask, self.processor.image_mean, self.processor.image_std)
+                outputs = self.prepared(pixel_values=pixels, pixel_mask=mask, labels=batch["labels"])
+                loss = outputs.loss * weight
+                self.accelerator.backward(loss)
+            for name, value in {"loss": loss, **{k: v * weight for k, v in outputs.loss_dict.items()}}.items():
+                values[name] = values.get(name, 0.0) + value.detach()
+        return values
+
+    def _means(self, window: RunningMean) -> dict[str, float | None]:
+        names, means = window.take()
+        if self.accelerator.num_processes > 1:
+            means = self.accelerator.reduce(means, "mean")
+        numbers = means.tolist()
+        return {n: round(v, 5) if math.isfinite(v) else None for n, v in zip(names, numbers, strict=True)}
+
+    def _stop_if_diverged(self, guard: StepGuard, step: int) -> None:
+        bad, longest = guard.take()
+        self.bad_steps += bad
+        if bad and self.accelerator.is_main_process:
+            logger.warning("step %d: %d steps without a finite gradient were skipped", step, bad)
+        if longest >= self.config.max_bad_steps:
+            raise TrainingStopped(
+                f"{longest} steps in a row up to step {step} had no finite gradient; the weights are those before. "
+                f"Lower --learning-rate (now {self.config.learning_rate:g})"
+                + ("" if self.config.mixed_precision == "no" else ", or train with --mixed-precision no")
+                + "."
+            )
+
+    def _evaluation_steps(self) -> set[int]:
+        if self.eval_dataset is None:
+            return set()
+        every = self.config.eval_every
+        steps = set(range(every, self.num_steps + 1, every)) if every else set()
+        if self.config.eval_every_epochs:
+            stride = self.config.eval_every_epochs * len(self.dataset) / self.images_per_step
+            steps |= {max(1, round(stride * i)) for i in range(1, int(self.num_steps / stride) + 1)}
+        return steps
+
+    def _trained_model(self) -> DrmmForObjectDetection:
+        return self.model if self.average is None else self.average.model
+
+    def _evaluate(self, results: Path) -> dict[str, Any]:
+        assert self.eval_dataset is not None
+        return evaluate_model(
+            self.accelerator,
+            self._trained_model(),
+            self.processor,
+            self.eval_dataset,
+            results,
+            batch_size=self.config.eval_batch_size,
+            num_workers=self.config.num_workers,
+        )
+
+    def _evaluate_and_keep_best(self, step: int, log: Any) -> bool:
+        """Evaluate in the middle of the training; True if it should stop early."""
+        metrics = self._evaluate(self.output / "results.json")
+        self._log(log, {"step": step, **{k: v for k, v in metrics.items() if not isinstance(v, str)}}, step)
+        self._keep_best(metrics, step)
+        patience = self.config.patience
+        return patience is not None and self.evaluations_without_gain >= patience
+
+    def _keep_best(self, metrics: dict[str, Any], step: int) -> None:
+        self.evaluations_without_gain += 1
+        if metrics["AP"] > self.best.get("AP", -2.0):
+            self.best, self.evaluations_without_gain = {"AP": metrics["AP"], "step": step}, 0
+            self._save_model(self.output / "best")
+
+    def _save_model(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            self._trained_model().save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+
+    def _save_checkpoint(self, step: int, seconds: float) -> None:
+        progress = {
+            "identity": self._identity(),
+            "train_seconds": round(seconds, 1),
+            "best": self.best,
+            "bad_steps": self.bad_steps,
+        }
+        self.checkpoints.save(self.accelerator, step, progress, self.average)
+
+    def _start_trackers(self) -> None:
+        if self.config.report_to:
+            settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.config.to_dict().items()}
+            self.accelerator.init_trackers("drmm-hf", config=settings)
+
+    def _log(self, log: Any, line: dict[str, Any], step: int) -> None:
+        if log is not None:
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            if self.config.report_to:
+                numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
+                self.accelerator.log(numbers, step=step)
+
+    def _finish(self, steps: int, seconds: float) -> TrainResult:
+        metrics: dict[str, Any] = {
+            "train_seconds": seconds,
+            "train_steps": steps,
+            "train_images": steps * self.images_per_step,
+            "seed": self.config.seed,
+            "bad_steps": self.bad_steps,
+        }
+        model_dir = self.output / "model"
+        self._save_model(model_dir)
+        if self.eval_dataset is not None:
+            final = self._evaluate(self.output / "results.json")
+            if self._evaluation_steps():
+                self._keep_best(final, steps)
+                metrics |= {"best_AP": self.best["AP"], "best_step": self.best["step"]}
+            metrics = {**final, **metrics}
+        if self.unreadable:
+            metrics["unreadable_images"] = list(self.unreadable)
+        if self.accelerator.is_main_process:
+            (self.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return TrainResult(model_dir, metrics, self._trained_model(), self.processor)
 
 
-def evaluate_model(
-    model: nn.Module, processor: DrmmImageProcessor, dataset: DetectionDataset, output: Path
-) -> dict[str, Any]:
-    """COCO numbers and calibration of a model; the detections go to `output`/results.json.
-
-    Returns:
-        AP, AP50, AP75, AR100 and the other COCO numbers, and ECE (paper Eq. 9) over all of the 100 detections an image,
-        with `ECE_settings` saying how.
-    """
-    results = predict_dataset(model, processor, dataset, batch_size=_EVAL_BATCH)
-    (output / "results.json").write_text(json.dumps(results))
-    report = evaluate_detections(dataset.annotations_path, results)
-    metrics: dict[str, Any] = {name: round(value, 4) for name, value in report.metrics.items()}
-    for name, calibration in zip(("ECE", "D-ECE"), report.calibration, strict=True):
-        metrics[name] = round(calibration.ece, 4) if calibration.ece == calibration.ece else None
-        metrics[f"{name}_settings"] = calibration.settings
-    return metrics
-
-
-def _endless(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
-class _Mean:
-    """Means of tensors over steps, kept on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Any] = {}
-        self.count = 0
-
-    def add(self, values: dict[str, Any]) -> None:
-        self.count += 1
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
-
-    def take(self) -> dict[str, float]:
-        means = {name: float(value) / self.count for name, value in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
+_RESUME_FIX = {
+    "images_per_step": "; choose --gradient-accumulation or --batch-size so that the number agrees",
+    "classes": "; resume with the data set of the first part, or fine-tune with --model",
+    "training images": "; resume with the data set of the first part",
+}

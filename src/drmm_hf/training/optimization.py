@@ -1,0 +1,116 @@
+"""Optimizer and learning rate of a training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import get_scheduler
+
+from .config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that train.
+
+    Weight decay is on all of them, as in the released code, unless `config.decay_norms` is off: then biases and the
+    parameters of normalization layers go without.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = config.learning_rate * (config.backbone_lr_factor if ".backbone." in f".{name}" else 1.0)
+        decay = config.weight_decay if config.decay_norms or parameter.dim() > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()],
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        fused=True,  # one pass over the parameters; the plain one is a tenth of a small model's step on a CPU
+    )
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int, steps_per_epoch: float
+) -> LRScheduler:
+    """The learning rate of every step, linear warm-up first."""
+    warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * num_steps)
+    if config.schedule != "multi_step":
+        return get_scheduler(config.schedule, optimizer, warmup, num_steps)
+    drops = [round(epoch * steps_per_epoch) for epoch in config.milestones or ()]
+
+    def factor(step: int) -> float:
+        return min(1.0, step / max(warmup, 1) if warmup else 1.0) * 0.1 ** sum(step >= drop for drop in drops)
+
+    return LambdaLR(optimizer, factor)
+
+
+class StepGuard:
+    """Skips steps whose gradient is not finite, and counts them, without waiting for the device.
+
+    The optimizer's fused kernel takes a flag on the device that makes it leave parameters and moments alone: what
+    GradScaler uses for the same purpose.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device):
+        self.optimizer = optimizer
+        self.total, self.streak, self.longest = (torch.zeros((), device=device) for _ in range(3))
+
+    def check(self, gradient_norm: Tensor) -> Tensor:
+        """Arm the optimizer for a step with this gradient norm; 1 on the device if the step is bad, else 0."""
+        bad = (~torch.isfinite(gradient_norm)).float()
+        self.optimizer.found_inf, self.optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
+        self.total = self.total + bad
+        self.streak = (self.streak + 1) * bad
+        self.longest = torch.maximum(self.longest, self.streak)
+        return bad
+
+    def disarm(self) -> None:
+        """Only count: something else skips bad steps."""
+        del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
+
+    def take(self) -> tuple[int, int]:
+        """Bad steps since the last call, and the longest row of them. Waits for the device."""
+        total, longest = int(self.total), int(self.longest)
+        self.total, self.longest = torch.zeros_like(self.total), self.streak.clone()
+        return total, longest
+
+
+class WeightAverage:
+    """Exponential moving average of all parameters and buffers of a model.
+
+    The decay grows to its value as (1 + t) / (10 + t), so that short trainings do not keep their random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.updates = decay, 0
+        self.averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=self._average(), use_buffers=True)
+        self.averaged.requires_grad_(False)
+
+    @property
+    def model(self) -> Any:
+        """The averaged model."""
+        return self.averaged.module
+
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after a step."""
+        self.averaged.update_parameters(model)
+        self.updates += 1
+
+    def load(self, state: dict[str, Tensor], updates: int) -> None:
+        """Go on from a saved average."""
+        self.model.load_state_dict(state)
+        self.updates = updates
+        self.averaged.n_averaged.fill_(updates)
+
+    def _average(self) -> Callable[..., None]:
+        def average(averages: list[Tensor], values: list[Tensor], _: Any) -> None:
+            weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+            if averages[0].is_floating_point():
+                torch._foreach_lerp_(averages, values, weight)
+            else:  # counters
+                torch._foreach_copy_(averages, values)
+
+        return average

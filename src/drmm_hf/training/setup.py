@@ -1,0 +1,90 @@
+"""What a training is made of: model, augmentation, Accelerate, and the length in steps."""
+
+import dataclasses
+from collections.abc import Callable
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_drmm import DrmmConfig
+from ..conversion import warm_start
+from ..data import DetectionDataset, PaperTransform, TrainTransform
+from ..evaluation.loading import load_checkpoint
+from ..image_processing_drmm import DrmmImageProcessor
+from ..modeling_drmm import DrmmForObjectDetection
+from ..presets import processor_fields
+from .batches import canvas_size
+from .config import TrainConfig
+
+_CACHE_BYTES = 1 << 30
+
+
+def build_model(config: TrainConfig, dataset: DetectionDataset) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+    """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
+    labels = {"id2label": dataset.id2label, "label2id": dataset.label2id}
+    overrides = {**(config.config or {}), **labels}
+    if config.model is not None:
+        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
+    try:
+        model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
+    except (StrictDataclassError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
+    if config.warm_start is not None:
+        warm_start(model, config.warm_start)
+    if config.backbone_weights is not None:
+        model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
+    return model, DrmmImageProcessor(**processor_fields(config.preset))
+
+
+def build_transform(config: TrainConfig, dataset: DetectionDataset, processor: DrmmImageProcessor) -> Callable:
+    """The augmentation, at the scale at which the processor will show images to the model."""
+    if config.augmentation != "affine":
+        return PaperTransform(multi_scale=config.augmentation == "multi_scale", horizontal_flip=config.horizontal_flip)
+    size = {name: value for name, value in dict(processor.size).items() if value is not None}
+    return TrainTransform(
+        canvas_size(dataset, size),
+        horizontal_flip=config.horizontal_flip,
+        vertical_flip=config.vertical_flip,
+        scale_range=(config.scale_min, config.scale_max),
+        translate=config.translate,
+        color_jitter=config.color_jitter,
+        cache=config.cache_images,
+        cache_bytes=_CACHE_BYTES,
+    )
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate's state for these settings; a tracker that is not installed is refused here."""
+    trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
+    for name in trackers:
+        check_tracker(name)
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.cpu,
+        log_with=trackers or None,
+        project_dir=config.output,
+        step_scheduler_with_optimizer=False,
+    )
+
+
+def check_tracker(name: str) -> None:
+    """Raise ValueError for a tracker that Accelerate does not know or that is not installed."""
+    known = sorted(str(key) for key in LOGGER_TYPE_TO_CLASS)
+    if name not in known:
+        raise ValueError(f"TrainConfig.report_to={name!r}; choose of {', '.join(known)}.")
+    if name not in [str(tracker) for tracker in get_available_trackers()]:
+        raise ValueError(f"TrainConfig.report_to={name!r}: not installed; pip install {name}")
+
+
+def number_of_steps(config: TrainConfig, num_images: int, images_per_step: int) -> int:
+    """Optimizer steps of the whole run."""
+    images = config.train_images if config.train_images is not None else (config.epochs or 0) * num_images
+    return max(1, round(images / images_per_step))
+
+
+def without_empty_images(dataset: DetectionDataset) -> DetectionDataset:
+    """Only the images with a box that is no crowd."""
+    keep = [i for i, crowd in enumerate(dataset.dataset["objects"]) if not all(crowd["iscrowd"])]
+    return dataclasses.replace(dataset, dataset=dataset.dataset.select(keep))

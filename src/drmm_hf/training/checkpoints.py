@@ -55,8 +55,7 @@ class Checkpoints:
         if accelerator.is_main_process:
             self._writing(final, lambda: _seal(partial, {"step": step, **progress}, average))
             shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync(self.folder)
+            self._writing(final, lambda: _publish(partial, final))
             for old in self._steps()[: -self.limit]:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
@@ -123,6 +122,11 @@ def _seal(partial: Path, content: dict[str, Any], average: WeightAverage | None)
     (partial / _MANIFEST).write_text(json.dumps({**content, "files": sizes}, indent=1) + "\n")
     for path in [*files, partial / _MANIFEST, partial]:
         _sync(path)
+
+
+def _publish(partial: Path, final: Path) -> None:
+    partial.rename(final)
+    _sync(final.parent)
 
 
 def _inspect(path: Path) -> tuple[str | None, dict[str, Any]]:

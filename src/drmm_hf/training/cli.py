@@ -25,4 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"model: {result.model_dir}")
         return 0
 
-    return run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))
+    status = run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))
+    PartialState().destroy_process_group()
+    return status

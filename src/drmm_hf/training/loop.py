@@ -373,7 +373,9 @@ class _Training:
         if self.accelerator.is_main_process:
             (self.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        # not end_training(), which also ends the process group: a program may train again
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         return TrainResult(model_dir, metrics, self._trained_model(), self.processor)
 
 

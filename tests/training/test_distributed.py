@@ -1,0 +1,99 @@
+"""Two processes against one with the same images per step: the same training and the same numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drmm_hf.data import generate_scenes
+from drmm_hf.training import TrainConfig, train
+
+ROOT = Path(__file__).parents[2]
+# statistics of BatchNorm are those of a process unless they are fixed (SyncBN is for accelerators only)
+SMALL = {"backbone_norm": "eval", "num_stages": 2, "num_proposals": 16}
+CASES: dict[str, dict[str, Any]] = {
+    "mean": {"config": SMALL},
+    "sum": {"config": {**SMALL, "loss_reduction": "sum"}},
+    "baseline": {"preset": "sparse-rcnn-tiny", "config": SMALL},
+    "accumulated": {"config": SMALL, "gradient_accumulation": 2, "train_images": 24},
+}
+# a rate that does not depend on the length of the training
+STEADY = {"schedule": "constant_with_warmup", "warmup_steps": 0}
+
+
+@pytest.fixture(scope="module")
+def odd_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """13 training images: six steps of two, and one image left; 11 validation images: batches of 4, 4 and 3."""
+    return generate_scenes(tmp_path_factory.mktemp("odd"), num_train=13, num_val=11, image_size=(96, 128))
+
+
+def fields(data: Path, output: Path, batch_size: int, **more: Any) -> dict[str, Any]:
+    settings = {"data": str(data), "output": str(output), "batch_size": batch_size, "train_images": 40, "log_every": 1}
+    # a small rate: Adam makes a whole step of a rounding error in a gradient near zero
+    return {**settings, "cpu": True, "learning_rate": 1e-4, "eval_batch_size": 4, "save_every": 0, **more}
+
+
+def run_two_processes(configs: list[dict[str, Any]], folder: Path) -> None:
+    (folder / "configs.json").write_text(json.dumps(configs))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [str(ROOT / "tests/training/run_configs.py"), str(folder / "configs.json")]
+    done = subprocess.run([*command, *script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-9000:]
+
+
+@pytest.fixture(scope="module")
+def two_processes(odd_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of all cases, trained by two processes with half the batch each."""
+    folder = tmp_path_factory.mktemp("two")
+    configs = [fields(odd_scenes, folder / name, 1, **case) for name, case in CASES.items()]
+    few = {"config": SMALL, "train_images": 4, "save_every": 1}
+    configs.append(fields(generate_scenes(folder / "few", num_train=1, num_val=1), folder / "fewer", 1, **few))
+    half = {"config": SMALL, "train_images": 20, "save_every": 5}
+    configs.append(fields(odd_scenes, folder / "stopped", 1, **STEADY, **half))
+    run_two_processes(configs, folder)
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_train_as_one(odd_scenes: Path, two_processes: Path, tmp_path: Path, name: str) -> None:
+    train(TrainConfig(**fields(odd_scenes, tmp_path, 2, **CASES[name])))
+    one, two = lines(tmp_path), lines(two_processes / name)
+    assert len(one) == len(two) == (6 if name == "accumulated" else 20)
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), f"step {a['step']}"
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+    single, double = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path, two_processes / name))
+    for metric in ("AP", "AP50", "AR100", "train_images", "train_steps"):
+        assert single[metric] == double[metric], metric
+    results = [json.loads((folder / "results.json").read_text()) for folder in (tmp_path, two_processes / name)]
+    assert len({r["image_id"] for r in results[0]}) == 11
+    images = [[r["image_id"] for r in part] for part in results]
+    assert images[0] == images[1], "every image once, in the order of the data set"
+
+
+def test_fewer_images_than_processes(two_processes: Path) -> None:
+    """One training image is shown to both processes; one of them has no image to evaluate."""
+    metrics = json.loads((two_processes / "fewer/metrics.json").read_text())
+    assert metrics["train_steps"] == 2
+    assert "AP" in metrics
+    images = {r["image_id"] for r in json.loads((two_processes / "fewer/results.json").read_text())}
+    assert len(images) == 1
+
+
+def test_one_process_goes_on_where_two_stopped(odd_scenes: Path, two_processes: Path, tmp_path: Path) -> None:
+    train(TrainConfig(**fields(odd_scenes, tmp_path, 2, config=SMALL, **STEADY)))
+    rest = fields(odd_scenes, two_processes / "stopped", 2, config=SMALL, resume=True, **STEADY)
+    assert train(TrainConfig(**rest)).metrics["train_steps"] == 20
+    got, expected = lines(two_processes / "stopped"), lines(tmp_path)
+    assert [line["step"] for line in got] == list(range(1, 21))
+    for a, b in zip(got, expected, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)

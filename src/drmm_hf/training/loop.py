@@ -85,7 +85,8 @@ class _Training:
             self.dataset = without_empty_images(self.dataset)
         self.model, self.processor = build_model(config, self.dataset)
         if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            # transformers has renamed it
+            getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
         transform = build_transform(config, self.dataset, self.processor)
         self.samples = TrainingSamples(self.dataset, transform, config.seed, strict=config.max_bad_images == 0)
         self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes

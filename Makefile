@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-all test-full quickstart clean
+.PHONY: help install lint format test test-slow test-all test-full quickstart clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
@@ -48,6 +48,9 @@ format: $(STAMP) ## let ruff sort imports and format
 
 test: $(STAMP) ## the quick tests; real data only if DRMM_TEST_DATA names a folder
 	$(RUN) -m pytest -q $(ARGS)
+
+test-slow: $(STAMP) ## the slow tests alone
+	$(RUN) -m pytest -q -m slow $(ARGS)
 
 test-all: $(STAMP) ## the quick and the slow tests
 	$(RUN) -m pytest -q -m 'not full' $(ARGS)

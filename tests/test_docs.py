@@ -2,9 +2,12 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from drmm_hf.training import parse_config
 
 ROOT = Path(__file__).parents[1]
 BCCD = ROOT / "docs" / "results" / "bccd"
@@ -38,16 +41,30 @@ def test_links_and_named_files_exist(document: str) -> None:
         assert (ROOT / name).exists(), f"{document} names {name}"
 
 
+def commands(document: str) -> list[str]:
+    """The indented command lines of a document, continuation lines joined."""
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    return [" ".join(line.split(" # ")[0].split()) for line in re.findall(r"^ {4,}(.+)$", text, flags=re.MULTILINE)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_training_commands_are_understood(document: str) -> None:
+    for command in commands(document):
+        if "scripts/train.py" in command:
+            arguments = shlex.split(command.split("scripts/train.py", 1)[1].strip("'"))
+            if "--help" not in arguments:
+                assert parse_config(arguments).data in ("FOLDER", "coco", "bccd"), command
+
+
 def test_every_option_of_a_command_in_the_readme_exists() -> None:
     """Options shown in the README are known to the commands that they are shown with."""
     modules = {
-        "train.py": "training/config.py",
         "predict.py": "evaluation/predict_cli.py",
         "evaluate.py": "evaluation/cli.py",
         "quickstart": "training/quickstart.py",
     }
     shared = (ROOT / "src/drmm_hf/evaluation/command_line.py").read_text()
-    for command, options in re.findall(r"(train\.py|predict\.py|evaluate\.py|quickstart)([^\n#]*--[^\n#`]*)", readme()):
+    for command, options in re.findall(r"(predict\.py|evaluate\.py|quickstart)([^\n#]*--[^\n#`]*)", readme()):
         source = (ROOT / "src/drmm_hf" / modules[command]).read_text() + shared
         for option in re.findall(r"--([a-z][a-z-]+)", options):
             if option == "help":

@@ -3,20 +3,36 @@
 from .calibration import CalibrationReport, calibration_report
 from .coco import detections_to_coco, evaluate_coco
 from .duplicates import DuplicateCount, count_duplicates, nms_sweep, suppress
+from .localization_calibration import LocalizationCalibrationReport, localization_calibration_report
+from .lrp import LrpReport, lrp_report
 from .predict import predict_dataset, predict_images
+from .recalibration import ScoreCalibration, split_half_report
+from .reliability import save_reliability_diagram
 from .report import DetectionReport, evaluate_detections
+from .scoring_rules import BrierReport, ObjectCalibrationReport, brier_report, object_calibration_report
 
 __all__ = [
+    "BrierReport",
     "CalibrationReport",
     "DetectionReport",
     "DuplicateCount",
+    "LocalizationCalibrationReport",
+    "LrpReport",
+    "ObjectCalibrationReport",
+    "ScoreCalibration",
+    "brier_report",
     "calibration_report",
     "count_duplicates",
     "detections_to_coco",
     "evaluate_coco",
     "evaluate_detections",
+    "localization_calibration_report",
+    "lrp_report",
     "nms_sweep",
+    "object_calibration_report",
     "predict_dataset",
     "predict_images",
+    "save_reliability_diagram",
+    "split_half_report",
     "suppress",
 ]

@@ -1,0 +1,257 @@
+"""Isotonic and temperature calibration: curves by hand and by an independent library, and the split-half report."""
+
+import copy
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drmm_hf.evaluation.calibration import calibration_report
+from drmm_hf.evaluation.localization_calibration import localization_calibration_report, match_detections
+from drmm_hf.evaluation.recalibration import ScoreCalibration, fit_isotonic, fit_temperature, split_half_report
+
+
+def scene(num_images: int = 8, *, sharpen: float = 1.0) -> tuple[dict, list[dict]]:
+    """Images of two classes where 2, 5 and 8 of ten detections are right at .2, .5 and .8.
+
+    The log-odds of these scores are then multiplied by `sharpen`, which makes them too sure.
+    """
+    annotations, results = [], []
+    for image_id in range(num_images):
+        for category_id in (7, 9):
+            for level, score in enumerate((0.2, 0.5, 0.8)):
+                shown = 1 / (1 + ((1 - score) / score) ** sharpen)
+                for index in range(10):
+                    box = [20 * index, 100 * level, 10, 10]
+                    if index < round(10 * score):
+                        annotations.append({"image_id": image_id, "category_id": category_id, "bbox": box})
+                    results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": shown})
+    categories = [{"id": 7, "name": "cell"}, {"id": 9, "name": "disc"}]
+    images = [{"id": image_id} for image_id in range(num_images)]
+    return {"images": images, "categories": categories, "annotations": annotations}, results
+
+
+def test_isotonic_by_hand():
+    # .3 and .4 violate the order (1, 0) and are pooled to 1/2; .1 twice (0, 0); .9: 1
+    curve = fit_isotonic(np.array([0.4, 0.1, 0.9, 0.3, 0.1]), np.array([0.0, 0.0, 1.0, 1.0, 0.0]))
+    assert curve.scores == (0.1, 0.3, 0.4, 0.9)
+    assert curve.values == (0.0, 0.5, 0.5, 1.0)
+    # constant outside of the fitted scores, linear between them
+    np.testing.assert_allclose(curve(np.array([0.0, 0.2, 0.35, 0.65, 1.0])), [0.0, 0.25, 0.5, 0.75, 1.0])
+
+
+def test_equal_scores_are_weighed_together():
+    # .2: mean 1/2 of four, .6: 0 of one; pooled 2/5, not the 1/4 of unweighted levels
+    curve = fit_isotonic(np.array([0.2, 0.2, 0.2, 0.2, 0.6]), np.array([1.0, 1.0, 0.0, 0.0, 0.0]))
+    assert curve.values == pytest.approx((0.4, 0.4))
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_temperature_is_recovered(temperature):
+    calibrated = np.array([0.1, 0.3, 0.5, 0.7, 0.95])
+    logits = np.log(calibrated / (1 - calibrated)) * temperature
+    curve = fit_temperature(1 / (1 + np.exp(-logits)), calibrated)
+    assert curve.temperature == pytest.approx(temperature, rel=1e-6)
+    np.testing.assert_allclose(curve(1 / (1 + np.exp(-logits))), calibrated, rtol=1e-6)
+
+
+def test_temperature_at_its_ends():
+    # Any T that is small enough makes these sure; its likelihood is 1 to the last digit.
+    np.testing.assert_allclose(
+        fit_temperature(np.array([0.9, 0.1]), np.array([1.0, 0.0]))(np.array([0.9, 0.1])), [1, 0]
+    )
+    assert fit_temperature(np.array([0.9, 0.1]), np.array([0.0, 1.0])).temperature == pytest.approx(100)
+    assert fit_temperature(np.array([0.5, 0.5]), np.array([0.0, 1.0])).temperature == 1.0
+    extreme = fit_temperature(np.array([0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0]))
+    assert np.isfinite(extreme(np.array([0.0, 0.5, 1.0]))).all()
+
+
+@pytest.mark.parametrize("method", ["isotonic", "temperature"])
+@pytest.mark.parametrize("per_class", [False, True])
+def test_a_sharpened_scene_is_cured(method, per_class):
+    truth, results = scene(4, sharpen=2.0)
+    given = copy.deepcopy(results)
+    fit = ScoreCalibration.fit(truth, results, method=method, per_class=per_class, image_ids=[0, 1])
+    calibrated = fit.apply(results)
+    assert results == given, "the caller's results are unchanged"
+    assert calibration_report(truth, results, image_ids=[2, 3]).ece > 0.05
+    assert calibration_report(truth, calibrated, image_ids=[2, 3]).ece == pytest.approx(0.0, abs=1e-6)
+    assert set(fit.per_class) == ({7, 9} if per_class else set())
+    json.dumps(fit.to_dict(), allow_nan=False)
+
+
+def test_per_class_curves_and_the_pooled_one_for_the_rest():
+    truth, results = scene(2)
+    truth["categories"].append({"id": 3, "name": "new"})
+    # Class 9 is never right.
+    truth["annotations"] = [entry for entry in truth["annotations"] if entry["category_id"] == 7]
+    fit = ScoreCalibration.fit(truth, results, per_class=True)
+    rows = [{"image_id": 0, "category_id": c, "bbox": [0, 0, 1, 1], "score": 0.8} for c in (3, 7, 9)]
+    assert [row["score"] for row in fit.apply(rows)] == pytest.approx([0.4, 0.8, 0.0])
+    assert fit.settings == "isotonic, per class, fitted to precision at IoU 0.5, maxDets 100, 120 detections"
+
+
+def test_fitting_to_iou_cures_the_localisation_aware_error():
+    truth, results = scene(4)
+    for row in results:
+        row["bbox"] = [*row["bbox"][:3], 8]  # IoU .8 instead of 1
+    assert localization_calibration_report(truth, results).laece == pytest.approx(0.1)
+    fit = ScoreCalibration.fit(truth, results, target="iou", iou_threshold=0.1)
+    assert localization_calibration_report(truth, fit.apply(results)).laece == pytest.approx(0.0)
+
+
+def test_ties_made_by_calibration_keep_the_matching():
+    # On one object a sure and an unsure detection, listed in the wrong order, which one constant makes equal.
+    truth = scene(1)[0]
+    truth["annotations"] = [{"image_id": 0, "category_id": 7, "bbox": [0, 0, 10, 10]}]
+    results = [
+        {"image_id": 0, "category_id": 7, "bbox": [0, 0, 10, 6], "score": 0.2},
+        {"image_id": 0, "category_id": 7, "bbox": [0, 0, 10, 10], "score": 0.9},
+    ]
+    fit = ScoreCalibration.fit(truth, [results[0] | {"bbox": [50, 50, 9, 9]}])
+    matches = match_detections(truth, fit.apply(results), iou_threshold=0.5, max_detections=100)
+    assert matches.scores.tolist() == [0.0, 0.0]
+    assert matches.ious.tolist() == [1.0, 0.0]
+    assert fit.apply([]) == []
+
+
+def test_split_half_report_of_a_sharpened_scene():
+    truth, results = scene(4, sharpen=2.0)
+    report = split_half_report(truth, results, seed=3)
+    assert set(report.values) == {"raw", "isotonic", "temperature"}
+    assert set(report.values["raw"]) == {"ECE", "D-ECE", "LaECE", "LaECE_0", "LaACE_0", "Brier"}
+    # All images are alike, so each half is the whole: raw values are those of all images, and the fits are exact.
+    assert report.values["raw"]["ECE"] == pytest.approx(calibration_report(truth, results).ece)
+    d_ece = calibration_report(truth, results, score_threshold=0.3)
+    assert report.values["raw"]["D-ECE"] == pytest.approx(d_ece.ece)
+    laece = localization_calibration_report(truth, results, iou_threshold=0)
+    assert report.values["raw"]["LaECE_0"] == pytest.approx(laece.laece)
+    assert report.values["raw"]["LaACE_0"] == pytest.approx(laece.laace)
+    for method in ("isotonic", "temperature"):
+        for metric in ("ECE", "D-ECE", "LaECE", "LaECE_0"):
+            assert report.values[method][metric] == pytest.approx(0.0, abs=1e-6)
+        # Detections of 1/5, 1/2 and 4/5 that keep their word: (.16 + .25 + .16) / 3
+        assert report.values[method]["Brier"] == pytest.approx(0.19, abs=1e-6)
+        assert [half.ece for half in report.reports[method]] == pytest.approx([0, 0], abs=1e-6)
+    assert report.num_images == (2, 2)
+    assert report.metric_settings["D-ECE"] == d_ece.settings
+    assert report.metric_settings["LaECE"] == "IoU 0.1, 25 bins, score >= 0, maxDets 100"
+    assert "fitted pooled to precision at IoU 0.5, maxDets 100; halves of 2 and 2 images, seed 3" in report.settings
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_split_half_fits_on_one_half_and_reports_on_the_other():
+    """Two images that contradict each other: each is measured with what the other taught."""
+    truth, _ = scene(2)
+    box = [0, 0, 10, 10]
+    truth["annotations"] = [{"image_id": 0, "category_id": 7, "bbox": box}]
+    results = [{"image_id": image_id, "category_id": 7, "bbox": box, "score": 0.6} for image_id in (0, 1)]
+    # Image 0: right at .6; image 1: wrong at .6. Raw: (.4 + .6)/2. Fitted on the other: 0 for right, 1 for wrong.
+    report = split_half_report(truth, results, methods=["isotonic"])
+    assert report.values["raw"]["ECE"] == pytest.approx(0.5)
+    assert report.values["isotonic"]["ECE"] == pytest.approx(1.0)
+    assert report.values["isotonic"]["Brier"] == pytest.approx(1.0)
+
+
+def test_the_split_depends_on_the_seed_alone():
+    truth, results = scene(5, sharpen=1.5)
+    results = [row for row in results if row["image_id"] != 2 or row["score"] > 0.5]
+    first = split_half_report(truth, results, methods=["temperature"], image_ids=[4, 0, 1, 2])
+    again = split_half_report(truth, results[::-1], methods=["temperature"], image_ids=[2, 1, 4, 0])
+    assert first.num_images == (2, 2)
+    for method, values in first.values.items():
+        assert again.values[method] == pytest.approx(values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=15), st.randoms(use_true_random=False)
+)
+def test_curves_are_monotone_bounded_and_do_not_depend_on_the_order(rows, random):
+    grid = np.linspace(0, 1, 21)
+    scores, targets = np.array(rows).T
+    random.shuffle(rows)
+    for fit in (fit_isotonic, fit_temperature):
+        values = fit(scores, targets)(grid)
+        assert (np.diff(values) >= -1e-12).all()
+        assert values.min() >= 0
+        assert values.max() <= 1
+        np.testing.assert_allclose(fit(*np.array(rows).T)(grid), values, atol=1e-6)
+    # No other non-decreasing map is nearer to the targets, the constant and the identity among them.
+    error = np.mean((fit_isotonic(scores, targets)(scores) - targets) ** 2)
+    assert error <= np.mean((scores - targets) ** 2) + 1e-12
+    assert error <= np.var(targets) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "platt"}, "method must be one of isotonic, temperature, not 'platt'"),
+        ({"target": "recall"}, "target must be one of precision, iou, not 'recall'"),
+        ({"iou_threshold": 2.0}, r"iou_threshold must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreCalibration.fit(*scene(1), **options)
+
+
+def test_nothing_to_fit_or_to_halve():
+    truth, results = scene(2)
+    with pytest.raises(ValueError, match="no detections on these images"):
+        ScoreCalibration.fit(truth, [])
+    with pytest.raises(ValueError, match="1 images cannot be halved"):
+        split_half_report(truth, results, image_ids=[1])
+    with pytest.raises(ValueError, match=r"iou_threshold must lie in \(0, 1\]"):
+        split_half_report(truth, results, iou_threshold=0)
+    with pytest.raises(ValueError, match=r"image_ids: 9 is no image"):
+        split_half_report(truth, results, image_ids=[0, 9])
+
+
+def test_missing_scipy_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(ImportError, match=r"pip install 'drmm-hf\[baselines\]'"):
+        fit_isotonic(np.array([0.5]), np.array([1.0]))
+
+
+def sample() -> tuple[np.ndarray, np.ndarray]:
+    """200 too sure scores in steps of 1/50, so that some are equal, and whether they are right."""
+    random = np.random.RandomState(11)  # the only generator whose numbers are promised to stay
+    scores = np.round(random.beta(0.8, 0.8, 200) * 48 + 1) / 50
+    return scores, (random.random_sample(200) < 0.3 + 0.4 * scores).astype(float)
+
+
+GRID = (0.0, 0.05, 0.21, 0.33, 0.5, 0.77, 0.9, 1.0)
+# What sklearn.isotonic.IsotonicRegression(out_of_bounds="clip") 1.9.1 gave for `sample()` on GRID
+SKLEARN_ISOTONIC = (
+    0.11764705882352941,
+    0.11764705882352941,
+    0.3191489361702128,
+    0.3345744680851064,
+    0.5274725274725275,
+    0.5274725274725275,
+    0.5274725274725275,
+    1.0,
+)
+# 1 / coefficient of sklearn.linear_model.LogisticRegression(C=inf, fit_intercept=False, tol=1e-10) of the log-odds
+SKLEARN_TEMPERATURE = 2.9827206251986613
+
+
+def test_curves_of_an_independent_library():
+    np.testing.assert_allclose(fit_isotonic(*sample())(np.array(GRID)), SKLEARN_ISOTONIC, atol=1e-9)
+    assert fit_temperature(*sample()).temperature == pytest.approx(SKLEARN_TEMPERATURE, rel=1e-6)
+
+
+def test_the_independent_library_gives_these_curves():
+    isotonic = pytest.importorskip("sklearn.isotonic")
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    scores, targets = sample()
+    curve = isotonic.IsotonicRegression(out_of_bounds="clip").fit(scores, targets)
+    np.testing.assert_allclose(curve.predict(GRID), SKLEARN_ISOTONIC, atol=1e-9)
+    model = linear_model.LogisticRegression(C=math.inf, fit_intercept=False, tol=1e-10)
+    model.fit(np.log(scores / (1 - scores))[:, None], targets)
+    assert 1 / model.coef_[0, 0] == pytest.approx(SKLEARN_TEMPERATURE, rel=1e-6)

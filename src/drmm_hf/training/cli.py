@@ -1,6 +1,8 @@
 """The command line of `scripts/train.py`."""
 
 import argparse
+import signal
+import sys
 from collections.abc import Sequence
 
 from accelerate import PartialState
@@ -25,6 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"model: {result.model_dir}")
         return 0
 
-    status = run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))
+    try:
+        status = run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))
+    except KeyboardInterrupt:
+        hint = f"; add --resume to go on from the last checkpoint in {config.output}" if config.save_every else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
+        return 128 + signal.SIGINT
     PartialState().destroy_process_group()
     return status

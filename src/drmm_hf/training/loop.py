@@ -26,6 +26,7 @@ from .loss_scale import batch_weights
 from .metrics_log import RunningMean, keep_lines
 from .optimization import StepGuard, WeightAverage, build_optimizer, build_schedule
 from .options import write_recipe
+from .resume import checkpoint_to_resume, prepare_output, run_identity
 from .sampling import TrainingOrder
 from .setup import build_accelerator, build_model, build_transform, number_of_steps, without_empty_images
 
@@ -99,9 +100,11 @@ class _Training:
         self.bad_steps = 0
 
     def run(self) -> TrainResult:
-        resumed = self._checkpoint_to_resume()
-        self.output.mkdir(parents=True, exist_ok=True)
+        self.identity = run_identity(self.model, self.dataset, self.config, self.images_per_step)
+        resumed = checkpoint_to_resume(self.checkpoints, self.output, self.identity, self.config.resume)
+        self.accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if self.accelerator.is_main_process:
+            prepare_output(self.output, self.checkpoints, keep=resumed is not None)
             write_recipe(self.config, self.output / "recipe.yaml")
         optimizer = build_optimizer(self.model, self.config)
         schedule = build_schedule(optimizer, self.config, self.num_steps, len(self.dataset) / self.images_per_step)
@@ -117,52 +120,10 @@ class _Training:
             self.checkpoints.load(path, self.accelerator, self.average)
             first_step, seconds = progress["step"], progress["train_seconds"]
             self.best, self.bad_steps = progress["best"], progress["bad_steps"]
-            logger.warning("going on from %s", path)
+            self.evaluations_without_gain = progress["evaluations_without_gain"]
         started = time.perf_counter() - seconds
         steps = self._optimize(first_step, started)
         return self._finish(steps, round(time.perf_counter() - started, 1))
-
-    def _checkpoint_to_resume(self) -> tuple[Path, dict[str, Any]] | None:
-        finished = (self.output / "metrics.json").is_file()
-        if not self.config.resume:
-            if self.checkpoints and not finished:
-                raise ValueError(
-                    f"{self.checkpoints.folder}: an unfinished training has left checkpoints here; add --resume to go "
-                    "on with it, or choose another --output."
-                )
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                self.checkpoints.clear()
-            return None
-        found = self.checkpoints.last()
-        if found is None:
-            logger.warning("%s: no checkpoint to resume; starting from the beginning", self.checkpoints.folder)
-            return None
-        path, progress = found
-        current = self._identity()
-        for name, value in current.items():
-            saved = progress["identity"].get(name)
-            if saved != value:
-                raise ValueError(
-                    f"{path}: was made with {name}={saved}, but this run has {value}{_RESUME_FIX.get(name, '')}"
-                )
-        return found
-
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the one before."""
-        model = self.model.config.to_dict()
-        return {
-            "images_per_step": self.images_per_step,
-            "seed": self.config.seed,
-            "training images": len(self.dataset),
-            "classes": {str(label): name for label, name in self.dataset.id2label.items()},
-            "ema_decay": self.config.ema_decay,
-            **{
-                f"config.{name}": json.loads(json.dumps(model[name]))
-                for name in sorted(model)
-                if name not in ("id2label", "label2id", "transformers_version", "dtype", "architectures")
-            },
-        }
 
     def _loader(self, first_step: int) -> DataLoader:
         order = TrainingOrder(
@@ -333,9 +294,10 @@ class _Training:
 
     def _save_checkpoint(self, step: int, seconds: float) -> None:
         progress = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "train_seconds": round(seconds, 1),
             "best": self.best,
+            "evaluations_without_gain": self.evaluations_without_gain,
             "bad_steps": self.bad_steps,
         }
         self.checkpoints.save(self.accelerator, step, progress, self.average)
@@ -378,10 +340,3 @@ class _Training:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         return TrainResult(model_dir, metrics, self._trained_model(), self.processor)
-
-
-_RESUME_FIX = {
-    "images_per_step": "; choose --gradient-accumulation or --batch-size so that the number agrees",
-    "classes": "; resume with the data set of the first part, or fine-tune with --model",
-    "training images": "; resume with the data set of the first part",
-}

@@ -93,7 +93,7 @@ class TrainConfig:
 
     mixed_precision: str = _option("machine", "no", ", ".join(PRECISIONS))
     gradient_checkpointing: bool = _option("machine", False, "recompute the stages backward: less memory, more time")
-    compile: bool = _option("machine", False, "torch.compile the backbone and the stages")
+    compile: str | None = _option("machine", None, "torch.compile backbone and stages with this backend: inductor")
     cpu: bool = _option("machine", False, "use the CPU even if there is an accelerator")
     seed: int = _option("machine", 0, "seed of weights, order and augmentation")
     log_every: int = _option("machine", 50, "steps between lines of metrics.jsonl")

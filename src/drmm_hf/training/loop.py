@@ -109,7 +109,7 @@ class _Training:
         optimizer = build_optimizer(self.model, self.config)
         schedule = build_schedule(optimizer, self.config, self.num_steps, len(self.dataset) / self.images_per_step)
         if self.config.compile:
-            self.model.model.compile(dynamic=True)
+            self.model.model.compile(backend=self.config.compile, dynamic=True)
         self.prepared, self.optimizer, self.schedule = self.accelerator.prepare(self.model, optimizer, schedule)
         self.average = None
         if self.config.ema_decay is not None:

@@ -3,6 +3,7 @@
 from .calibration import CalibrationReport, calibration_report
 from .coco import detections_to_coco, evaluate_coco
 from .duplicates import DuplicateCount, count_duplicates, nms_sweep, suppress
+from .likelihood import LikelihoodReport, likelihood_report
 from .localization_calibration import LocalizationCalibrationReport, localization_calibration_report
 from .lrp import LrpReport, lrp_report
 from .predict import predict_dataset, predict_images
@@ -10,22 +11,30 @@ from .recalibration import ScoreCalibration, split_half_report
 from .reliability import save_reliability_diagram
 from .report import DetectionReport, evaluate_detections
 from .scoring_rules import BrierReport, ObjectCalibrationReport, brier_report, object_calibration_report
+from .uncertainty import IntervalReport, ScaleFactorReport, box_intervals, fit_scale_factor, interval_report
 
 __all__ = [
     "BrierReport",
     "CalibrationReport",
     "DetectionReport",
     "DuplicateCount",
+    "IntervalReport",
+    "LikelihoodReport",
     "LocalizationCalibrationReport",
     "LrpReport",
     "ObjectCalibrationReport",
+    "ScaleFactorReport",
     "ScoreCalibration",
+    "box_intervals",
     "brier_report",
     "calibration_report",
     "count_duplicates",
     "detections_to_coco",
     "evaluate_coco",
     "evaluate_detections",
+    "fit_scale_factor",
+    "interval_report",
+    "likelihood_report",
     "localization_calibration_report",
     "lrp_report",
     "nms_sweep",

@@ -12,12 +12,14 @@ from pycocotools.cocoeval import COCOeval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 
 AREAS = ("all", "small", "medium", "large")
+COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 def detections_to_coco(
     detections: Sequence[Mapping[str, torch.Tensor]],
     image_ids: Sequence[int],
     category_ids: Sequence[int],
+    with_scales: bool = False,
 ) -> list[dict[str, Any]]:
     """Turn detections into COCO results in the data set's own ids.
 
@@ -27,13 +29,15 @@ def detections_to_coco(
         image_ids: original id of each image, in the same order.
         category_ids: original category id of each label; -1 for a label that the data set does not have,
             whose detections are left out because nothing can tell whether they are right.
+        with_scales: also keep `scales` (n, 4) of each image, γ of the left, top, right and bottom edge in pixels of
+            the original image, for `interval_report`. COCO evaluation and the test server ignore the key.
 
     Returns:
-        `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}` per detection, all
-        plain Python numbers, images in the given order.
+        `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}` per detection, with
+        `with_scales` also `"scales": [l, t, r, b]`; all plain Python numbers, images in the given order.
 
     Raises:
-        ValueError: the lengths differ, or a label has no category.
+        ValueError: the lengths differ, a label has no category, or there are no scales to keep.
     """
     if len(detections) != len(image_ids):
         raise ValueError(f"detections of {len(detections)} images but {len(image_ids)} image_ids; give one id each")
@@ -53,11 +57,18 @@ def detections_to_coco(
             detection["scores"].tolist(),
             strict=True,
         )
-        results.extend(
+        found = [
             {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": box, "score": score}
             for label, box, score in rows
-            if category_ids[label] != -1
-        )
+        ]
+        if with_scales:
+            if "scales" not in detection:
+                raise ValueError(
+                    f"detections of image {image_id} have no scales (head='set_prediction' predicts none); "
+                    "set with_scales=False"
+                )
+            found = [{**one, "scales": s} for one, s in zip(found, detection["scales"].tolist(), strict=True)]
+        results.extend(one for one in found if one["category_id"] != -1)
     return results
 
 
@@ -81,7 +92,8 @@ def evaluate_coco(
         max_detections: increasing numbers of detections for AR, counted per image and class as COCO does; AP
             and the AR of the sizes use the last.
         image_ids: evaluate these images only (default: all of the file).
-        per_class: add `AP/<category name>` for every category.
+        per_class: add `AP/<category name>` and `AR/<category name>` (at the last of `max_detections`) for every
+            category.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 (one AR for each of `max_detections`), ARs, ARm, ARl.
@@ -132,26 +144,39 @@ def run_coco_eval(
     return evaluation
 
 
-def summarize(evaluation: COCOeval, ground_truth: CocoGroundTruth, *, per_class: bool = False) -> dict[str, float]:
-    """The numbers of `evaluate_coco` from a matched `COCOeval` over the ten thresholds and four areas."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, max detections)
-    recall = evaluation.eval["recall"]  # (IoU, class, area, max detections)
+def summarize(
+    evaluation: COCOeval, ground_truth: CocoGroundTruth, *, per_class: bool = False, max_detections: int | None = None
+) -> dict[str, float]:
+    """The numbers of `evaluate_coco` from a `COCOeval` that is matched over the four areas.
+
+    Args:
+        evaluation: what `run_coco_eval` returned; thresholds other than COCO's ten are left out.
+        ground_truth: what was matched against.
+        per_class: as in `evaluate_coco`.
+        max_detections: which of the matched limits AP and the AR of the sizes and classes are for (default: the last).
+    """
+    if not evaluation.eval:
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.accumulate()
+    parameters = evaluation.params
+    ten = [i for i, value in enumerate(parameters.iouThrs) if np.isclose(value, COCO_THRESHOLDS).any()]
+    limits = parameters.maxDets
+    at = len(limits) - 1 if max_detections is None else list(limits).index(max_detections)
+    precision = evaluation.eval["precision"][ten][..., at]  # (IoU, recall, class, area)
+    recall = evaluation.eval["recall"][ten]  # (IoU, class, area, max detections)
     metrics = {
-        "AP": _mean(precision[..., 0, -1]),
-        "AP50": _mean(precision[0, ..., 0, -1]),
-        "AP75": _mean(precision[5, ..., 0, -1]),
+        "AP": _mean(precision[..., 0]),
+        "AP50": _mean(precision[0, ..., 0]),
+        "AP75": _mean(precision[5, ..., 0]),
     }
     sizes = dict(zip("sml", (1, 2, 3), strict=True))
-    metrics |= {f"AP{size}": _mean(precision[..., index, -1]) for size, index in sizes.items()}
-    limits = evaluation.params.maxDets
+    metrics |= {f"AP{size}": _mean(precision[..., index]) for size, index in sizes.items()}
     metrics |= {f"AR{limit}": _mean(recall[..., 0, index]) for index, limit in enumerate(limits)}
-    metrics |= {f"AR{size}": _mean(recall[..., index, -1]) for size, index in sizes.items()}
+    metrics |= {f"AR{size}": _mean(recall[..., index, at]) for size, index in sizes.items()}
     if per_class:
-        for index, category_id in enumerate(evaluation.params.catIds):
-            name = ground_truth.category_names[category_id]
-            metrics[f"AP/{name}"] = _mean(precision[:, :, index, 0, -1])
+        names = [ground_truth.category_names[category_id] for category_id in parameters.catIds]
+        metrics |= {f"AP/{name}": _mean(precision[:, :, index, 0]) for index, name in enumerate(names)}
+        metrics |= {f"AR/{name}": _mean(recall[:, index, 0, at]) for index, name in enumerate(names)}
     return metrics
 
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,21 @@ import torch
 FAILED = 2
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every command that runs a model."""
-    parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
+def add_model_arguments(parser: argparse.ArgumentParser, instead_of_model: Mapping[str, str] | None = None) -> None:
+    """Arguments of every command that runs a model.
+
+    Args:
+        parser: to add them to.
+        instead_of_model: options, and what they are, of which one may take the place of `--model`.
+    """
+    model_help = "folder written by save_pretrained, or a Hub id"
+    if instead_of_model:
+        source = parser.add_mutually_exclusive_group(required=True)
+        source.add_argument("--model", help=model_help)
+        for option, text in instead_of_model.items():
+            source.add_argument(option, help=text)
+    else:
+        parser.add_argument("--model", required=True, help=model_help)
     parser.add_argument("--batch-size", type=positive_int, default=8, help="images at once (default: 8)")
     parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image (default: 100)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")

@@ -27,6 +27,7 @@ def predict_dataset(
     top_k: int = 100,
     num_workers: int = 0,
     progress: bool = True,
+    with_scales: bool = False,
 ) -> list[dict[str, Any]]:
     """COCO results of a model on a data set.
 
@@ -41,6 +42,7 @@ def predict_dataset(
         top_k: detections kept per image, the highest scores.
         num_workers: processes that decode and resize images; 0 does it in this one.
         progress: show a progress bar on stderr.
+        with_scales: keep γ of each edge in the results, as `detections_to_coco` says.
 
     Returns:
         As `detections_to_coco`: original image and category ids, boxes [x, y, width, height] in pixels of the
@@ -65,7 +67,7 @@ def predict_dataset(
                 raise batch
             inputs, image_ids, sizes = batch
             detections = _detect(model, processor, inputs, sizes, threshold, top_k)
-            results += detections_to_coco(detections, image_ids, dataset.category_ids)
+            results += detections_to_coco(detections, image_ids, dataset.category_ids, with_scales)
             bar.update(len(image_ids))
     return results
 

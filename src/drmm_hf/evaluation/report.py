@@ -5,8 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from .calibration import CalibrationReport, report_from_matches
-from .coco import run_coco_eval, summarize
+from .coco import COCO_THRESHOLDS, run_coco_eval, summarize
 from .coco_input import GroundTruth, Results, prepare_ground_truth
+from .localization_calibration import (
+    ANY_OVERLAP,
+    LocalizationCalibrationReport,
+    localization_report_from_matches,
+    matches_at,
+)
+from .lrp import LrpReport, lrp_report_from_matches
+from .scoring_rules import BrierReport, brier_report_from_matches
 
 
 @dataclass(frozen=True)
@@ -14,16 +22,32 @@ class DetectionReport:
     """Result of `evaluate_detections`.
 
     Attributes:
-        metrics: the dict of `evaluate_coco`.
+        metrics: the dict of `evaluate_coco`; with `also_at=300` also `AP@300`, `AP50@300` and so on, and `AR300`.
         calibration: one `CalibrationReport` for each score threshold asked for.
+        localization: LaECE (IoU 0.1) and LaECE_0 (any overlap); empty unless `details` were asked for.
+        lrp: at the best threshold of each class; None unless `details` were asked for.
+        brier: at the IoU threshold of `calibration`; None unless `details` were asked for.
     """
 
     metrics: dict[str, float]
     calibration: tuple[CalibrationReport, ...]
+    localization: tuple[LocalizationCalibrationReport, ...] = ()
+    lrp: LrpReport | None = None
+    brier: BrierReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"metrics": self.metrics, "calibration": [report.to_dict() for report in self.calibration]}
+        """Plain values for JSON; what was not asked for is left out."""
+        plain: dict[str, Any] = {
+            "metrics": self.metrics,
+            "calibration": [report.to_dict() for report in self.calibration],
+        }
+        if self.localization:
+            plain["localization"] = [report.to_dict() for report in self.localization]
+        if self.lrp is not None:
+            plain["lrp"] = self.lrp.to_dict()
+        if self.brier is not None:
+            plain["brier"] = self.brier.to_dict()
+        return plain
 
 
 def evaluate_detections(
@@ -36,6 +60,8 @@ def evaluate_detections(
     iou_threshold: float = 0.5,
     num_bins: int = 10,
     score_thresholds: Sequence[float] = (0.0, 0.3),
+    also_at: int | None = None,
+    details: bool = False,
 ) -> DetectionReport:
     """COCO numbers and calibration errors, matching once.
 
@@ -45,14 +71,43 @@ def evaluate_detections(
             takes any other.
         num_bins: as in `calibration_report`.
         score_thresholds: one calibration report each.
+        also_at: a larger number of detections an image and class, to report AP and AR at besides the last of
+            `max_detections`. Everything but these two sets of numbers is then counted at the larger one.
+        details: also LaECE, LaECE_0, LRP and Brier score, with the defaults of their modules. They need matches at
+            two more IoU thresholds, which adds about a fifth to the time.
 
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
+    if also_at is not None and also_at <= max_detections[-1]:
+        raise ValueError(f"also_at is {also_at}; it must be above {max_detections[-1]}, which is reported anyway")
     truth = prepare_ground_truth(ground_truth)
-    evaluation = run_coco_eval(truth, results, max_detections=max_detections, image_ids=image_ids)
+    evaluation = run_coco_eval(
+        truth,
+        results,
+        max_detections=max_detections if also_at is None else (*max_detections, also_at),
+        image_ids=image_ids,
+        iou_thresholds=(ANY_OVERLAP, 0.1, *COCO_THRESHOLDS) if details else None,
+    )
     calibration = tuple(
         report_from_matches(evaluation, iou_threshold=iou_threshold, num_bins=num_bins, score_threshold=score_threshold)
         for score_threshold in score_thresholds
     )
-    return DetectionReport(summarize(evaluation, truth, per_class=per_class), calibration)
+    metrics = summarize(evaluation, truth, per_class=per_class, max_detections=max_detections[-1])
+    if also_at is not None:
+        at_more = summarize(evaluation, truth, max_detections=also_at)
+        # AR1 to AR300 carry their limit in the name already.
+        limits = {f"AR{limit}" for limit in (*max_detections, also_at)}
+        metrics |= {f"{name}@{also_at}": value for name, value in at_more.items() if name not in limits}
+    if not details:
+        return DetectionReport(metrics, calibration)
+    matches = matches_at(evaluation, truth, iou_threshold)
+    return DetectionReport(
+        metrics,
+        calibration,
+        localization=tuple(
+            localization_report_from_matches(matches_at(evaluation, truth, overlap)) for overlap in (0.1, 0.0)
+        ),
+        lrp=lrp_report_from_matches(matches),
+        brier=brier_report_from_matches(matches, num_bins=num_bins),
+    )

@@ -1,0 +1,174 @@
+"""The likelihood of a data set under each stage's mixture, and how far one component alone explains each object."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from ..canvas_drmm import run_on_own_canvas
+from ..configuration_drmm import DrmmConfig
+from ..data import DetectionDataset, decode_image
+from ..loss_drmm import pad_targets
+from ..mixture import MixtureParameters, mixture_loss
+from ..modeling_drmm import DrmmForObjectDetection
+from .localization_calibration import to_plain
+from .predict import evaluating
+
+
+@dataclass(frozen=True)
+class StageLikelihood:
+    """Means over the objects of a data set; nan without objects.
+
+    Attributes:
+        nll: -log p(b, c) (Eq. 5), the density in 1/px⁴ of the network input.
+        mcm: -log of the share of the largest component in p(b, c) (Eq. 7).
+        max_share: that share itself, exp(-MCM), averaged over the objects: 1 where one component explains an object
+            alone, 1/2 where two do so equally, and near 0 where the likelihood is below `likelihood_floor`.
+    """
+
+    nll: float
+    mcm: float
+    max_share: float
+
+
+@dataclass(frozen=True)
+class LikelihoodReport:
+    """Likelihood of each stage together with everything it depends on.
+
+    Attributes:
+        stages: first to last.
+        num_objects: ground-truth boxes that are no crowd.
+        num_images: with and without objects.
+        density, student_t_dof, min_scale_ratio, likelihood_floor, class_weight: the fields of the configuration that
+            the terms depend on. The floor bounds the NLL of an object at -log(likelihood_floor).
+    """
+
+    stages: tuple[StageLikelihood, ...]
+    num_objects: int
+    num_images: int
+    density: str
+    student_t_dof: float
+    min_scale_ratio: float
+    likelihood_floor: float
+    class_weight: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with None for nan."""
+        return to_plain(asdict(self))
+
+    @property
+    def settings(self) -> str:
+        """The settings in words, to print next to the values."""
+        dof = f" with {self.student_t_dof:g} degrees of freedom" if self.density == "student_t" else ""
+        return (
+            f"{self.density}{dof}, scales at least {self.min_scale_ratio:g} of the box, likelihood floor "
+            f"{self.likelihood_floor:g}, class weight {self.class_weight:g}, mixing coefficients times the objects of "
+            f"the image; {self.num_objects} objects in {self.num_images} images"
+        )
+
+
+def likelihood_report(
+    model: DrmmForObjectDetection, processor: Any, dataset: DetectionDataset, batch_size: int = 8
+) -> LikelihoodReport:
+    """NLL and exp(-MCM) of every stage, averaged over the objects of a data set (paper, Tables 4 and 9).
+
+    The terms are those of the training loss (Eq. 5 and 7 with the settings of `model.config`), in eval mode and
+    whatever mixture objective the model was trained with: per object they sum up to `nll_stage_i` and `mcm_stage_i`.
+    exp(-MCM) = max_k g_k / p of the paper is taken of each object, not of the mean.
+
+    NLL is a log density over boxes in pixels of the network input: it compares models of one input size only. Doubling
+    the size adds 4 log 2 where γ doubles too.
+
+    Args:
+        model: with a mixture head; runs where it is, and gets its modes back.
+        processor: its `DrmmImageProcessor`.
+        dataset: labels must be those of the model (`load_detection_dataset(..., id2label=model.config.id2label)`).
+            Crowd regions and boxes that are empty within their image are no objects.
+        batch_size: images in a batch.
+
+    Raises:
+        FileNotFoundError, ValueError: an image cannot be read (the message names the file), a label is not one of the
+            model, or the model predicts no density.
+    """
+    config = model.config
+    if config.head != "mixture":
+        raise ValueError(f"config.head is {config.head!r}, which predicts no density; give a model with head='mixture'")
+    loader = DataLoader(
+        dataset.dataset,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        collate_fn=_Collate(processor),
+    )
+    sums = torch.zeros(config.num_stages, 3, dtype=torch.float64)
+    num_objects = 0
+    with evaluating(model):
+        for inputs, labels in loader:
+            stages, image_sizes = _stages(model, inputs)
+            targets = pad_targets(
+                [{name: value.to(image_sizes.device) for name, value in label.items()} for label in labels],
+                image_sizes,
+                len(config.id2label or {}),
+            )
+            num_objects += sum(len(label["class_labels"]) for label in labels)
+            for index, stage in enumerate(stages):
+                sums[index] += _sums(stage, targets, config).cpu()
+    return LikelihoodReport(
+        stages=tuple(StageLikelihood(*row) for row in (sums / (num_objects or torch.nan)).tolist()),
+        num_objects=num_objects,
+        num_images=len(dataset),
+        density=config.density,
+        student_t_dof=float(config.student_t_dof),
+        min_scale_ratio=float(config.min_scale_ratio),
+        likelihood_floor=float(config.likelihood_floor),
+        class_weight=float(config.class_weight),
+    )
+
+
+class _Collate:
+    """Decodes and preprocesses a batch of rows with their objects."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
+        annotations = []
+        for row in rows:
+            objects = row["objects"]
+            records = [
+                {"bbox": box, "category_id": label, "iscrowd": crowd}
+                for box, label, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True)
+            ]
+            annotations.append({"image_id": row["image_id"], "annotations": records})
+        images = [decode_image(row) for row in rows]
+        inputs = self.processor(images=images, annotations=annotations, return_tensors="pt")
+        return inputs, inputs.pop("labels")
+
+
+def _stages(
+    model: DrmmForObjectDetection, inputs: Mapping[str, torch.Tensor]
+) -> tuple[tuple[MixtureParameters, ...], torch.Tensor]:
+    """Every stage's mixture, and (B, 2) width and height of the un-padded images, as in the model's forward."""
+    parameter = next(model.parameters())
+    pixel_values = inputs["pixel_values"].to(parameter.device, parameter.dtype)
+    pixel_mask = inputs["pixel_mask"].to(parameter.device)
+    if model.config.isolate_images:
+        outputs = run_on_own_canvas(model.model, pixel_values, pixel_mask)
+    else:
+        outputs = model.model(pixel_values, pixel_mask=pixel_mask)
+    return outputs.stages, outputs.image_sizes
+
+
+def _sums(stage: MixtureParameters, targets: Any, config: DrmmConfig) -> torch.Tensor:
+    """(3,) sums of NLL, MCM and exp(-MCM) over the objects of a batch."""
+    terms = mixture_loss(
+        stage,
+        *targets,
+        density=config.density,
+        student_t_dof=config.student_t_dof,
+        min_scale_ratio=config.min_scale_ratio,
+        likelihood_floor=config.likelihood_floor,
+        class_weight=config.class_weight,
+    )
+    share = torch.where(targets.mask, torch.exp(-terms.mcm), 0)
+    return torch.stack([term.double().sum() for term in (terms.nll, terms.mcm, share)])

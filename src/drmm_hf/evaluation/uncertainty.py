@@ -1,0 +1,444 @@
+"""The predicted scale γ as the uncertainty of each box edge: intervals, their coverage, and one factor to correct it.
+
+D-RMM predicts a location μ and a scale γ for each edge of a box (Eq. 3 of the paper). The density that the loss fits
+has a floor under γ (`config.min_scale_ratio`, 0.04 of the predicted width for the left and right edge, of the height
+for top and bottom), and so have the `scales` that post-processing returns: intervals are those of the density that was
+trained. Where the floor is active they say no more than how large the box is, and are too wide if the model locates
+better than that; `interval_report` counts how often. With `model.config.min_scale_ratio = 0.0` at prediction the scales
+are without the floor, but below it the loss has not seen them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..mixture import DENSITIES
+from .coco import run_coco_eval
+from .coco_input import GroundTruth, Results, prepare_ground_truth, read_json
+from .localization_calibration import check_probability, iou_text, to_plain
+
+LEVELS = (0.5, 0.8, 0.9)
+NUM_QUANTILES = 5
+
+
+def box_intervals(
+    boxes: torch.Tensor, scales: torch.Tensor, level: float, density: str = "cauchy", student_t_dof: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Central intervals that hold each true edge with probability `level`, if the predicted density is right.
+
+    The edges are independent in the density (Eq. 3): all four lie in their intervals with probability level⁴.
+
+    Args:
+        boxes: (..., 4) predicted edges μ, xyxy, pixels of any frame.
+        scales: (..., 4) γ of the edges l, t, r, b in the same frame, as `post_process_object_detection` returns
+            them: with the floor of the density.
+        level: probability in (0, 1).
+        density, student_t_dof: `config.density` and `config.student_t_dof` of the model.
+
+    Returns:
+        Lower and upper end of the interval of each edge, (..., 4) each, not clipped to the image.
+
+    Raises:
+        ValueError: shapes that differ, or a setting out of range.
+        ImportError: "student_t" with other than 1 degree of freedom needs scipy; the message names the extra.
+    """
+    if boxes.shape != scales.shape or boxes.shape[-1:] != (4,):
+        raise ValueError(f"boxes {tuple(boxes.shape)} and scales {tuple(scales.shape)}: both must be (..., 4)")
+    reach = half_width(level, density, student_t_dof) * scales
+    return boxes - reach, boxes + reach
+
+
+def half_width(level: float, density: str = "cauchy", student_t_dof: float = 1.0) -> float:
+    """Half the width of the central interval of probability `level`, in units of γ.
+
+    Cauchy: tan(π·level/2), so 1 at 50%, 3.08 at 80% and 6.31 at 90%. Arguments and errors as in `box_intervals`.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie in (0, 1), not {level}; 0.8 asks for 80% intervals")
+    if density not in DENSITIES:
+        raise ValueError(f"density={density!r} is unknown; choose one of {', '.join(DENSITIES)}")
+    if density == "gaussian":
+        return NormalDist().inv_cdf((1.0 + level) / 2.0)
+    if density == "cauchy" or student_t_dof == 1.0:
+        return math.tan(math.pi * level / 2.0)
+    if not student_t_dof > 0.0:
+        raise ValueError(f"student_t_dof must be positive, not {student_t_dof}")
+    try:
+        from scipy.special import stdtrit
+    except ImportError as error:
+        raise ImportError("Student-t intervals need scipy: pip install 'drmm-hf[baselines]'") from error
+    return float(stdtrit(student_t_dof, (1.0 + level) / 2.0))
+
+
+@dataclass(frozen=True)
+class EdgeErrors:
+    """Edges of n true positives, all in pixels of the original image and in the order l, t, r, b.
+
+    Attributes:
+        errors: (n, 4) true minus predicted edge.
+        scales: (n, 4) γ.
+        sizes: (n, 4) predicted width, height, width, height.
+        image_ids: the image of each.
+    """
+
+    errors: np.ndarray
+    scales: np.ndarray
+    sizes: np.ndarray
+    image_ids: tuple[Any, ...]
+
+    def ratios(self) -> np.ndarray:
+        """(n, 4) |error| in units of γ; where both are zero, zero."""
+        size = np.abs(self.errors)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(size > 0, size / self.scales, 0.0)
+
+
+@dataclass(frozen=True)
+class IntervalReport:
+    """How often predicted intervals hold the true edge, together with everything that depends on.
+
+    Attributes:
+        levels: what the coverage should be.
+        coverage: share of all edges in their interval, for each level; nan without true positives.
+        edge_coverage: the same for the left, top, right and bottom edge; one row for each level.
+        mean_width, median_width: of the whole intervals in pixels, for each level.
+        rank_correlation: Spearman's, of interval width and |error| over all edges: whether γ tells which edges are
+            wrong. It is the same at every level; nan if either does not vary.
+        relative_rank_correlation: the same with both divided by the predicted width (l, r) or height (t, b): what is
+            left when large boxes have large errors anyway.
+        quintile_scales, quintile_errors: mean γ (times `scale_factor`) and mean |error| in pixels of the fifth of the
+            edges with the smallest γ, and so on to the largest; nan where there are fewer than five edges.
+        floor_share: share of the edges whose γ is the floor of the density, `min_scale_ratio` times the predicted
+            width or height. Their intervals only say how large the box is.
+        num_detections: true positives; each has four edges.
+        iou_threshold, score_threshold, scale_factor, density, student_t_dof, min_scale_ratio, max_detections: the
+            settings.
+    """
+
+    levels: tuple[float, ...]
+    coverage: tuple[float, ...]
+    edge_coverage: tuple[tuple[float, ...], ...]
+    mean_width: tuple[float, ...]
+    median_width: tuple[float, ...]
+    rank_correlation: float
+    relative_rank_correlation: float
+    quintile_scales: tuple[float, ...]
+    quintile_errors: tuple[float, ...]
+    floor_share: float
+    num_detections: int
+    iou_threshold: float
+    score_threshold: float
+    scale_factor: float
+    density: str
+    student_t_dof: float
+    min_scale_ratio: float
+    max_detections: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with None for nan."""
+        return to_plain(asdict(self))
+
+    @property
+    def settings(self) -> str:
+        """The settings in words, to print next to the values."""
+        return (
+            f"true positives at {iou_text(self.iou_threshold)}, score >= {self.score_threshold:g}, "
+            f"maxDets {self.max_detections}, {_density_text(self.density, self.student_t_dof)}, "
+            f"γ times {self.scale_factor:g}, floor {self.min_scale_ratio:g} of the box"
+        )
+
+
+def interval_report(
+    ground_truth: GroundTruth,
+    results: Results,
+    levels: Sequence[float] = LEVELS,
+    *,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.3,
+    scale_factor: float = 1.0,
+    density: str = "cauchy",
+    student_t_dof: float = 1.0,
+    min_scale_ratio: float = 0.04,
+    max_detections: int = 100,
+    image_ids: Sequence[int] | None = None,
+) -> IntervalReport:
+    """Coverage and width of the predicted intervals of the edges of true positives.
+
+    True positives are those of COCO's greedy matching. They are a selection: a box far off is no true positive, so
+    that the far tail of a heavy-tailed density is cut, and coverage may exceed the level for this reason alone. A
+    lower `iou_threshold` cuts less.
+
+    Args:
+        ground_truth, image_ids: as in `evaluate_coco`.
+        results: COCO results with `scales`, as `predict_dataset(..., with_scales=True)` returns them, or the path of
+            a JSON file of them.
+        levels: probabilities in (0, 1).
+        iou_threshold: smallest IoU of a true positive, in (0, 1].
+        score_threshold: count detections with at least this score.
+        scale_factor: γ is multiplied by it; see `fit_scale_factor`.
+        density, student_t_dof: as in `box_intervals`.
+        min_scale_ratio: `config.min_scale_ratio` of the model; only `floor_share` depends on it.
+        max_detections: highest-scored detections counted per image and class, as in COCO.
+
+    Raises:
+        FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
+        ImportError: as in `box_intervals`.
+    """
+    if not (math.isfinite(scale_factor) and scale_factor > 0.0):
+        raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
+    reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
+    edges = match_edges(
+        ground_truth,
+        results,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        image_ids=image_ids,
+    )
+    inside = edges.ratios() <= reaches[:, None, None]  # (levels, n, 4)
+    known = len(edges.image_ids) > 0
+    nan = (math.nan,) * len(reaches)
+    size, scales = np.abs(edges.errors).ravel(), edges.scales.ravel()
+    relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
+    # Scales and boxes come from float32; the floor is met to about 1e-6.
+    at_floor = edges.scales <= min_scale_ratio * edges.sizes * (1.0 + 1e-3)
+    fifths = np.array_split(np.argsort(scales, kind="stable"), NUM_QUANTILES)
+    return IntervalReport(
+        levels=tuple(float(level) for level in levels),
+        coverage=tuple(inside.mean(axis=(1, 2)).tolist()) if known else nan,
+        edge_coverage=tuple(map(tuple, inside.mean(axis=1).tolist())) if known else ((math.nan,) * 4,) * len(reaches),
+        mean_width=tuple((2.0 * reaches * scales.mean()).tolist()) if known else nan,
+        median_width=tuple((2.0 * reaches * np.median(scales)).tolist()) if known else nan,
+        rank_correlation=_rank_correlation(scales, size),
+        relative_rank_correlation=_rank_correlation(scales * relative, size * relative),
+        quintile_scales=tuple(float(scale_factor * scales[part].mean()) if part.size else math.nan for part in fifths),
+        quintile_errors=tuple(float(size[part].mean()) if part.size else math.nan for part in fifths),
+        floor_share=float(at_floor.mean()) if known else math.nan,
+        num_detections=len(edges.image_ids),
+        iou_threshold=float(iou_threshold),
+        score_threshold=float(score_threshold),
+        scale_factor=float(scale_factor),
+        density=density,
+        student_t_dof=float(student_t_dof),
+        min_scale_ratio=float(min_scale_ratio),
+        max_detections=int(max_detections),
+    )
+
+
+@dataclass(frozen=True)
+class ScaleFactorReport:
+    """One factor on γ, and whether it helps on images that it was not fitted on.
+
+    Attributes:
+        factor: fitted on all images: the one to use, as `interval_report(..., scale_factor=factor)`. Below 1 the
+            predicted intervals are too wide.
+        half_factors: fitted on the first and on the second half of the images.
+        levels: where coverage is reported; `level` is one of them.
+        coverage_before: share of edges inside, for each level, mean of the two halves.
+        coverage_after: the same with the factor of the other half.
+        num_detections: true positives in the two halves.
+        num_images: images of the two halves.
+        level, iou_threshold, score_threshold, density, student_t_dof, max_detections, seed: the settings.
+    """
+
+    factor: float
+    half_factors: tuple[float, float]
+    levels: tuple[float, ...]
+    coverage_before: tuple[float, ...]
+    coverage_after: tuple[float, ...]
+    num_detections: tuple[int, int]
+    num_images: tuple[int, int]
+    level: float
+    iou_threshold: float
+    score_threshold: float
+    density: str
+    student_t_dof: float
+    max_detections: int
+    seed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with None for nan."""
+        return to_plain(asdict(self))
+
+    @property
+    def settings(self) -> str:
+        """The settings in words, to print next to the values."""
+        return (
+            f"fitted to {self.level:.0%} coverage of true positives at {iou_text(self.iou_threshold)}, score >= "
+            f"{self.score_threshold:g}, maxDets {self.max_detections}, "
+            f"{_density_text(self.density, self.student_t_dof)}; halves of {self.num_images[0]} and "
+            f"{self.num_images[1]} images, seed {self.seed}"
+        )
+
+
+def fit_scale_factor(
+    ground_truth: GroundTruth,
+    results: Results,
+    level: float = 0.8,
+    *,
+    levels: Sequence[float] = LEVELS,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.3,
+    density: str = "cauchy",
+    student_t_dof: float = 1.0,
+    max_detections: int = 100,
+    image_ids: Sequence[int] | None = None,
+    seed: int = 0,
+) -> ScaleFactorReport:
+    """Fit the factor on γ that gives intervals the right coverage at one level, and check it on other images.
+
+    The smallest factor for which the intervals of `level` hold at least that share of the edges. The images are split
+    in two at random; each half is measured with the factor of the other. One factor cannot correct the shape of the
+    density: the coverage at other levels tells whether it had to.
+
+    Args:
+        ground_truth, results, iou_threshold, score_threshold, density, student_t_dof, max_detections, image_ids: as in
+            `interval_report`.
+        level: probability in (0, 1) that is fitted.
+        levels: where coverage is reported, besides `level`.
+        seed: of the split.
+
+    Raises:
+        FileNotFoundError, ValueError: bad input, fewer than two images, or a half without true positives.
+        ImportError: as in `box_intervals`.
+    """
+    reach = half_width(level, density, student_t_dof)
+    reported = tuple(sorted({float(level), *map(float, levels)}))
+    reaches = np.array([half_width(one, density, student_t_dof) for one in reported])
+    truth = prepare_ground_truth(ground_truth)
+    images = sorted(truth.image_ids if image_ids is None else set(image_ids), key=str)
+    if len(images) < 2:
+        raise ValueError(f"image_ids: {len(images)} images cannot be halved; give at least two")
+    edges = match_edges(
+        ground_truth,
+        results,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        max_detections=max_detections,
+        image_ids=image_ids,
+    )
+    order = np.random.default_rng(seed).permutation(len(images))
+    halves = [{images[i] for i in part} for part in np.array_split(order, 2)]
+    ratios = edges.ratios()
+    of_half = [ratios[[image_id in half for image_id in edges.image_ids]].ravel() for half in halves]
+    if not all(part.size for part in of_half):
+        raise ValueError(
+            f"results: no true positive with score >= {score_threshold:g} in one half of the images; "
+            "lower score_threshold or give more images"
+        )
+    factors = [_level_quantile(part, level) / reach for part in of_half]
+    before = [(part <= reaches[:, None]).mean(axis=1) for part in of_half]
+    after = [
+        (part <= factor * reaches[:, None]).mean(axis=1)
+        for part, factor in zip(of_half, reversed(factors), strict=True)
+    ]
+    return ScaleFactorReport(
+        factor=_level_quantile(ratios.ravel(), level) / reach,
+        half_factors=(factors[0], factors[1]),
+        levels=reported,
+        coverage_before=tuple(np.mean(before, axis=0).tolist()),
+        coverage_after=tuple(np.mean(after, axis=0).tolist()),
+        num_detections=(of_half[0].size // 4, of_half[1].size // 4),
+        num_images=(len(halves[0]), len(halves[1])),
+        level=float(level),
+        iou_threshold=float(iou_threshold),
+        score_threshold=float(score_threshold),
+        density=density,
+        student_t_dof=float(student_t_dof),
+        max_detections=int(max_detections),
+        seed=seed,
+    )
+
+
+def match_edges(
+    ground_truth: GroundTruth,
+    results: Results,
+    *,
+    iou_threshold: float = 0.5,
+    score_threshold: float = 0.3,
+    max_detections: int = 100,
+    image_ids: Sequence[int] | None = None,
+) -> EdgeErrors:
+    """Errors and scales of the edges of true positives; arguments and errors as in `interval_report`."""
+    if not 0.0 < iou_threshold <= 1.0:
+        raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
+    check_probability("score_threshold", score_threshold)
+    source, rows = "results", results
+    if isinstance(rows, str | PathLike):
+        source, rows = f"{rows}: results", read_json(rows)
+    truth = prepare_ground_truth(ground_truth)
+    evaluation = run_coco_eval(
+        truth,
+        rows,
+        max_detections=(max_detections,),
+        image_ids=image_ids,
+        iou_thresholds=[iou_threshold],
+        areas=("all",),
+    )
+    predicted, true, scales, owners = [], [], [], []
+    for image in evaluation.evalImgs:
+        if image is None:
+            continue
+        matched = zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], image["dtScores"], strict=True)
+        for detection, annotation, ignored, score in matched:
+            if annotation > 0 and not ignored and score >= score_threshold:
+                # `prepare_results` numbers the detections from 1.
+                row: Any = rows[detection - 1]
+                predicted.append(row["bbox"])
+                true.append(truth.coco.anns[int(annotation)]["bbox"])
+                scales.append(_checked_scales(row, f"{source}[{detection - 1}]"))
+                owners.append(image["image_id"])
+    boxes, objects = _corners(predicted), _corners(true)
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    return EdgeErrors(
+        errors=objects - boxes,
+        scales=np.array(scales, dtype=float).reshape(-1, 4),
+        sizes=np.concatenate([sizes, sizes], axis=1),
+        image_ids=tuple(owners),
+    )
+
+
+def _checked_scales(row: Any, where: str) -> list[float]:
+    if "scales" not in row:
+        raise ValueError(f"{where}.scales is missing; predict with predict_dataset(..., with_scales=True)")
+    try:
+        scales = [float(value) for value in row["scales"]]
+    except (TypeError, ValueError):
+        scales = []
+    if len(scales) != 4 or not all(math.isfinite(value) and value >= 0.0 for value in scales):
+        raise ValueError(f"{where}.scales: {row['scales']!r} is not four numbers of pixels [l, t, r, b], none negative")
+    return scales
+
+
+def _corners(boxes: list[Any]) -> np.ndarray:
+    """[x, y, width, height] each to (n, 4) xyxy."""
+    array = np.array(boxes, dtype=float).reshape(-1, 4)
+    return np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
+
+
+def _level_quantile(values: np.ndarray, level: float) -> float:
+    """The smallest of the values that at least the share `level` of them does not exceed."""
+    # The product of a level such as 0.9 with a count can round to just above a whole number.
+    rank = max(1, math.ceil(level * values.size - 1e-9))
+    return float(np.partition(values, rank - 1)[rank - 1])
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's rank correlation, equal values sharing their mean rank; nan if either is constant."""
+    ranks = []
+    for values in (first, second):
+        _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+        rank = (np.cumsum(counts) - (counts - 1) / 2.0)[index]
+        ranks.append(rank - rank.mean() if rank.size else rank)
+    norm = math.sqrt(float((ranks[0] ** 2).sum()) * float((ranks[1] ** 2).sum()))
+    return float(ranks[0] @ ranks[1]) / norm if norm > 0.0 else math.nan
+
+
+def _density_text(density: str, student_t_dof: float) -> str:
+    return f"student_t with {student_t_dof:g} degrees of freedom" if density == "student_t" else density

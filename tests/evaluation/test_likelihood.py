@@ -1,0 +1,164 @@
+"""Likelihood per stage: against the training loss, and by hand on mixtures that are set."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from drmm_hf.configuration_drmm import DrmmConfig
+from drmm_hf.data import load_detection_dataset
+from drmm_hf.evaluation import likelihood
+from drmm_hf.evaluation.likelihood import likelihood_report
+from drmm_hf.image_processing_drmm import DrmmImageProcessor
+from drmm_hf.mixture import MixtureParameters
+from drmm_hf.modeling_drmm import DrmmForObjectDetection
+
+NAMES = {0: "cat", 1: "dog", 2: "emu"}
+
+
+def make_model(**changes):
+    torch.manual_seed(0)
+    settings = {"id2label": NAMES, "num_proposals": 8, "num_stages": 2, **changes}
+    return DrmmForObjectDetection(DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", **settings))
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Three images of two sizes with 2, 1 and 0 objects, and a crowd region."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    sizes = {1: (80, 60), 2: (60, 80), 3: (80, 60)}
+    for image_id, size in sizes.items():
+        Image.new("RGB", size, (40 * image_id, 90, 60)).save(tmp_path / "images" / f"{image_id}.png")
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in sizes.items()],
+        "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "emu"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 9, "bbox": [10, 10, 30, 30]},
+            {"id": 2, "image_id": 1, "category_id": 4, "bbox": [30, 5, 40, 50]},
+            {"id": 3, "image_id": 1, "category_id": 4, "bbox": [0, 0, 80, 60], "iscrowd": 1},
+            {"id": 4, "image_id": 2, "category_id": 9, "bbox": [5, 20, 50, 50]},
+        ],
+    }
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return load_detection_dataset(tmp_path, "val", id2label=NAMES)
+
+
+def test_means_are_those_of_the_training_loss(processor, dataset):
+    model = make_model(loss_reduction="mean").eval()
+    report = likelihood_report(model, processor, dataset, batch_size=2)
+    sums = {f"{name}_stage_{i}": 0.0 for name in ("nll", "mcm") for i in (1, 2)}
+    for row in list(dataset.dataset)[:2]:
+        objects = row["objects"]
+        keys = ("bbox", "category", "iscrowd")
+        records = [
+            dict(zip(("bbox", "category_id", "iscrowd"), values, strict=True))
+            for values in zip(*(objects[key] for key in keys), strict=True)
+        ]
+        with Image.open(row["image"]["path"]) as image:
+            inputs = processor(images=image, annotations={"image_id": 1, "annotations": records}, return_tensors="pt")
+        with torch.no_grad():
+            losses = model(**inputs).loss_dict
+        count = len(inputs["labels"][0]["class_labels"])
+        sums = {name: value + count * losses[name].item() for name, value in sums.items()}
+    assert (report.num_objects, report.num_images) == (3, 3)  # without the crowd region, with the empty image
+    for i, stage in enumerate(report.stages, start=1):
+        assert stage.nll == pytest.approx(sums[f"nll_stage_{i}"] / 3, rel=1e-4)
+        assert stage.mcm == pytest.approx(sums[f"mcm_stage_{i}"] / 3, rel=1e-3, abs=1e-5)
+        # Jensen: the mean of a convex function
+        assert math.exp(-stage.mcm) <= stage.max_share <= 1.0
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_batches_modes_and_gradients(processor, dataset):
+    model = make_model()
+    model.train()
+    before = [module.training for module in model.modules()]
+    one = likelihood_report(model, processor, dataset, batch_size=1)
+    three = likelihood_report(model, processor, dataset, batch_size=3)
+    for stage, other in zip(one.stages, three.stages, strict=True):
+        assert (stage.nll, stage.mcm, stage.max_share) == pytest.approx(
+            (other.nll, other.mcm, other.max_share), rel=1e-3
+        )
+    assert [module.training for module in model.modules()] == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_by_hand(processor, dataset, monkeypatch):
+    """Components on the true box of an image's one object, with γ = 10 px and p(class) = 1/3."""
+
+    def stages_of(locations):
+        def stages(model, inputs):
+            batch = len(inputs["pixel_values"])
+            sizes = torch.tensor([[60.0, 80.0]]).expand(batch, 2)
+            boxes = torch.tensor(locations).expand(batch, -1, 4)
+            count = boxes.shape[1]
+            stage = MixtureParameters(
+                boxes, torch.full_like(boxes, 10.0), torch.zeros(batch, count, 3), torch.zeros(batch, count)
+            )
+            return (stage,), sizes
+
+        return stages
+
+    only = dataset.dataset.select([1])
+    data = type(dataset)(**{**vars(dataset), "dataset": only})
+    model = make_model(num_stages=1, likelihood_floor=0.0)
+    peak = 4 * math.log(math.pi * 10) + math.log(3)
+    true = [5.0, 20.0, 55.0, 70.0]
+    monkeypatch.setattr(likelihood, "_stages", stages_of([[true]]))
+    (stage,) = likelihood_report(model, processor, data).stages
+    assert (stage.nll, stage.mcm, stage.max_share) == pytest.approx((peak, 0.0, 1.0))
+    # Two components with mixing 1/2 each; the other is γ off at one edge, where the density is half the peak.
+    monkeypatch.setattr(likelihood, "_stages", stages_of([[true, [15.0, 20.0, 55.0, 70.0]]]))
+    (stage,) = likelihood_report(model, processor, data).stages
+    assert stage.nll == pytest.approx(peak - math.log(0.5 + 0.25))
+    assert stage.mcm == pytest.approx(-math.log(2 / 3))
+    assert stage.max_share == pytest.approx(2 / 3)
+
+
+def test_the_share_is_averaged_over_objects(processor, dataset, monkeypatch):
+    """Shares of 1/2 and 1: their mean .75 is not exp(-mean MCM) = .707."""
+    true, far = [5.0, 20.0, 55.0, 70.0], [5e6, 5e6, 6e6, 6e6]
+    boxes = torch.tensor([[true, true], [true, far]])
+    stage = MixtureParameters(boxes, torch.full_like(boxes, 10.0), torch.zeros(2, 2, 3), torch.zeros(2, 2))
+    monkeypatch.setattr(likelihood, "_stages", lambda *_: ((stage,), torch.tensor([[60.0, 80.0]] * 2)))
+    data = type(dataset)(**{**vars(dataset), "dataset": dataset.dataset.select([1, 1])})
+    report = likelihood_report(make_model(num_stages=1, likelihood_floor=0.0), processor, data)
+    assert report.stages[0].max_share == pytest.approx(0.75)
+    assert report.stages[0].mcm == pytest.approx(math.log(2.0) / 2)
+
+
+def test_no_objects_have_no_likelihood(processor, dataset):
+    data = type(dataset)(**{**vars(dataset), "dataset": dataset.dataset.select([2])})
+    report = likelihood_report(make_model(), processor, data)
+    assert report.num_objects == 0
+    assert math.isnan(report.stages[1].nll)
+    assert report.to_dict()["stages"][0] == {"nll": None, "mcm": None, "max_share": None}
+
+
+def test_settings_are_those_of_the_model(processor, dataset):
+    model = make_model(density="student_t", student_t_dof=3.0, min_scale_ratio=0.1)
+    report = likelihood_report(model, processor, dataset)
+    assert report.settings == (
+        "student_t with 3 degrees of freedom, scales at least 0.1 of the box, likelihood floor 1e-12, class weight 1, "
+        "mixing coefficients times the objects of the image; 3 objects in 3 images"
+    )
+
+
+def test_what_cannot_be_scored_is_named(processor, dataset):
+    baseline = make_model(head="set_prediction", objective="set_prediction")
+    with pytest.raises(ValueError, match=r"config\.head is 'set_prediction', which predicts no density"):
+        likelihood_report(baseline, processor, dataset)
+    with pytest.raises(ValueError, match="num_labels=1"):
+        likelihood_report(make_model(id2label={0: "cat"}), processor, dataset)
+    (dataset.images_dir / "2.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"2\.png"):
+        likelihood_report(make_model(), processor, dataset)

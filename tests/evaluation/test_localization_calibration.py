@@ -11,12 +11,8 @@ from hypothesis import strategies as st
 from drmm_hf.evaluation.calibration import calibration_report
 from drmm_hf.evaluation.coco import AREAS, run_coco_eval
 from drmm_hf.evaluation.coco_input import prepare_ground_truth
-from drmm_hf.evaluation.localization_calibration import (
-    ANY_OVERLAP,
-    localization_calibration_report,
-    match_detections,
-    matches_at,
-)
+from drmm_hf.evaluation.localization_calibration import localization_calibration_report
+from drmm_hf.evaluation.matches import ANY_OVERLAP, match_detections, matches_at
 
 
 def make_truth(*boxes: tuple, crowd: bool = False) -> dict:

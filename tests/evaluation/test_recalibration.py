@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drmm_hf.evaluation.calibration import calibration_report
-from drmm_hf.evaluation.localization_calibration import localization_calibration_report, match_detections
+from drmm_hf.evaluation.localization_calibration import localization_calibration_report
+from drmm_hf.evaluation.matches import match_detections
 from drmm_hf.evaluation.recalibration import ScoreCalibration, fit_isotonic, fit_temperature, split_half_report
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drmm_hf.evaluation.localization_calibration import match_detections
+from drmm_hf.evaluation.matches import match_detections
 from drmm_hf.evaluation.scoring_rules import brier_report, object_calibration_report
 
 

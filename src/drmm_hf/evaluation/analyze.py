@@ -11,8 +11,9 @@ from .calibration import report_from_matches
 from .coco import evaluate_coco, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth
 from .duplicates import NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
-from .localization_calibration import ANY_OVERLAP, localization_report_from_matches, matches_at, to_plain
+from .localization_calibration import localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
+from .matches import ANY_OVERLAP, matches_at, to_plain
 from .recalibration import Method, split_half_report
 from .scoring_rules import brier_report_from_matches, object_calibration_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report

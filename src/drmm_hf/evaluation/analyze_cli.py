@@ -18,7 +18,7 @@ from .command_line import make_output_folder, positive_int, run_command, write_j
 from .html_report import WorstImage, render_report
 from .likelihood import likelihood_report
 from .loading import label_names, load_detector
-from .localization_calibration import to_plain
+from .matches import to_plain
 from .predict import predict_dataset
 from .worst_images import draw_image, rank_images
 

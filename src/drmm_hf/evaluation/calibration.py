@@ -10,6 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from .coco import run_coco_eval
 from .coco_input import GroundTruth, Results, prepare_ground_truth
+from .matches import check_probability, score_bins, to_plain
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,7 @@ class CalibrationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, with None for nan."""
-        plain = asdict(self)
-        for name, value in plain.items():
-            if isinstance(value, tuple):
-                plain[name] = [_none_for_nan(entry) for entry in value]
-            else:
-                plain[name] = _none_for_nan(value)
-        return plain
+        return to_plain(asdict(self))
 
     @property
     def settings(self) -> str:
@@ -110,10 +105,7 @@ def report_from_matches(
     evaluation: COCOeval, *, iou_threshold: float, num_bins: int, score_threshold: float
 ) -> CalibrationReport:
     """The report from a matched `COCOeval` that has `iou_threshold`, and "all" as its first area."""
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, not {num_bins}")
-    if not 0.0 <= score_threshold <= 1.0:
-        raise ValueError(f"score_threshold must lie in [0, 1], not {score_threshold}")
+    check_probability("score_threshold", score_threshold)
     scores, correct, ignored = matched_scores(evaluation, iou_threshold)
     outside = scores[(scores < 0) | (scores > 1)]
     if outside.size:
@@ -121,8 +113,8 @@ def report_from_matches(
     above = scores >= score_threshold
     counted = above & ~ignored
     scores, correct = scores[counted], correct[counted]
+    bins = score_bins(scores, num_bins)
     edges = np.arange(num_bins + 1) / num_bins
-    bins = np.minimum(np.searchsorted(edges, scores, side="right") - 1, num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     score_sums = np.bincount(bins, weights=scores, minlength=num_bins)
     correct_sums = np.bincount(bins, weights=correct, minlength=num_bins)
@@ -162,7 +154,3 @@ def matched_scores(evaluation: COCOeval, iou_threshold: float) -> tuple[np.ndarr
     if not images:
         return np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
     return np.concatenate(scores), np.concatenate(correct), np.concatenate(ignored)
-
-
-def _none_for_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

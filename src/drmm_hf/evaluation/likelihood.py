@@ -13,7 +13,7 @@ from ..data import DetectionDataset, decode_image
 from ..loss_drmm import pad_targets
 from ..mixture import MixtureParameters, mixture_loss
 from ..modeling_drmm import DrmmForObjectDetection
-from .localization_calibration import to_plain
+from .matches import to_plain
 from .predict import evaluating
 
 

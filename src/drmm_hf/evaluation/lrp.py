@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 
 from .coco_input import GroundTruth, Results
-from .localization_calibration import (
-    Matches,
-    iou_text,
-    match_detections,
-    mean_of_known,
-    to_plain,
-)
+from .matches import Matches, iou_text, match_detections, mean_of_known, to_plain
 
 
 @dataclass(frozen=True)

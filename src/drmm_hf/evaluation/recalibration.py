@@ -16,15 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from .calibration import CalibrationReport, report_from_matches
 from .coco import run_coco_eval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
-from .localization_calibration import (
-    ANY_OVERLAP,
-    Matches,
-    iou_text,
-    localization_report_from_matches,
-    match_detections,
-    matches_at,
-    to_plain,
-)
+from .localization_calibration import localization_report_from_matches
+from .matches import ANY_OVERLAP, Matches, iou_text, match_detections, matches_at, to_plain
 from .scoring_rules import brier_report_from_matches
 
 Method: TypeAlias = Literal["isotonic", "temperature"]

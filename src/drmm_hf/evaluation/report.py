@@ -7,13 +7,9 @@ from typing import Any
 from .calibration import CalibrationReport, report_from_matches
 from .coco import COCO_THRESHOLDS, run_coco_eval, summarize
 from .coco_input import GroundTruth, Results, prepare_ground_truth
-from .localization_calibration import (
-    ANY_OVERLAP,
-    LocalizationCalibrationReport,
-    localization_report_from_matches,
-    matches_at,
-)
+from .localization_calibration import LocalizationCalibrationReport, localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
+from .matches import ANY_OVERLAP, matches_at
 from .scoring_rules import BrierReport, brier_report_from_matches
 
 

@@ -10,14 +10,7 @@ import numpy as np
 
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
 from .duplicates import box_iou
-from .localization_calibration import (
-    Matches,
-    check_probability,
-    iou_text,
-    match_detections,
-    score_bins,
-    to_plain,
-)
+from .matches import Matches, check_probability, iou_text, match_detections, score_bins, to_plain
 
 
 @dataclass(frozen=True)

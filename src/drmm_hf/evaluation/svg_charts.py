@@ -148,9 +148,9 @@ def bar_chart(rows: Mapping[str, Sequence[float | None]], *, title: str) -> str:
     thick, gap, top, left, right = 9.0, 9.0, 4.0, 100.0, 322.0
     height = sum(len(values) * thick + gap for values in rows.values())
     parts = []
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x = left + value * (right - left)
-        parts.append(_grid(x, top, x, top + height) + _text(x, top + height + 14, f"{value:g}", "middle"))
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x = left + tick * (right - left)
+        parts.append(_grid(x, top, x, top + height) + _text(x, top + height + 14, f"{tick:g}", "middle"))
     y = top + gap / 2
     for name, values in rows.items():
         short = name if len(name) <= 15 else name[:14] + "…"

@@ -21,7 +21,7 @@ import torch
 from ..mixture import DENSITIES
 from .coco import run_coco_eval
 from .coco_input import GroundTruth, Results, prepare_ground_truth, read_json
-from .localization_calibration import check_probability, iou_text, to_plain
+from .matches import check_probability, iou_text, to_plain
 
 LEVELS = (0.5, 0.8, 0.9)
 NUM_QUANTILES = 5

@@ -11,8 +11,8 @@ from pycocotools.cocoeval import COCOeval
 from ..data import DetectionDataset, decode_image
 from ..visualization import draw_detections
 from .coco_input import CocoGroundTruth
-from .localization_calibration import Matches, matches_at
 from .lrp import keep_above
+from .matches import Matches, matches_at
 
 # Longest side of a drawing in pixels: sharp on a wide screen, and a report of ten images stays a few megabytes.
 LONGEST_SIDE = 900

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from accelerate.state import AcceleratorState
+from packaging.version import Version
 
 from drmm_hf import DrmmForObjectDetection
 from drmm_hf.data import TrainTransform
@@ -166,7 +168,15 @@ def test_the_average_is_what_is_evaluated_and_saved(scenes: Path, tmp_path: Path
     [
         ({"mixed_precision": "bf16"}, 5e-3, 5e-2),
         ({"gradient_checkpointing": True}, 1e-6, 1e-5),
-        ({"compile": "eager"}, 1e-5, 5e-3),
+        pytest.param(
+            {"compile": "eager"},
+            1e-5,
+            5e-3,
+            marks=pytest.mark.skipif(
+                Version(transformers.__version__) < Version("5.23"),
+                reason="torch.compile stumbles over the output recorder of older transformers",
+            ),
+        ),
     ],
 )
 def test_cheaper_arithmetic_trains_alike(scenes: Path, tmp_path: Path, options: dict, first, later) -> None:

@@ -30,6 +30,26 @@ def test_the_bccd_table_is_the_mean_of_the_committed_runs(document: str, images:
     assert cells[1:] == [str(len(runs)), *(f"{mean:.3f}" for mean in means)]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results/objectives").glob("*.json")), ids=lambda path: path.stem)
+def test_the_objectives_tables_are_the_committed_runs(path: Path) -> None:
+    run = json.loads(path.read_text())
+    text = (ROOT / "docs/results/objectives.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| {path.stem} |"))
+    names = ["AP", "AP50", "AR100", "ECE", "duplicates_per_image", "AP_nms_0.7", "AP_winner_takes_all_0.7"]
+    names.append("mcm_last_stage")
+    cells = [float(cell) for cell in row.strip("|").split("|")[1:]]
+    assert cells == pytest.approx([run[name] for name in names], abs=0.00055, rel=1e-3)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/results/adamixer").glob("*.json")), ids=lambda path: path.stem)
+def test_the_adamixer_table_is_the_committed_runs(path: Path) -> None:
+    run = json.loads(path.read_text())
+    text = (ROOT / "docs/results/adamixer.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith(f"| {path.stem} |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:] == [f"{run[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR100", "ECE")]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_named_files_exist(document: str) -> None:
     text = (ROOT / document).read_text()

@@ -5,17 +5,21 @@ from .images import decode_image, open_image
 from .objects import coco_ground_truth, objects_dataset
 from .paper_transform import PaperTransform
 from .scenes import generate_scenes
+from .streaming import StreamingDetectionDataset, load_streaming_dataset, streaming_samples
 from .transforms import TrainTransform
 
 __all__ = [
     "DatasetReport",
     "DetectionDataset",
     "PaperTransform",
+    "StreamingDetectionDataset",
     "TrainTransform",
     "coco_ground_truth",
     "decode_image",
     "generate_scenes",
     "load_detection_dataset",
+    "load_streaming_dataset",
     "objects_dataset",
     "open_image",
+    "streaming_samples",
 ]

@@ -1,0 +1,494 @@
+"""Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
+
+import contextlib
+import copy
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets.distributed import split_dataset_by_node
+from huggingface_hub.errors import HFValidationError
+from torch.utils.data import IterableDataset, get_worker_info
+
+from . import objects as schema
+from .coco import _clean_boxes, ordered_labels
+from .coco_layout import AnyPath
+from .coco_tables import CocoTables
+from .tar_shards import read_tars
+
+logger = logging.getLogger(__name__)
+
+_MAX_REPLACEMENTS = 10
+_MAX_EMPTY_EPOCHS = 50
+_CHECKED_BOXES = 100
+"""So many boxes tell whether they are relative to the image."""
+_NO_LIMIT = 2**31 - 1
+
+
+class StreamingDetectionDataset(IterableDataset):
+    """One split, read from its shards whenever it is iterated; `load_streaming_dataset` makes it.
+
+    Iterating gives rows as those of `DetectionDataset.dataset`, cleaned by the same rules: `image` (the path or the
+    bytes, not decoded), `image_id` (-1 where the data have none), `width` and `height` (stored pixels; None where they
+    are not given and the image cannot be read), and `objects`, a dict of lists. In a DataLoader each worker reads its
+    own shards; workers beyond the number of shards get nothing.
+
+    Attributes:
+        id2label, label2id: labels 0..C-1 and names.
+        name: what messages call the data set.
+        rows: the `datasets.IterableDataset` below, neither shuffled nor split.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        id2label: Mapping[int, str],
+        *,
+        name: str,
+        columns: Mapping[str, str],
+        class_names: list[str] | None = None,
+    ):
+        self.rows, self.name = rows, name
+        self.id2label = dict(enumerate(ordered_labels(id2label)))
+        self.label2id = {label_name: label for label, label_name in self.id2label.items()}
+        self._columns, self._class_names = dict(columns), class_names
+        self._objects_type = None
+        if rows.features is not None:
+            feature = {"objects": rows.features[columns["objects"]]}
+            self._objects_type = datasets.Features(feature).arrow_schema.field("objects").type
+        self._seed: int | None = None
+        self._buffer_size, self._rank, self._world_size, self._epoch = 1, 0, 1, 0
+
+    @property
+    def num_shards(self) -> int:
+        """Number of files (or other pieces) of the whole split that can be read independently."""
+        return self.rows.num_shards
+
+    @property
+    def shards_per_process(self) -> int:
+        """Of how many shards each process reads at least a part."""
+        even = self.num_shards % self._world_size == 0
+        return self.num_shards // self._world_size if even else self.num_shards
+
+    def shuffle(self, seed: int, buffer_size: int = 1000) -> "StreamingDetectionDataset":
+        """The data set in an order that depends on the seed and the epoch.
+
+        Shards are read in random order, ten at a time, and their rows mixed in a buffer.
+
+        Args:
+            seed: must be the same in all processes.
+            buffer_size: rows, with their encoded images, that every reading process keeps in memory.
+        """
+        result = copy.copy(self)
+        result._seed, result._buffer_size = seed, buffer_size
+        return result
+
+    def split_by_node(self, rank: int, world_size: int) -> "StreamingDetectionDataset":
+        """The part of one of `world_size` processes.
+
+        These are shards of its own where their number is a multiple of `world_size`, and else every n-th row of all.
+        """
+        result = copy.copy(self)
+        result._rank, result._world_size = rank, world_size
+        return result
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next iteration. DataLoader workers that are already running do not notice."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = self.rows
+        # Not `rows.set_epoch`, which would change the epoch of all DataLoader workers at once.
+        if self._seed is not None:
+            rows = rows.shuffle(seed=_mix(self._seed, self._epoch), buffer_size=self._buffer_size)
+        if self._world_size > 1:
+            rows = split_dataset_by_node(rows, self._rank, self._world_size)
+        scale = _ScaleCheck(self.name)
+        for number, raw in enumerate(_readable(rows, self.name)):
+            row = self._clean(raw, number)
+            scale.add(row)
+            yield row
+        scale.finish()
+
+    def _clean(self, raw: Mapping[str, Any], number: int) -> dict[str, Any]:
+        row = {key: raw.get(column) for key, column in self._columns.items()}
+        image_id = _first_id(row["image_id"], raw.get("__key__"))
+        label = f"image {image_id}" if image_id >= 0 else f"example {number} of the stream"
+        picture = row["image"]
+        if isinstance(picture, Mapping) and not picture.get("path"):
+            picture = {**picture, "path": f"{self.name}, {label}"}
+        elif isinstance(picture, Mapping) and image_id < 0:
+            label = str(picture["path"])
+        width, height = self._size(row, picture, label)
+        try:
+            objects = self._objects(row["objects"], width or _NO_LIMIT, height or _NO_LIMIT)
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(_stream_words(error, self.name, label)) from error
+        return {"image": picture, "image_id": image_id, "width": width, "height": height, "objects": objects}
+
+    def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[int | None, int | None]:
+        for field in ("width", "height"):
+            value = row[field]
+            if value is not None and not _is_size(value):
+                raise ValueError(
+                    f"{self.name}: {self._columns[field]} of {label} is {value!r}; it must be a positive number of "
+                    "pixels: correct it, or remove the column"
+                )
+        if row["width"] is not None and row["height"] is not None:
+            return int(row["width"]), int(row["height"])
+        try:
+            return schema._header_size({"image": picture}, self.name)
+        except (OSError, ValueError):  # what decodes the image will say why
+            return None, None
+
+    def _objects(self, value: Any, width: int, height: int) -> dict[str, list]:
+        """Cleaned objects of one image of `width` x `height` stored pixels."""
+        if isinstance(value, list) and not value:
+            value = {self._columns["bbox"]: [], self._columns["category"]: []}
+            column = pa.array([value])
+        else:
+            column = pa.array([value], type=self._objects_type)
+        objects = schema._flat_objects(column, self._columns, self.name)
+        boxes = schema._boxes(objects)
+        known = None if self._class_names is not None else self.id2label
+        category, names = schema._categories(objects, self._class_names, known)
+        unknown = [name for name in names if name not in self.label2id]
+        if unknown:
+            raise ValueError(f"{self.name}: categories {unknown[:10]} are not in id2label; add them, or rename them")
+        labels = np.array([self.label2id[name] for name in names], dtype=np.int64)[category]
+        ids = schema._unique_ids(objects.fields.get("id"))
+        tables = CocoTables(
+            image_ids=np.zeros(1, dtype=np.int64),
+            widths=np.array([width]),
+            heights=np.array([height]),
+            file_names=[""],
+            category_ids=[],
+            category_names=[],
+            annotation_ids=np.arange(len(boxes)) if ids is None else ids,
+            image_index=objects.rows,
+            category_index=category,
+            boxes=boxes,
+            areas=schema._areas(objects),
+            is_crowd=schema._crowd_flags(objects),
+        )
+        clean, keep, _ = _clean_boxes(tables)
+        areas = np.where(np.isnan(tables.areas), clean[:, 2] * clean[:, 3], tables.areas)
+        return {
+            "id": tables.annotation_ids[keep].tolist(),
+            "bbox": clean[keep].astype(np.float32).tolist(),
+            "category": labels[keep].tolist(),
+            "area": areas[keep].astype(np.float32).tolist(),
+            "iscrowd": tables.is_crowd[keep].tolist(),
+        }
+
+
+def load_streaming_dataset(
+    path: AnyPath,
+    split: str = "train",
+    *,
+    id2label: Mapping[int, str] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> StreamingDetectionDataset:
+    """Open one split of a sharded data set; only what is iterated over is read, and nothing is kept on disk.
+
+    Rows have the schema of `objects_dataset`. In WebDataset tars a sample is an image (`000139.jpg`, or png, webp, bmp)
+    next to a `000139.json` with `objects` and, optionally, `width`, `height` and `image_id`.
+
+    Args:
+        path: a Hub id, or a folder with parquet files, with tars, or an `imagefolder`.
+        split: name of the split; "val" also finds "validation" and vice versa.
+        id2label: labels 0..C-1 and names. Needed unless the category is a ClassLabel, whose names must be in it;
+            integer categories are labels, texts are names.
+        columns: names of the data set by those of the schema, as in `objects_dataset`.
+
+    Raises:
+        FileNotFoundError: there is neither such a folder nor such a data set that can be reached.
+        ValueError: it cannot be read as a stream, has no such split, lacks columns, or `id2label` is needed.
+    """
+    names = schema._check_names(columns, str(path))
+    builder = _find_builder(path)
+    if builder.name == "webdataset":
+        # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
+        splits = {str(key): list(files) for key, files in builder.config.data_files.items()}
+        found = _find_split(splits, split, path)
+        # A list in `gen_kwargs` is what `datasets` splits between processes.
+        rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": splits[found]})
+        names["image"] = "image"
+    else:
+        streams = {str(key): value for key, value in builder.as_streaming_dataset().items()}
+        found = _find_split(streams, split, path)
+        rows = streams[found]
+    name = f"{path} ({found})"
+    rows = _check_columns(rows, names, name)
+    class_names = _class_names(rows, names)
+    if id2label is None and class_names is None:
+        raise ValueError(
+            f"{name}: objects.{names['category']} is no ClassLabel, so the stream does not tell the classes; give "
+            "`id2label`, the names of labels 0..C-1"
+        )
+    labels = dict(enumerate(class_names or ())) if id2label is None else id2label
+    result = StreamingDetectionDataset(rows, labels, name=name, columns=names, class_names=class_names)
+    unknown = [label for label in class_names or () if label not in result.label2id]
+    if unknown:
+        raise ValueError(f"{name}: the classes {unknown[:10]} are not in id2label; add them, or leave id2label out")
+    return result
+
+
+def streaming_samples(
+    dataset: StreamingDetectionDataset,
+    transform: Callable,
+    seed: int,
+    rank: int,
+    world_size: int,
+    batch_size: int,
+    *,
+    buffer_size: int = 1000,
+    group_orientations: bool = False,
+    first_epoch: int = 0,
+    strict: bool = False,
+) -> IterableDataset:
+    """Endless augmented samples of one process, for a `DataLoader` with this `batch_size`.
+
+    Samples are what `TrainingSamples` gives: those of `transform` with `skipped`, the messages of the unreadable images
+    that the sample replaces. Each epoch of a process has all its images once, in a new order; where one ends, the next
+    follows, in the middle of a batch if need be. The same arguments and number of workers give the same samples.
+
+    After an error of the data there are no further samples but only that error, which `collate` hands on to the main
+    process.
+
+    Args:
+        dataset: rows of it are what `transform` takes.
+        transform: draws from torch's global generator, which is seeded from `seed`, the epoch and the image id (where
+            there is none, from the sample's running number in its reading process).
+        seed: must be the same in all processes.
+        rank, world_size: which process of how many.
+        batch_size: of the DataLoader.
+        buffer_size: rows that are mixed, as in `StreamingDetectionDataset.shuffle`.
+        group_orientations: give `batch_size` samples in a row that are all at least as wide as tall, or all taller.
+        first_epoch: where to begin.
+        strict: give the error of an unreadable image in place of a sample.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    limits = {"world_size": world_size, "batch_size": batch_size, "buffer_size": buffer_size}
+    for field, value in limits.items():
+        if value < 1:
+            raise ValueError(f"{field}={value}: must be at least 1")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
+    if dataset.num_shards % world_size and rank == 0:
+        logger.warning(
+            "%s: %d shards cannot be dealt evenly to %d processes, so each reads all and takes every %d-th image; for "
+            "less reading, write a multiple of %d shards",
+            dataset.name,
+            dataset.num_shards,
+            world_size,
+            world_size,
+            world_size,
+        )
+    part = dataset.shuffle(seed, buffer_size).split_by_node(rank, world_size)
+    run = batch_size if group_orientations else 1
+    return _StreamingSamples(part, transform, seed, run, first_epoch, strict)
+
+
+class _StreamingSamples(IterableDataset):
+    """`run` samples in a row have one orientation."""
+
+    def __init__(
+        self,
+        dataset: StreamingDetectionDataset,
+        transform: Callable,
+        seed: int,
+        run: int,
+        first_epoch: int,
+        strict: bool,
+    ):
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.run, self.first_epoch, self.strict = run, first_epoch, strict
+
+    def __iter__(self) -> Iterator[dict[str, Any] | Exception]:
+        held: defaultdict[bool, list] = defaultdict(list)
+        samples = self._samples()
+        while True:
+            try:
+                wide, sample = next(samples)
+            except StopIteration:
+                return
+            except (ValueError, OSError) as error:
+                # As items, since a worker's own report is a page of traceback; a subclass may not survive the way.
+                plain = error if type(error) in (ValueError, FileNotFoundError) else ValueError(str(error))
+                yield from itertools.repeat(plain)
+            held[wide].append(sample)
+            if len(held[wide]) == self.run:
+                yield from held.pop(wide)
+
+    def _samples(self) -> Iterator[tuple[bool, dict[str, Any]]]:
+        """Whether the image is at least as wide as tall, and the sample."""
+        skipped: list[str] = []
+        for epoch, number, row in self._rows():
+            try:
+                sample = self._transform(row, epoch, number)
+            except (ValueError, OSError) as error:
+                if self.strict:
+                    raise
+                skipped.append(str(error))
+                if len(skipped) == _MAX_REPLACEMENTS:
+                    raise ValueError(f"{len(skipped)} images in a row cannot be read; the last: {error}") from error
+            else:
+                yield (row["width"] or 0) >= (row["height"] or 0), {**sample, "skipped": skipped}
+                skipped = []
+
+    def _rows(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Epoch, running number in the epoch, and row, endlessly."""
+        worker = get_worker_info()
+        dataset = copy.copy(self.dataset)
+        if worker is not None and worker.id >= dataset.shards_per_process:
+            return  # `datasets` has nothing for it in any epoch
+        empty = 0
+        for epoch in itertools.count(self.first_epoch):
+            dataset.set_epoch(epoch)
+            number = -1
+            for number, row in enumerate(dataset):
+                yield epoch, number, row
+            empty = empty + 1 if number < 0 else 0
+            if empty == _MAX_EMPTY_EPOCHS:
+                raise ValueError(
+                    f"{dataset.name}: process {dataset._rank} of {dataset._world_size} finds no image in its part of "
+                    "the shards; use fewer processes and workers, or a data set that is not empty"
+                )
+
+    def _transform(self, row: dict[str, Any], epoch: int, number: int) -> dict[str, Any]:
+        worker = get_worker_info()
+        stream = (1, self.dataset._rank, 0 if worker is None else worker.id, number)
+        which = (0, row["image_id"]) if row["image_id"] >= 0 else stream
+        before = torch.get_rng_state()
+        # not torch.manual_seed, which would seed the accelerator as well
+        torch.default_generator.manual_seed(_mix(self.seed, epoch, *which))
+        try:
+            return self.transform(row)
+        finally:
+            torch.set_rng_state(before)
+
+
+class _ScaleCheck:
+    """Refuses boxes relative to the image, once there are enough to tell."""
+
+    def __init__(self, name: str):
+        self.name, self.boxes, self.largest, self.narrowest = name, 0, 0.0, _NO_LIMIT
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        boxes = row["objects"]["bbox"]
+        if self.boxes >= _CHECKED_BOXES or not boxes:
+            return
+        self.boxes += len(boxes)
+        self.largest = max(self.largest, *map(max, boxes))
+        self.narrowest = min(self.narrowest, row["width"] or _NO_LIMIT)
+        if self.boxes >= _CHECKED_BOXES:
+            self.finish()
+
+    def finish(self) -> None:
+        if self.boxes:
+            schema._check_absolute(np.array([self.largest]), np.array([self.narrowest]), self.name)
+
+
+def _readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    try:
+        yield from rows
+    except (pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{name}: a shard cannot be read ({schema._reason(error)}); download or write it again"
+        ) from error
+
+
+def _mix(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < _NO_LIMIT and value == int(value)
+
+
+def _first_id(*values: Any) -> int:
+    """The first of the values that is, or reads as, an integer from 0 on; else -1."""
+    return next((int(v) for v in values if isinstance(v, (int, str)) and str(v).isdecimal()), -1)
+
+
+def _stream_words(error: Exception, name: str, label: str) -> str:
+    """The message of an error in a table of one row, saying which example of the stream that is."""
+    text = str(error).replace("`objects_dataset`", "`load_streaming_dataset`")
+    if not text.startswith(name):
+        text = f"{name}: `objects` is not a dict of lists or a list of dicts of one type ({text}); correct it"
+    return text.replace(" of row 0 ", f" of {label} ") if " of row 0 " in text else f"{text} ({label})"
+
+
+def _find_builder(path: AnyPath) -> datasets.DatasetBuilder:
+    root = Path(path).expanduser()
+    if schema._is_saved(root) or (root / "annotations").is_dir():
+        raise ValueError(
+            f"{path}: is not made of shards to stream; read it with `load_detection_dataset`, which does not hold the "
+            "images in memory either, or write it as parquet files"
+        )
+    try:
+        return datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path))
+    except (ConnectionError, FileNotFoundError, HFValidationError) as error:
+        if root.is_dir():
+            raise ValueError(f"{path}: holds no data to stream ({schema._reason(error)}); add parquet files") from error
+        raise FileNotFoundError(
+            f"{path}: there is no such folder ({root.absolute()}), and no such data set on the Hub that can be "
+            f"reached: {schema._reason(error)}; correct the name, or go online"
+        ) from error
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as a stream ({schema._reason(error)}); write it as parquet"
+        ) from error
+
+
+def _find_split(splits: Mapping[str, Any], split: str, path: AnyPath) -> str:
+    found = split if split in splits else schema._SPLIT_ALIASES.get(split, split)
+    if found not in splits:
+        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
+    return found
+
+
+def _check_columns(rows: datasets.IterableDataset, names: Mapping[str, str], name: str) -> datasets.IterableDataset:
+    """The stream with the columns of the schema only, images not decoded."""
+    features = rows.features
+    present: Any = features
+    if features is None:  # a tar, or json
+        present = next(iter(rows), None)
+        if present is None:
+            raise ValueError(f"{name}: has no rows; a data set needs at least one image")
+    missing = [names[key] for key in ("image", "objects") if names[key] not in present]
+    if missing:
+        raise ValueError(
+            f"{name}: has no column {missing}, only {sorted(present)}; needed are {schema._SCHEMA}; rename the "
+            "columns, or give `columns=` to `load_streaming_dataset`"
+        )
+    if features is None:
+        return rows
+    column = names["image"]
+    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # parquet not written by `datasets`
+    if not isinstance(features[column], datasets.Image) and features[column] != plain:
+        raise ValueError(
+            f"{name}: `{column}` is {features[column]}, not a `datasets.Image`; write the shards again with that type"
+        )
+    # Other columns would only fill the shuffle buffer.
+    rows = rows.select_columns([names[key] for key in schema._IMAGE_COLUMNS if names[key] in features])
+    return rows.cast_column(column, datasets.Image(decode=False))
+
+
+def _class_names(rows: datasets.IterableDataset, names: Mapping[str, str]) -> list[str] | None:
+    if rows.features is None:
+        return None
+    for field in (names["category"], "categories"):
+        with contextlib.suppress(KeyError):
+            return schema._class_label_names(rows.features[names["objects"]], field)
+    return None

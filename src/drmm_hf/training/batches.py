@@ -92,8 +92,7 @@ def normalize(images: Tensor, pixel_mask: Tensor, mean: Sequence[float], std: Se
     """(B, 3, H, W) uint8 to the network's input: ImageNet-normalized, zero on the padding."""
     scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * 255
     shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255
-    # in place: on a CPU three times as fast as one expression, which would allocate an image for every operation
-    return images.float().mul_(1 / scale).add_(-shift / scale).mul_(pixel_mask.unsqueeze(1).float())
+    return (images.float() - shift) / scale * pixel_mask.unsqueeze(1)
 
 
 def training_loader(samples: TrainingSamples, order: TrainingOrder, num_workers: int = 0) -> DataLoader:

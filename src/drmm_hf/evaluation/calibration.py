@@ -2,19 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from .coco import run_coco_eval
 from .coco_input import GroundTruth, Results, prepare_ground_truth
-from .matches import check_probability, score_bins, to_plain
+from .matches import BinnedReport, check_probability, score_bins
 
 
 @dataclass(frozen=True)
-class CalibrationReport:
+class CalibrationReport(BinnedReport):
     """Expected calibration error together with everything it depends on.
 
     Attributes:
@@ -42,18 +41,6 @@ class CalibrationReport:
     num_bins: int
     score_threshold: float
     max_detections: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the value."""
-        return (
-            f"IoU {self.iou_threshold:g}, {self.num_bins} bins, score >= {self.score_threshold:g}, "
-            f"maxDets {self.max_detections}"
-        )
 
 
 def calibration_report(

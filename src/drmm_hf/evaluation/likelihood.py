@@ -1,7 +1,7 @@
 """The likelihood of a data set under each stage's mixture, and how far one component alone explains each object."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..data import DetectionDataset, decode_image
 from ..loss_drmm import pad_targets
 from ..mixture import MixtureParameters, mixture_loss
 from ..modeling_drmm import DrmmForObjectDetection
-from .matches import to_plain
+from .matches import Report
 from .predict import evaluating
 
 
@@ -34,7 +34,7 @@ class StageLikelihood:
 
 
 @dataclass(frozen=True)
-class LikelihoodReport:
+class LikelihoodReport(Report):
     """Likelihood of each stage together with everything it depends on.
 
     Attributes:
@@ -53,10 +53,6 @@ class LikelihoodReport:
     min_scale_ratio: float
     likelihood_floor: float
     class_weight: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
 
     @property
     def settings(self) -> str:

@@ -1,13 +1,12 @@
 """How far confidences are from localisation quality, class by class: LaECE, LaECE_0 and LaACE_0."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from .coco_input import GroundTruth, Results
-from .matches import Matches, iou_text, match_detections, mean_of_known, score_bins, to_plain
+from .matches import BinnedReport, Matches, match_detections, mean_of_known, score_bins
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class ClassLocalizationCalibration:
 
 
 @dataclass(frozen=True)
-class LocalizationCalibrationReport:
+class LocalizationCalibrationReport(BinnedReport):
     """Localisation-aware calibration errors together with everything they depend on.
 
     Attributes:
@@ -42,18 +41,6 @@ class LocalizationCalibrationReport:
     num_bins: int
     score_threshold: float
     max_detections: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the value."""
-        return (
-            f"{iou_text(self.iou_threshold)}, {self.num_bins} bins, score >= {self.score_threshold:g}, "
-            f"maxDets {self.max_detections}"
-        )
 
 
 def localization_calibration_report(

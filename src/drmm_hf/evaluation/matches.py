@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,31 @@ def matches_at(evaluation: COCOeval, ground_truth: CocoGroundTruth, iou_threshol
         iou_threshold=float(iou_threshold),
         max_detections=int(parameters.maxDets[-1]),
     )
+
+
+class Report:
+    """Base of the dataclasses that carry a measured value together with its settings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with None for nan."""
+        return to_plain(asdict(self))  # type: ignore[call-overload]
+
+
+class BinnedReport(Report):
+    """A report of score bins, with the settings that all of those have."""
+
+    iou_threshold: float
+    num_bins: int
+    score_threshold: float
+    max_detections: int
+
+    @property
+    def settings(self) -> str:
+        """The settings in words, to print next to the value."""
+        return (
+            f"{iou_text(self.iou_threshold)}, {self.num_bins} bins, score >= {self.score_threshold:g}, "
+            f"maxDets {self.max_detections}"
+        )
 
 
 def score_bins(scores: np.ndarray, num_bins: int) -> np.ndarray:

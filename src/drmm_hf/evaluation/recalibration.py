@@ -17,7 +17,7 @@ from .calibration import CalibrationReport, report_from_matches
 from .coco import run_coco_eval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 from .localization_calibration import localization_report_from_matches
-from .matches import ANY_OVERLAP, Matches, iou_text, match_detections, matches_at, to_plain
+from .matches import ANY_OVERLAP, Matches, Report, iou_text, match_detections, matches_at, to_plain
 from .scoring_rules import brier_report_from_matches
 
 Method: TypeAlias = Literal["isotonic", "temperature"]
@@ -209,7 +209,7 @@ def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> TemperatureCurve
 
 
 @dataclass(frozen=True)
-class SplitHalfReport:
+class SplitHalfReport(Report):
     """Calibration errors before and after fits on the other half of the images.
 
     Attributes:
@@ -227,10 +227,6 @@ class SplitHalfReport:
     reports: dict[str, tuple[CalibrationReport, CalibrationReport]]
     num_images: tuple[int, int]
     seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
 
     @property
     def settings(self) -> str:

@@ -3,18 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
 from .duplicates import box_iou
-from .matches import Matches, check_probability, iou_text, match_detections, score_bins, to_plain
+from .matches import BinnedReport, Matches, Report, check_probability, match_detections, score_bins
 
 
 @dataclass(frozen=True)
-class BrierReport:
+class BrierReport(BinnedReport):
     """Brier score of detections together with everything it depends on.
 
     Attributes:
@@ -40,18 +40,6 @@ class BrierReport:
     num_bins: int
     score_threshold: float
     max_detections: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the value."""
-        return (
-            f"{iou_text(self.iou_threshold)}, {self.num_bins} bins, score >= {self.score_threshold:g}, "
-            f"maxDets {self.max_detections}"
-        )
 
 
 def brier_report(
@@ -119,7 +107,7 @@ def brier_report_from_matches(matches: Matches, *, num_bins: int = 10, score_thr
 
 
 @dataclass(frozen=True)
-class ObjectCalibrationReport:
+class ObjectCalibrationReport(Report):
     """Object-level calibration error together with everything it depends on.
 
     Attributes:
@@ -137,10 +125,6 @@ class ObjectCalibrationReport:
     iou_thresholds: tuple[float, ...]
     score_threshold: float
     max_detections: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
 
     @property
     def settings(self) -> str:

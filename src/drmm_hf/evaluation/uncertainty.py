@@ -10,7 +10,7 @@ are without the floor, but below it the loss has not seen them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from statistics import NormalDist
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from ..mixture import DENSITIES
 from .coco import run_coco_eval
 from .coco_input import GroundTruth, Results, prepare_ground_truth, read_json
-from .matches import check_probability, iou_text, to_plain
+from .matches import Report, check_probability, iou_text
 
 LEVELS = (0.5, 0.8, 0.9)
 NUM_QUANTILES = 5
@@ -100,7 +100,7 @@ class EdgeErrors:
 
 
 @dataclass(frozen=True)
-class IntervalReport:
+class IntervalReport(Report):
     """How often predicted intervals hold the true edge, together with everything that depends on.
 
     Attributes:
@@ -139,10 +139,6 @@ class IntervalReport:
     student_t_dof: float
     min_scale_ratio: float
     max_detections: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
 
     @property
     def settings(self) -> str:
@@ -232,7 +228,7 @@ def interval_report(
 
 
 @dataclass(frozen=True)
-class ScaleFactorReport:
+class ScaleFactorReport(Report):
     """One factor on γ, and whether it helps on images that it was not fitted on.
 
     Attributes:
@@ -261,10 +257,6 @@ class ScaleFactorReport:
     student_t_dof: float
     max_detections: int
     seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with None for nan."""
-        return to_plain(asdict(self))
 
     @property
     def settings(self) -> str:

@@ -70,6 +70,9 @@ class DrmmConfig(PreTrainedConfig):
             Density of a box edge, see `mixture.box_log_density`.
         mcm_weight (`float`, defaults to 0.5):
             Weight beta of the maximum component maximization term.
+        objectness_anchor (`str`, defaults to `"none"`):
+            What ties the level of the objectness to the number of objects: `"none"` (the paper: only its ratios
+            count), `"poisson"` or `"bernoulli"`, see `objectness_anchor.py`.
         min_scale_ratio (`float`, defaults to 0.04):
             Floor of the scales relative to the predicted box, see `mixture.effective_scales`.
         likelihood_floor (`float`, defaults to 1e-12), class_weight (`float`), stop_gradient (`list[str]`):
@@ -148,6 +151,7 @@ class DrmmConfig(PreTrainedConfig):
     density: Literal["cauchy", "gaussian", "student_t"] = "cauchy"
     student_t_dof: float | int = 1.0
     mcm_weight: float | int = 0.5
+    objectness_anchor: Literal["none", "poisson", "bernoulli"] = "none"
     min_scale_ratio: float | int = 0.04
     likelihood_floor: float | int = 1e-12
     class_weight: float | int = 1.0
@@ -241,6 +245,11 @@ class DrmmConfig(PreTrainedConfig):
         if self.head == "set_prediction" and self.top_k_ratio is not None:
             raise ValueError(
                 "DrmmConfig.top_k_ratio ranks components by objectness, which head='set_prediction' does not have."
+            )
+        if self.objectness_anchor != "none" and self.objective in ("set_prediction", "nll_bipartite"):
+            raise ValueError(
+                f"DrmmConfig.objectness_anchor={self.objectness_anchor!r} anchors the objectness of a mixture, which "
+                f"objective={self.objective!r} is not; leave it at 'none'."
             )
         for name in ("num_query_groups", "num_target_copies"):
             if self.head == "mixture" and getattr(self, name) > 1:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .configuration_drmm import DrmmConfig
 from .matching import SetPrediction, set_prediction_loss
 from .mixture import MixtureParameters, mixture_loss
+from .objectness_anchor import objectness_anchor
 
 # Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
 _MAX_FRACTION = 1.001
@@ -74,7 +75,8 @@ def drmm_loss(
     Returns:
         The loss, and a dict of its detached terms per stage (i from 1). For a mixture `nll_stage_i` and `mcm_stage_i`,
         unweighted, under the same reduction: `loss = sum_i (nll_stage_i + mcm_weight * mcm_stage_i)`, with weight 0
-        for the objectives without MCM. For `set_prediction` `focal_stage_i`, `l1_stage_i` and `giou_stage_i`, weighted.
+        for the objectives without MCM; `anchor_stage_i` of weight 1 where `config.objectness_anchor` is set. For
+        `set_prediction` `focal_stage_i`, `l1_stage_i` and `giou_stage_i`, weighted.
     """
     if config.objective == "set_prediction":
         return _set_prediction_objective(stages, targets, config, image_sizes)
@@ -88,21 +90,21 @@ def _mixture_objective(stages: Sequence[Any], targets: Targets, config: DrmmConf
         scale = 1.0 / targets.mask.sum().clamp(min=1)
     loss_dict: dict[str, Tensor] = {}
     total = targets.boxes.new_zeros(())
+    options = {
+        name: getattr(config, name)
+        for name in ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
+    }
     for i, parameters in enumerate(stages, start=1):
         terms = mixture_loss(
-            parameters,
-            *targets,
-            density=config.density,
-            student_t_dof=config.student_t_dof,
-            min_scale_ratio=config.min_scale_ratio,
-            likelihood_floor=config.likelihood_floor,
-            class_weight=config.class_weight,
-            stop_gradient=config.stop_gradient,
-            objective=config.objective,
+            parameters, *targets, stop_gradient=config.stop_gradient, objective=config.objective, **options
         )
         nll, mcm = terms.nll.sum() * scale, terms.mcm.sum() * scale
         total = total + nll + mcm_weight * mcm
         loss_dict[f"nll_stage_{i}"], loss_dict[f"mcm_stage_{i}"] = nll.detach(), mcm.detach()
+        if config.objectness_anchor != "none":
+            anchor = objectness_anchor(config.objectness_anchor, parameters, *targets, **options).sum() * scale
+            total = total + anchor
+            loss_dict[f"anchor_stage_{i}"] = anchor.detach()
     return total, loss_dict
 
 

@@ -167,22 +167,11 @@ def mixture_loss(
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r} is no mixture objective; choose one of {', '.join(OBJECTIVES)}.")
     with torch.autocast(boxes.device.type, enabled=False):
-        locations, scales, class_logits, objectness_logits = map(_at_least_float32, parameters[:4])
         if mask is None:
             mask = torch.ones_like(labels, dtype=torch.bool)
-        boxes = torch.where(mask.unsqueeze(-1), boxes, 0).to(locations.dtype)
-        labels = torch.where(mask, labels, 0)
-
-        scales = effective_scales(locations, scales, min_scale_ratio)
-        log_location = box_log_density(boxes, locations, scales, density, student_t_dof)
-        log_class = _log_class_probability(class_logits, labels) * class_weight
-        if parameters.log_mixing is None:
-            log_mixing = log_mixing_coefficients(objectness_logits)
-        else:
-            log_mixing = _at_least_float32(parameters.log_mixing)
-        num_boxes = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # released code: pi is multiplied by N
-        log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + num_boxes.log()).unsqueeze(1)
-
+        log_mixing, log_location, log_class = _log_factors(
+            parameters, boxes, labels, mask, density, student_t_dof, min_scale_ratio, class_weight
+        )
         log_joint = log_mixing + log_location + log_class
         matched = assign(-log_joint, mask) if objective.endswith("_bipartite") else None
         log_likelihood = log_joint.logsumexp(dim=-1)
@@ -201,6 +190,34 @@ def mixture_loss(
         has_owner = mask if matched is None else matched >= 0
         explained = has_owner if objective == "nll_bipartite" else mask
         return MixtureLoss(torch.where(explained, nll, 0), torch.where(has_owner, mcm, 0))
+
+
+@torch.no_grad()
+def responsibilities(
+    parameters: MixtureParameters,
+    boxes: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    *,
+    density: str = "cauchy",
+    student_t_dof: float = 1.0,
+    min_scale_ratio: float = 0.04,
+    likelihood_floor: float = 1e-12,
+    class_weight: float = 1.0,
+) -> Tensor:
+    """Posterior probability of every component given each ground truth: pi_k F_k p_k / (p(b, c) + floor).
+
+    The arguments are those of `mixture_loss`. A ground truth that no component explains is nobody's: its row sums up
+    to less than one because of the floor.
+
+    Returns:
+        (B, N, K), without gradient; rows of masked entries hold anything in 0..1.
+    """
+    log_joint = sum(
+        _log_factors(parameters, boxes, labels, mask, density, student_t_dof, min_scale_ratio, class_weight),
+        start=boxes.new_zeros(()),
+    )
+    return torch.exp(log_joint - _log_with_floor(log_joint.logsumexp(dim=-1, keepdim=True), likelihood_floor))
 
 
 def log_confidence(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
@@ -228,6 +245,31 @@ def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor
     log_not_p = torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny))
     log_not_o = F.logsigmoid(-objectness_logits).unsqueeze(-1)
     return log_p + log_o - torch.logaddexp(log_not_o, log_o + log_not_p)
+
+
+def _log_factors(
+    parameters: MixtureParameters,
+    boxes: Tensor,
+    labels: Tensor,
+    mask: Tensor,
+    density: str,
+    student_t_dof: float,
+    min_scale_ratio: float,
+    class_weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logarithms of pi times the number of ground truths (B, 1, K), F (B, N, K) and p (B, N, K) (Eq. 2)."""
+    locations, scales, class_logits, objectness_logits = map(_at_least_float32, parameters[:4])
+    boxes = torch.where(mask.unsqueeze(-1), boxes, 0).to(locations.dtype)
+    labels = torch.where(mask, labels, 0)
+    scales = effective_scales(locations, scales, min_scale_ratio)
+    log_location = box_log_density(boxes, locations, scales, density, student_t_dof)
+    log_class = _log_class_probability(class_logits, labels) * class_weight
+    if parameters.log_mixing is None:
+        log_mixing = log_mixing_coefficients(objectness_logits)
+    else:
+        log_mixing = _at_least_float32(parameters.log_mixing)
+    num_boxes = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # released code: pi is multiplied by N
+    return (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + num_boxes.log()).unsqueeze(1), log_location, log_class
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

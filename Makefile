@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-all test-full quickstart clean
+.PHONY: help install lint format test test-slow test-all test-full test-upstream test-matrix quickstart clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
@@ -57,6 +57,14 @@ test-all: $(STAMP) ## the quick and the slow tests
 
 test-full: $(STAMP) ## every test, also those of minutes
 	$(RUN) -m pytest -q -m '' $(ARGS)
+
+test-upstream: $(STAMP) ## transformers' own tests of every model (downloads its source distribution)
+	$(RUN) -m pip install --disable-pip-version-check --quiet parameterized
+	$(RUN) tests/upstream/fetch.py
+	$(RUN) -m pytest -q -rs tests/upstream -W ignore -o addopts=--import-mode=importlib $(ARGS)
+
+test-matrix: $(STAMP) ## the quick tests with the lowest and the newest versions, on every Python there is (slow: installs)
+	$(RUN) tests/matrix.py $(ARGS)
 
 quickstart: $(STAMP) ## train a small detector and look at it (DATA= OUT= SEED= ARGS=)
 	$(RUN) scripts/quickstart.py $(if $(DATA),--data "$(DATA)") --output "$(OUT)" \

@@ -245,3 +245,10 @@ def test_another_models_config_is_refused(tmp_path):
     DetrConfig(d_model=32).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"/config\.json: model_type is 'detr', expected 'drmm'\. Give the folder"):
         DrmmConfig.from_pretrained(tmp_path)
+
+
+def test_the_field_decoder_is_no_text_model() -> None:
+    """transformers looks for the configuration of a text model in a field of this name."""
+    config = DrmmConfig.from_preset("drmm-sparse-rcnn-tiny")
+    assert config.get_text_config() is config
+    assert config.get_text_config(decoder=True) is config

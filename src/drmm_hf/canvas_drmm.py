@@ -42,4 +42,5 @@ def run_on_own_canvas(model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor
         for (height, width), index in groups.items()
     ]
     order = torch.tensor([i for index in groups.values() for i in index], device=pixel_values.device).argsort()
-    return tree_map(lambda *parts: torch.cat(parts)[order], *outputs)
+    # None: a layer whose hidden states were not asked for
+    return tree_map(lambda *parts: None if parts[0] is None else torch.cat(parts)[order], *outputs)

@@ -171,7 +171,8 @@ class DrmmConfig(PreTrainedConfig):
                 f"DrmmConfig.backbone={kwargs['backbone']!r} is no field; give backbone_config={{'model_type': "
                 f"'timm_backbone', 'backbone': {kwargs['backbone']!r}, 'out_indices': [1, 2, 3, 4]}}."
             )
-        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") not in CONFIG_MAPPING:
+        known = [*CONFIG_MAPPING]
+        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") not in known:
             raise ValueError(
                 f"DrmmConfig.backbone_config has model_type {self.backbone_config.get('model_type')!r}; give "
                 "'timm_backbone' or a backbone of transformers such as 'resnet'."
@@ -275,6 +276,10 @@ class DrmmConfig(PreTrainedConfig):
         labels = {"id2label": self.id2label, "label2id": self.label2id}
         return {**super().to_diff_dict(), **labels}
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "DrmmConfig":
+        """This configuration: the base class would take the name in the field `decoder` for that of a text model."""
+        return self
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in `PreTrainedConfig`, but another model's config.json, of which transformers only warns, is refused.
@@ -311,7 +316,11 @@ class DrmmConfig(PreTrainedConfig):
 
 def _class_names(id2label: Mapping[int | str, str]) -> dict[int, str]:
     """The names by ascending class index; the keys of a JSON file are strings."""
-    keys = [str(key) for key in id2label]
+    if not isinstance(id2label, Mapping) or not all(isinstance(name, str) for name in id2label.values()):
+        raise ValueError(
+            f"DrmmConfig.id2label is {str(id2label)[:200]}; give a dict of class indices 0..n-1 and their names (text)."
+        )
+    keys = [str(key)[:40] for key in id2label]
     if not keys or sorted(keys) != sorted(str(index) for index in range(len(keys))):
         raise ValueError(
             f"DrmmConfig.id2label has the keys {keys[:10]}; give each class one of 0..n-1. Category ids with gaps, as "

@@ -1,0 +1,190 @@
+"""What the tables read off a finished run: one function each, a run to rows."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..evaluation import (
+    CalibrationReport,
+    calibration_report,
+    count_duplicates,
+    evaluate_coco,
+    likelihood_report,
+    nms_sweep,
+    object_calibration_report,
+    part_calibration_report,
+    predict_dataset,
+    suppress,
+)
+from ..evaluation.coco_input import GroundTruth, prepare_ground_truth
+from ..evaluation.complexity import count_complexity
+from ..evaluation.duplicates import NMS_THRESHOLDS
+from ..evaluation.loading import load_detector
+from ..presets import processor_fields
+from .cells import Context, Rows, Run
+from .training_memory import training_memory
+
+# Table 3 and Fig. 8 do not say their threshold; Fig. 7 has its best at 0.7 to 0.9.
+NMS_IOU = 0.7
+NMS_NONE, NMS_BEST = "without NMS", "best threshold"
+# Table 11 gives the memory of two images on a GPU.
+_MEMORY_IMAGES = 2
+
+
+def objectives(run: Run, context: Context) -> Rows:
+    """AP, AP50, AP75, AR100, ECE, duplicates an image and what NMS adds to AP (Table 2 has AP only)."""
+    accuracy = {name: run.metric(name) for name in ("AP", "AP50", "AP75", "AR100", "ECE")}
+    duplicates = count_duplicates(_truth(context), run.results).duplicates_per_image
+    return {run.cell.label: {**accuracy, "duplicates": duplicates, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
+
+
+def merging(run: Run, context: Context) -> Rows:
+    """AP, AR and ECE; for the likelihood alone also with NMS and with winner takes all (Table 3)."""
+    return {
+        row: {name: report[name] for name in ("AP", "AR100", "ECE")} for row, report in _merged(run, context).items()
+    }
+
+
+def accuracy(run: Run, context: Context) -> Rows:
+    """AP, AP50 and AP75 (Table 7)."""
+    return {run.cell.label: {name: run.metric(name) for name in ("AP", "AP50", "AP75")}}
+
+
+def grid(run: Run, context: Context) -> Rows:
+    """AP and AP50 at "row | column" of the cell's label (Table 8 and Fig. 11)."""
+    row, column = run.cell.label.split(" | ")
+    return {row: {f"AP {column}": run.metric("AP"), f"AP50 {column}": run.metric("AP50")}}
+
+
+def likelihood(run: Run, context: Context) -> Rows:
+    """NLL and exp(-MCM) of every stage on the evaluation split (Tables 4 and 9)."""
+    model, processor = load_detector(str(run.folder / "model"))
+    report = likelihood_report(model, processor, context.dataset, context.batch_size)
+    names = [f"stage {index} of {len(report.stages)}" for index in range(1, len(report.stages) + 1)]
+    rows = zip((*names, "last stage"), (*report.stages, report.stages[-1]), strict=True)
+    return {
+        name: {f"NLL {run.cell.label}": stage.nll, f"exp(-MCM) {run.cell.label}": stage.max_share}
+        for name, stage in rows
+    }
+
+
+def copies(run: Run, context: Context) -> Rows:
+    """AP without and with NMS (Table 10)."""
+    before = run.metric("AP")
+    return {run.cell.label: {"AP": before, f"AP with NMS {NMS_IOU:g}": before + _nms_gain(run, context)}}
+
+
+def cost(run: Run, context: Context) -> Rows:
+    """AP, trained parameters, training memory and multiply-adds (Table 11)."""
+    model, _ = load_detector(str(run.folder / "model"), "cpu")
+    height, width = (800, 1280) if context.scale == "coco" else _canvas(run.preset)
+    counts = count_complexity(model.config, height, width)
+    memory = training_memory(model.config, _MEMORY_IMAGES, height, width)
+    return {
+        run.cell.label: {
+            "AP": run.metric("AP"),
+            "parameters (M)": counts.trainable / 1e6,
+            "training memory (GB)": memory.gigabytes,
+            "multiply-adds (G)": counts.multiply_adds / 1e9,
+        }
+    }
+
+
+def nms_thresholds(run: Run, context: Context) -> Rows:
+    """AP over the threshold of NMS (Fig. 7)."""
+    sweep = nms_sweep(_truth(context), run.results)
+    values = {f"NMS {threshold:g}": sweep[f"{threshold:g}"]["AP"] for threshold in NMS_THRESHOLDS}
+    values |= {NMS_BEST: max(values.values()), NMS_NONE: sweep["none"]["AP"]}
+    return {name: {run.cell.label: value} for name, value in values.items()}
+
+
+def reliability(run: Run, context: Context) -> Rows:
+    """ECE, D-ECE and AP (Fig. 2); for the likelihood alone also with NMS and winner takes all (Fig. 8)."""
+    return {
+        row: {name: report[name] for name in ("AP", "ECE", "D-ECE")} for row, report in _merged(run, context).items()
+    }
+
+
+def parts(run: Run, context: Context) -> Rows:
+    """ECE of p, of o and of p·o on the same detections (Fig. 9)."""
+    return {row: {"ECE": report.ece} for row, report in part_reports(run, context).items()}
+
+
+def anchors(run: Run, context: Context) -> Rows:
+    """Accuracy, calibration and false positives on images without boxes, for `objectness_anchor`. Not in the paper."""
+    truth = _truth(context)
+    row = {name: run.metric(name) for name in ("AP", "AR100", "ECE")}
+    row["OCE"] = object_calibration_report(truth, run.results).oce
+    for score in (0.3, 0.5):
+        row[f"false positives at {score:g}"] = false_positives_without_objects(truth, run.results, score)
+    return {run.cell.label: {**row, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
+
+
+def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The detections of a run under its label; of the likelihood alone also after NMS and after winner takes all."""
+    found = {run.cell.label: run.results}
+    if run.cell.config.get("objective") == "nll":
+        found[f"{run.cell.label} + NMS"] = suppress(run.results, NMS_IOU)
+        found[f"{run.cell.label} + WTA"] = suppress(run.results, NMS_IOU, merge_scores=True)
+    return found
+
+
+def reliability_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
+    """The diagrams' data of every one of `variants`."""
+    return {name: calibration_report(_truth(context), results) for name, results in variants(run).items()}
+
+
+def part_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
+    """The diagrams' data of p, o and p·o; results.json has only the product, so the model runs again."""
+    if run.folder not in context.reports:
+        model, processor = load_detector(str(run.folder / "model"))
+        found = predict_dataset(model, processor, context.dataset, batch_size=context.batch_size, with_parts=True)
+        reports = part_calibration_report(_truth(context), found)
+        names = {"class_probability": "p", "objectness": "o", "score": "p·o"}
+        context.reports[run.folder] = {label: reports[name] for name, label in names.items()}
+    return context.reports[run.folder]
+
+
+def false_positives_without_objects(
+    ground_truth: GroundTruth, results: Sequence[dict[str, Any]], score_threshold: float
+) -> float:
+    """Detections of at least this score per image, over the images without annotations; nan if there are none.
+
+    Images that have crowd regions only are not counted: what is found there may be right.
+    """
+    truth = prepare_ground_truth(ground_truth)
+    empty = {image_id for image_id in truth.image_ids if not truth.coco.imgToAnns.get(image_id)}
+    wrong = sum(entry["image_id"] in empty and entry["score"] >= score_threshold for entry in results)
+    return wrong / len(empty) if empty else math.nan
+
+
+def _merged(run: Run, context: Context) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, results in variants(run).items():
+        numbers = evaluate_coco(_truth(context), results)
+        ece = calibration_report(_truth(context), results).ece
+        d_ece = calibration_report(_truth(context), results, score_threshold=0.3).ece
+        found[name] = {**numbers, "ECE": ece, "D-ECE": d_ece}
+    return found
+
+
+def _nms_gain(run: Run, context: Context) -> float:
+    sweep = nms_sweep(_truth(context), run.results, (NMS_IOU,))
+    return sweep[f"{NMS_IOU:g}"]["AP"] - sweep["none"]["AP"]
+
+
+def _truth(context: Context) -> GroundTruth:
+    return context.dataset.annotations_path
+
+
+def _canvas(preset: str) -> tuple[int, int]:
+    size = processor_fields(preset)["size"]
+    return size["shortest_edge"], size["longest_edge"]
+
+
+def free_memory() -> None:
+    """Give the accelerator's memory of the last model back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

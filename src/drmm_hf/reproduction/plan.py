@@ -1,0 +1,218 @@
+"""From tables to trainings: which runs a command needs, and which of them are there already."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+from ..configuration_drmm import DrmmConfig
+from ..training import TrainConfig
+from .cells import Cell, Run, Table
+
+FINISHED, UNFINISHED, OPEN = "finished", "unfinished", "to train"
+
+# Fields of TrainConfig that change how a run is computed or kept, but not what is trained.
+_FREE = {
+    *("output", "resume", "debug", "num_workers", "cache_images", "save_every", "save_total_limit", "log_every"),
+    *(
+        "report_to",
+        "eval_every",
+        "eval_every_epochs",
+        "eval_batch_size",
+        "cpu",
+        "gradient_checkpointing",
+        "compile",
+        "timeout",
+    ),
+}
+# Fields of DrmmConfig that follow from the data or the version.
+_NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
+_BACKBONE = ("model_type", "backbone", "out_indices")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A training that a table needs."""
+
+    cell: Cell
+    config: TrainConfig
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, or will be."""
+        return Path(self.config.output)
+
+    @property
+    def state(self) -> str:
+        """`FINISHED` (its metrics are there), `UNFINISHED` (it has checkpoints to go on from) or `OPEN`."""
+        if (self.folder / "metrics.json").is_file():
+            return FINISHED
+        return UNFINISHED if any((self.folder / "checkpoints").glob("step-*")) else OPEN
+
+    def finished(self) -> Run:
+        """The run, once it is there."""
+        return Run(self.cell, self.config.seed, self.config.learning_rate, self.folder, self.config.preset)
+
+
+def plan_runs(
+    tables: Sequence[Table],
+    base: Sequence[TrainConfig],
+    *,
+    scale: str,
+    runs_folder: Path,
+    seeds: Sequence[int],
+    learning_rates: Sequence[float] = (),
+) -> list[PlannedRun]:
+    """The runs of some tables, each once, however many tables need it.
+
+    Args:
+        tables: what to make.
+        base: the settings of a preset each, without cell, seed and output.
+        scale: "small" or "coco".
+        runs_folder: the parent of the runs' folders.
+        seeds: every cell is trained with each.
+        learning_rates: every cell is trained with each; with none at the base's own.
+
+    Raises:
+        ValueError: a cell cannot be built, or a run that is there was made with other settings; the message names the
+            run and the field.
+    """
+    settings = {config.preset: config for config in base}
+    planned: dict[Path, PlannedRun] = {}
+    for cell in (cell for table in tables for cell in table.cells(scale)):
+        preset = cell.preset(base[0].preset)
+        own = settings[preset]
+        overrides = {**(own.config or {}), **cell.config}
+        check_model(cell, preset, overrides)
+        for rate in learning_rates or (own.learning_rate,):
+            for seed in seeds:
+                middle = "" if rate == own.learning_rate else f"-lr{rate:g}"
+                folder = runs_folder / f"{cell.name}{middle}-seed{seed}"
+                config = dataclasses.replace(
+                    own, config=overrides, learning_rate=rate, seed=seed, output=str(folder), **cell.training
+                )
+                run = PlannedRun(cell, config)
+                check_same_settings(run)
+                planned.setdefault(folder, run)
+    return list(planned.values())
+
+
+def check_model(cell: Cell, preset: str, overrides: dict[str, Any]) -> DrmmConfig:
+    """The model's configuration; ValueError naming the cell where there is none."""
+    try:
+        return DrmmConfig.from_preset(preset, **overrides)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"cell {cell.name} ({preset}): {reason}") from error
+
+
+def check_same_settings(run: PlannedRun) -> None:
+    """Refuse a folder whose run was made with other settings.
+
+    Raises:
+        ValueError: names the folder and the first field that differs.
+    """
+    recipe = run.folder / "recipe.yaml"
+    if not recipe.is_file():
+        if run.state == FINISHED:
+            raise ValueError(f"{run.folder}: has metrics.json but no recipe.yaml, so nothing tells what it is of")
+        return
+    for name, saved in saved_settings(run.folder).items():
+        wanted = getattr(run.config, name, saved)
+        if name not in _FREE and _comparable(name, saved) != _comparable(name, wanted):
+            raise ValueError(
+                f"{run.folder}: this run has {name}={saved}, but this command asks for {wanted}; give the same "
+                "options, choose another --output, or remove the folder"
+            )
+
+
+def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: str, folder: Path) -> list[Run]:
+    """Finished runs below a folder that are a cell of one of the tables: their models have its configuration.
+
+    Args:
+        tables, base, scale: as in `plan_runs`.
+        folder: its sub-folders are runs, as `drmm_hf.training.train` leaves them.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no run of it belongs to the tables; the message says how the nearest one differs.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--runs {folder}: no such folder")
+    settings = {config.preset: config for config in base}
+    cells = {}
+    for cell in (cell for table in tables for cell in table.cells(scale)):
+        preset = cell.preset(base[0].preset)
+        overrides = {**(settings[preset].config or {}), **cell.config}
+        cells[cell.name] = (cell, preset, _model_fields(check_model(cell, preset, overrides)))
+    runs: list[Run] = []
+    nearest: tuple[int, str] | None = None
+    needed = ("metrics.json", "recipe.yaml", "model/config.json")
+    for path in sorted(path for path in folder.iterdir() if all((path / name).is_file() for name in needed)):
+        fields = _model_fields(DrmmConfig.from_pretrained(str(path / "model")))
+        recipe = saved_settings(path)
+        for cell, preset, wanted in cells.values():
+            differing = [name for name in wanted if fields.get(name) != wanted[name]]
+            if not differing:
+                rate = recipe.get("learning_rate", base[0].learning_rate)
+                _add(runs, Run(cell, recipe.get("seed", 0), rate, path, preset))
+            elif nearest is None or len(differing) < nearest[0]:
+                name = differing[0]
+                text = f"{path.name} has {name}={fields.get(name)} where {cell.name} has {wanted[name]}"
+                nearest = len(differing), text
+    if not runs:
+        reason = f"; the nearest: {nearest[1]}" if nearest else f": no folder in it has {', '.join(needed)}"
+        raise ValueError(f"--runs {folder}: no finished run of {', '.join(table.name for table in tables)}{reason}")
+    return runs
+
+
+def _add(runs: list[Run], run: Run) -> None:
+    for other in runs:
+        if (other.cell, other.seed, other.learning_rate) == (run.cell, run.seed, run.learning_rate):
+            raise ValueError(
+                f"--runs: {other.folder.name} and {run.folder.name} are both {run.cell.name} with seed {run.seed} and "
+                f"learning rate {run.learning_rate:g}; leave one of them in {run.folder.parent}"
+            )
+    runs.append(run)
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Fields of the trainings that are not the same in all runs, besides seed, learning rate and model."""
+    expected = {"seed", "learning_rate", "preset", "config", "data"} | _FREE
+    recipes = [saved_settings(run.folder) for run in runs]
+    names = sorted({name for recipe in recipes for name in recipe} - expected)
+    return [name for name in names if len({json.dumps(recipe.get(name), default=str) for recipe in recipes}) > 1]
+
+
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The recipe.yaml of a run as it stands there: an older version may have had other fields.
+
+    Raises:
+        ValueError: it holds no fields; the message names the file.
+    """
+    path = folder / "recipe.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML; train this run again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no fields; train this run again")
+    return content
+
+
+def _model_fields(config: DrmmConfig) -> dict[str, Any]:
+    fields = json.loads(json.dumps(config.to_dict(), default=str))
+    # building the backbone fills in the rest
+    fields["backbone_config"] = {name: fields["backbone_config"].get(name) for name in _BACKBONE}
+    return {name: value for name, value in fields.items() if name not in _NOT_THE_MODEL and not name.startswith("_")}
+
+
+def _comparable(name: str, value: Any) -> Any:
+    if name == "data" and value and Path(value).exists():
+        return str(Path(value).resolve())
+    return json.loads(json.dumps(value, default=list))

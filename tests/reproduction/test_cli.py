@@ -1,0 +1,209 @@
+"""`scripts/reproduce.py` as a user runs it, with trainings of two images."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from drmm_hf.reproduction import TABLES
+from drmm_hf.reproduction.cli import main
+from drmm_hf.training import TrainConfig, read_recipe, train
+
+ROOT = Path(__file__).parents[2]
+Words = Callable[..., list[str]]
+
+
+def test_a_table_from_nothing(table3: Path) -> None:
+    text = (table3 / "table3.md").read_text()
+    rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert rows[1:] == ["nll", "nll + NMS", "nll + WTA", "nll_max", "nll_mcm"]
+    assert "AP, paper (COCO)" in text
+    content = json.loads((table3 / "table3.json").read_text())
+    metrics = json.loads((table3 / "runs/nll_mcm-seed0/metrics.json").read_text())
+    row = content["rows"]["nll_mcm"]
+    assert row["AP"]["mean"] == pytest.approx(metrics["AP"], abs=1e-4)
+    assert row["ECE"]["mean"] == pytest.approx(metrics["ECE"], abs=1e-4)
+    assert content["training"] == "2 images, drmm-sparse-rcnn-tiny"
+    assert not (table3 / "runs/nll_mcm-seed0/checkpoints").exists()
+    objectives = [read_recipe(str(table3 / f"runs/{name}-seed0/recipe.yaml")) for name in ("nll", "nll_max", "nll_mcm")]
+    assert [recipe["config"]["objective"] for recipe in objectives] == ["nll", "nll_max", "nll_mcm"]
+
+
+def test_finished_runs_are_not_trained_again(
+    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "runs/nll_max-seed0")
+    before = (tmp_path / "runs/nll-seed0/metrics.json").stat().st_mtime_ns
+    assert main(words(tmp_path)) == 0
+    assert "run 1 of 1: nll_max-seed0 (2 images)" in capsys.readouterr().out
+    assert (tmp_path / "runs/nll-seed0/metrics.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused_by_name(words: Words, table3: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(table3, images="4")) == 2
+    error = capsys.readouterr().err
+    assert "nll-seed0: this run has train_images=2, but this command asks for 4" in error
+    assert error.count("\n") == 1
+
+
+def test_an_interrupted_run_wants_resume_and_goes_on(
+    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
+    run = tmp_path / "runs/nll-seed0"
+    recipe = read_recipe(str(run / "recipe.yaml"))
+    train(TrainConfig(**{**recipe, "output": str(run), "save_every": 1}))
+    (run / "metrics.json").unlink()  # as if it had been killed at the end
+    assert main(words(tmp_path)) == 2
+    assert "nll-seed0: was interrupted; add --resume to go on" in capsys.readouterr().err
+    assert main(words(tmp_path, "--resume")) == 0
+    assert "going on from" in caplog.text
+    assert (run / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_training_that_cannot_go_on_leaves_the_others(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = words(tmp_path, "--learning-rates", "1e-3", "1e30", table="table9", images="6")
+    cut = arguments.index("--config")
+    assert main([*arguments[:cut], "--max-bad-steps", "1", "--log-every", "1", *arguments[cut:]]) == 1
+    error = capsys.readouterr().err
+    assert "error: nll_mcm-lr1e+30-seed0: " in error
+    assert "Lower --learning-rate" in error
+    text = (tmp_path / "table9.md").read_text()
+    assert "- Stopped: nll_mcm-lr1e+30-seed0: " in text
+    assert len(json.loads((tmp_path / "table9.json").read_text())["runs"]) == 2
+
+
+def test_dry_run_lists_the_runs_and_writes_nothing(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--seeds", "0", "1", "2", "--learning-rates", "1e-3", "2e-3", "--dry-run")
+    assert main(words(tmp_path / "out", *more, images="100")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "18 runs, 18 to train: 1,800 images"
+    assert any("nll-lr0.002-seed2" in line and "objective=nll" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_at_coco_scale_takes_the_recipes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["table2", "--data", "coco", "--output", str(tmp_path), "--scale", "coco", "--schedule", "1x"]
+    assert main([*arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "5 runs, 5 to train: 60 epochs" in out
+    assert "sparse-rcnn-r50 " in out
+
+
+def test_finished_runs_of_a_folder_make_another_figure(
+    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(tmp_path, "--runs", str(table3 / "runs"), table="fig7")) == 0
+    text = (tmp_path / "fig7.md").read_text()
+    assert "Not here, because there is no finished run: set_prediction." in text
+    assert (tmp_path / "fig7.png").read_bytes().startswith(b"\x89PNG")
+    values = json.loads((tmp_path / "fig7.json").read_text())["rows"]
+    expected = json.loads((table3 / "table3.json").read_text())["rows"]
+    assert values["without NMS"]["nll"]["mean"] == expected["nll"]["AP"]["mean"]
+    assert values["NMS 0.7"]["nll"]["mean"] == expected["nll + NMS"]["AP"]["mean"]
+
+
+@pytest.mark.parametrize("table", ["table9", "fig8", "fig9", "anchor"])
+def test_runs_measured_by_other_tables(words: Words, table3: Path, tmp_path: Path, table: str) -> None:
+    assert main(words(tmp_path, "--runs", str(table3 / "runs"), table=table)) == 0
+    rows = json.loads((tmp_path / f"{table}.json").read_text())["rows"]
+    assert all(cell["seeds"] for row in rows.values() for cell in row.values()) or table == "anchor"
+
+
+def test_runs_of_another_model_are_refused(
+    scenes: Path, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["table2", "--data", str(scenes), "--output", str(tmp_path), "--runs", str(table3 / "runs")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "no finished run of table2; the nearest:" in error
+    assert "num_proposals=16 where" in error
+
+
+def test_the_same_run_twice_is_refused(
+    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(table3 / "runs/nll-seed0", tmp_path / "a")
+    shutil.copytree(table3 / "runs/nll-seed0", tmp_path / "b")
+    assert main(words(tmp_path / "out", "--runs", str(tmp_path))) == 2
+    assert "a and b are both nll with seed 0 and learning rate 0.001" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--", "--seed", "3"], "--seed after --: this command sets it itself"),
+        (["--preset", "adamixer-tiny"], "give one that starts with drmm-"),
+        (["--preset", "drmm-sparse-rcnn-huge"], "There is no preset 'drmm-sparse-rcnn-huge'"),
+        (["--", "--config", "num_proposals=0"], "cell nll (drmm-sparse-rcnn-tiny): .*num_proposals=0"),
+        (["--learning-rates", "0"], "learning_rate=0.0 must be greater than 0"),
+        (["--seeds"], "expected at least one argument"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    try:
+        status = main(["table3", "--data", "nowhere", "--output", str(tmp_path / "out"), *arguments])
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    error = capsys.readouterr().err
+    assert message.split(".*")[0].split("(")[0] in error
+    assert message.split(".*")[-1] in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table3", "--data", str(tmp_path / "none"), "--output", str(tmp_path / "out")]) == 2
+    assert "none: no such" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "library", "extra"), [("fig7", "matplotlib", "plots"), ("table2", "scipy", "baselines")]
+)
+def test_a_missing_extra_is_named_before_the_training(
+    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    table: str, library: str, extra: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else object())
+    assert main(words(tmp_path / "out", table=table)) == 2
+    assert f"{table}: needs {library}: pip install 'drmm-hf[{extra}]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def document() -> str:
+    return (ROOT / "docs/reproduce.md").read_text()
+
+
+def test_the_document_names_every_table_and_its_runs() -> None:
+    rows = {
+        cells[1].strip(" `"): [cell.strip() for cell in cells[2:-1]]
+        for cells in (line.split("|") for line in document().splitlines() if line.startswith("| `"))
+    }
+    assert list(rows) == list(TABLES)
+    for name, table in TABLES.items():
+        assert rows[name][0] == table.source
+        assert rows[name][-1] == f"{len(table.cells('small'))} / {len(table.cells('coco'))}", name
+
+
+def test_the_commands_of_the_document_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = document().replace("\\\n", " ")
+    commands = re.findall(r"^    (?:\w+ launch |python )scripts/reproduce\.py (.+)$", text, flags=re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        arguments = [word for word in shlex.split(command) if word not in ("--dry-run", "--resume")]
+        if "--runs" not in arguments:
+            assert main(["--dry-run", *arguments]) == 0, command
+            assert "to train" in capsys.readouterr().out

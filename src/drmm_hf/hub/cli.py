@@ -1,0 +1,79 @@
+"""`scripts/publish.py`: show what a published checkpoint would hold, and publish it with `--push`."""
+
+import argparse
+from collections.abc import Sequence
+
+from huggingface_hub.utils import validate_repo_id
+from tqdm.auto import tqdm
+
+from ..evaluation.command_line import run_command
+from .plan import UploadPlan, plan_upload
+from .publish import publish
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 2 after one line on stderr."""
+    return run_command(_run, _parser().parse_args(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="publish.py",
+        description="Publish a checkpoint on the Hugging Face Hub. Without --push nothing is sent: the command shows "
+        "what would be. The token is the one of `hf auth login` or HF_TOKEN.",
+    )
+    parser.add_argument("model", help="checkpoint folder with a README.md (model card)")
+    parser.add_argument("repo_id", help="user/name or organization/name")
+    parser.add_argument("--push", action="store_true", help="create or update the repository, then verify it")
+    parser.add_argument("--with-code", action="store_true", help="add the model's code, for trust_remote_code=True")
+    parser.add_argument("--revision", help="branch to publish on, created if there is none (default: main)")
+    parser.add_argument("--private", action="store_true", help="create the repository as a private one")
+    parser.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit")
+    parser.add_argument("--message", default="Upload D-RMM detector", help="title of the commit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    repo_id = arguments.repo_id
+    validate_repo_id(repo_id)
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id}: give the repository as user/name or organization/name")
+    with plan_upload(arguments.model, arguments.with_code) as plan:
+        _show(plan, repo_id)
+        if not arguments.push:
+            print("Dry run: nothing was sent. Publish it with --push.")
+            return 0
+        published = publish(
+            plan,
+            repo_id,
+            revision=arguments.revision,
+            private=arguments.private,
+            create_pr=arguments.create_pr,
+            message=arguments.message,
+        )
+    for name in published.removed:
+        print(f"removed {name}, weights of an earlier checkpoint")
+    if published.pull_request:
+        print(f"pull request {published.pull_request}")
+    print(f"published {published.url}")
+    print(f"verified: {len(plan.files)} files and the model's answers are those of {plan.source}")
+    print(f'load it with revision="{published.commit}" to get exactly this')
+    return 0
+
+
+def _show(plan: UploadPlan, repo_id: str) -> None:
+    print(f"{plan.source} -> {repo_id}")
+    total = sum(plan.size(name) for name in plan.files)
+    for name in plan.files:
+        print(f"  {_bytes(plan.size(name)):>8}  {name}")
+    print(f"  {_bytes(total):>8}  in {len(plan.files)} files")
+    if plan.left_out:
+        print(f"left out: {', '.join(plan.left_out)}")
+    if not plan.with_code:
+        print("without the model's code: users need this package installed (see --with-code)")
+    print("\n".join(["model card:", *(f"  | {line}".rstrip() for line in plan.card.splitlines())]))
+
+
+def _bytes(number: int) -> str:
+    return tqdm.format_sizeof(number, "B", 1000)

@@ -41,10 +41,12 @@ def test_the_objectives_tables_are_the_committed_runs(path: Path) -> None:
     assert cells == pytest.approx([run[name] for name in names], abs=0.00055, rel=1e-3)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "docs/results/adamixer").glob("*.json")), ids=lambda path: path.stem)
-def test_the_adamixer_table_is_the_committed_runs(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [path for page in ("adamixer", "finetune") for path in sorted((ROOT / "docs/results" / page).glob("*.json"))]
+)
+def test_the_tables_of_single_runs_are_the_committed_runs(path: Path) -> None:
     run = json.loads(path.read_text())
-    text = (ROOT / "docs/results/adamixer.md").read_text()
+    text = path.parent.with_suffix(".md").read_text()
     row = next(line for line in text.splitlines() if line.startswith(f"| {path.stem} |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:] == [f"{run[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR100", "ECE")]
@@ -73,7 +75,7 @@ def test_training_commands_are_understood(document: str) -> None:
         if "scripts/train.py" in command:
             arguments = shlex.split(command.split("scripts/train.py", 1)[1].strip("'"))
             if "--help" not in arguments:
-                assert parse_config(arguments).data in ("FOLDER", "coco", "bccd"), command
+                assert parse_config(arguments).data in ("FOLDER", "SHARDS", "ORG/NAME", "coco", "bccd"), command
 
 
 def test_every_option_of_a_command_in_the_readme_exists() -> None:

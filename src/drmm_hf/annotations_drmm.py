@@ -2,11 +2,22 @@
 
 import math
 import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torchvision.ops import box_convert, clip_boxes_to_image
+
+_INT64 = 2**63
+_MAX_AREA = 1e30  # float32 holds it
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
+
+
+def shown(value: Any) -> str:
+    """What a message shows of a value: its repr, shortened where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 def make_label(annotation: Any, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -59,12 +70,11 @@ def _check_image(annotation: Any) -> tuple[int, Sequence[Any]]:
             f"the annotation of an image must be a dict with image_id and annotations (a list), not {found}. "
             'Wrap COCO records as {"image_id": 7, "annotations": [record, ...]}.'
         )
-    try:
-        image_id = operator.index(annotation["image_id"])
-    except TypeError:
+    image_id = _whole_number(annotation["image_id"])
+    if image_id is None:
         raise ValueError(
-            f"image_id is {annotation['image_id']!r}: give a whole number, for example the image's index."
-        ) from None
+            f"image_id is {shown(annotation['image_id'])}: give a whole number, for example the image's index."
+        )
     records = annotation["annotations"]
     if not isinstance(records, Sequence) or isinstance(records, str):
         raise ValueError(
@@ -74,44 +84,52 @@ def _check_image(annotation: Any) -> tuple[int, Sequence[Any]]:
     return image_id, records
 
 
+def _whole_number(value: Any) -> int | None:
+    """The value as an integer that fits into a tensor; None where it is no such number."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return None
+    return number if -_INT64 <= number < _INT64 else None
+
+
 def _check_record(record: Any, where: str) -> tuple[list[float], int, float, bool]:
     """(box xywh, category, area, crowd) of one COCO record."""
     for name in ("bbox", "category_id"):
         if not isinstance(record, Mapping) or name not in record:
             raise ValueError(f"{where}: {name} is missing. Give a dict with bbox and category_id.")
     box = _check_box(record["bbox"], where)
-    try:
-        category = operator.index(record["category_id"])
-    except TypeError:
-        category = -1
-    if category < 0:
+    category = _whole_number(record["category_id"])
+    if category is None or category < 0:
         raise ValueError(
-            f"{where}: category_id is {record['category_id']!r}, expected a class index from 0. Map names or "
+            f"{where}: category_id is {shown(record['category_id'])}, expected a class index from 0. Map names or "
             "sparse ids to 0 .. num_labels - 1 first."
         )
     area = record.get("area")
     try:
         area = box[2] * box[3] if area is None else float(area)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         area = math.nan
-    if not math.isfinite(area):
-        raise ValueError(f"{where}: area is {record['area']!r}, expected a number of pixels². Leave it out if unknown.")
+    if not 0 <= area < _MAX_AREA:
+        raise ValueError(
+            f"{where}: area is {shown(record['area'])}, expected a number of pixels², from 0. Leave it out if unknown."
+        )
     return box, category, area, bool(record.get("iscrowd", 0))
 
 
 def _check_box(value: Any, where: str) -> list[float]:
     try:
         box = [float(number) for number in value]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         box = []
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise ValueError(
-            f"{where}: bbox is {value!r}, expected four finite numbers [x, y, width, height]. "
+            f"{where}: bbox is {shown(value)}, expected four finite numbers [x, y, width, height]. "
             "Correct the box or leave it out."
         )
     if box[2] < 0 or box[3] < 0:
         raise ValueError(
-            f"{where}: bbox is {value!r}, with a negative width or height. COCO boxes are [x, y, width, "
+            f"{where}: bbox is {shown(value)}, with a negative width or height. COCO boxes are [x, y, width, "
             "height]: if yours are corners [x1, y1, x2, y2], convert them."
         )
     return box

@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 
@@ -181,7 +182,10 @@ class DrmmConfig(PreTrainedConfig):
         if backbone is None:
             backbone = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
         if isinstance(backbone, dict):
-            self.backbone_config = CONFIG_MAPPING[backbone["model_type"]].from_dict(backbone)
+            try:
+                self.backbone_config = CONFIG_MAPPING[backbone["model_type"]].from_dict(backbone)
+            except (StrictDataclassError, TypeError, ValueError) as error:
+                raise ValueError(f"DrmmConfig.backbone_config: {' '.join(str(error).split())[:500]}") from error
         super().__post_init__(**kwargs)
 
     def __setattr__(self, key: str, value: Any) -> None:

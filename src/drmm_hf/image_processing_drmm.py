@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageType,
     PILImageResampling,
     SizeDict,
@@ -25,7 +26,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .annotations_drmm import make_label
+from .annotations_drmm import make_label, shown
+from .image_checks_drmm import check_images, check_options
 from .postprocessing_drmm import select_detections
 
 logger = logging.get_logger(__name__)
@@ -68,6 +70,10 @@ class DrmmImageProcessor(TorchvisionBackend):
     do_pad = True
     size_divisor = 32
 
+    def __init__(self, **kwargs: Any) -> None:
+        check_options(kwargs)
+        super().__init__(**kwargs)
+
     def to_dict(self) -> dict[str, Any]:
         """The saved attributes. `auto_map` is kept only where the code itself is saved beside it."""
         values = super().to_dict()
@@ -99,8 +105,10 @@ class DrmmImageProcessor(TorchvisionBackend):
             resizing, without padding.
 
         Raises:
-            ValueError: naming the image_id, the annotation's index, the field and the fix.
+            ValueError: naming the image, or the option, or the image_id, the annotation's index and the field.
         """
+        check_images(images)
+        check_options(kwargs)
         if isinstance(images, (list, tuple)):
             images = [_with_channels(image) for image in images]
         else:
@@ -121,7 +129,9 @@ class DrmmImageProcessor(TorchvisionBackend):
         The conversion to RGB is done here because transformers' own differs between versions.
         """
         if get_image_type(image) == ImageType.PIL:
-            image, input_data_format = _pil_to_array(image, do_convert_rgb), None
+            image = _pil_to_array(image, do_convert_rgb)
+            # Not inferred: an image of three rows, or one, looks as if its channels came first.
+            input_data_format = ChannelDimension.LAST if image.ndim == 3 else ChannelDimension.FIRST
             image = _with_channels(image)
         if input_data_format is None:
             try:
@@ -173,6 +183,8 @@ class DrmmImageProcessor(TorchvisionBackend):
             raise ValueError("images is an empty list: give at least one image.")
         if isinstance(annotations, Mapping):
             annotations = [annotations]
+        if annotations is not None and not isinstance(annotations, Sequence):
+            raise ValueError(f"annotations is a {type(annotations).__name__}: give one dict per image, in a list.")
         if annotations is not None and len(annotations) != len(images):
             raise ValueError(f"{len(images)} images but {len(annotations)} annotations: give one dict per image.")
         labels = None
@@ -205,9 +217,26 @@ class DrmmImageProcessor(TorchvisionBackend):
         threshold: float | Sequence[float] | torch.Tensor = 0.5,
         target_sizes: torch.Tensor | Sequence[Any] | None = None,
         top_k: int | Sequence[int] = 100,
+        *,
+        interval_level: float | None = None,
+        scale_factor: float = 1.0,
+        density: str = "cauchy",
+        student_t_dof: float = 1.0,
     ) -> list[dict[str, torch.Tensor]]:
-        """Detections of each image in pixels of the original image: see `select_detections`."""
-        return select_detections(outputs, threshold, target_sizes, top_k)
+        """Detections of each image in pixels of the original image: see `select_detections`.
+
+        `interval_level=0.8` adds `box_intervals` (n, 2, 4), lower and upper end of the 80% interval of each edge.
+        """
+        return select_detections(
+            outputs,
+            threshold,
+            target_sizes,
+            top_k,
+            interval_level=interval_level,
+            scale_factor=scale_factor,
+            density=density,
+            student_t_dof=student_t_dof,
+        )
 
 
 def keep_ratio_size(height: int, width: int, shortest_edge: int | None, longest_edge: int | None) -> tuple[int, int]:
@@ -240,7 +269,7 @@ def _canvas(
         return height, width
     if pad_size is None:
         if not isinstance(size_divisor, int) or size_divisor < 1:
-            raise ValueError(f"size_divisor is {size_divisor}: give a whole number of at least 1.")
+            raise ValueError(f"size_divisor is {shown(size_divisor)}: give a whole number of at least 1.")
         return math.ceil(height / size_divisor) * size_divisor, math.ceil(width / size_divisor) * size_divisor
     if not (pad_size.height and pad_size.width):
         raise ValueError(f'pad_size is {dict(pad_size)}: give {{"height": ..., "width": ...}}.')

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from ..annotations_drmm import shown
 from .coco_layout import check_file_names
 
 _INT64 = 2**63
@@ -240,7 +241,7 @@ def _check_unique(values: Sequence[Any], section: str, field: str, path: Path) -
     for index, value in enumerate(values):
         if value in seen:
             raise ValueError(
-                f"{path}: {section}[{index}].{field} is {value!r}, the same as "
+                f"{path}: {section}[{index}].{field} is {shown(value)}, the same as "
                 f"{section}[{seen[value]}].{field}; make every `{field}` of `{section}` different"
             )
         seen[value] = index
@@ -256,6 +257,4 @@ def _first(values: Sequence[Any], is_bad: Callable[[Any], bool]) -> int | None:
 
 def _fail(path: Path, field: str, value: Any, wanted: str, annotation: Any = None) -> NoReturn:
     identity = f" (annotation id {annotation['id']})" if annotation is not None else ""
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    raise ValueError(f"{path}: {field}{identity} is {shown}; it must be {wanted}: correct or remove it")
+    raise ValueError(f"{path}: {field}{identity} is {shown(value)}; it must be {wanted}: correct or remove it")

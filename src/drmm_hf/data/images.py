@@ -1,6 +1,7 @@
 """Reading one image file: RGB, in the stored-pixel frame, with errors that name the file."""
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -9,11 +10,26 @@ from typing import Any, BinaryIO
 
 import PIL.Image
 
-# What PIL raises for files that are cut off, corrupt, of an unknown format, or absurdly large.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, PIL.Image.DecompressionBombError)
+LIMIT_VARIABLE = "DRMM_MAX_IMAGE_PIXELS"
+"""Environment variable: images of more pixels are refused; without it those of twice PIL's `MAX_IMAGE_PIXELS`."""
 
 Size = tuple[int, int]
 """`(height, width)` in pixels."""
+
+
+def set_pixel_limit(text: str) -> None:
+    """Let PIL refuse images of more pixels than the text says; it warns from half of it on.
+
+    Raises:
+        ValueError: that is no whole number above 0.
+    """
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"{LIMIT_VARIABLE} is {text!r}: give the most pixels of an image as a whole number above 0")
+    PIL.Image.MAX_IMAGE_PIXELS = (int(text) + 1) // 2
+
+
+if LIMIT_VARIABLE in os.environ:  # here, so that it holds in the worker processes, too
+    set_pixel_limit(os.environ[LIMIT_VARIABLE])
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,8 @@ def open_image(path: str | PathLike[str], *, expected_size: Size | None = None) 
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, unreadable, not 8 bits a channel, or of another size.
+        ValueError: the file is truncated, unreadable, not 8 bits a channel, of another size, or of so many pixels that
+            it seems made to fill the memory (`LIMIT_VARIABLE` raises the limit).
     """
     return _read_rgb(Path(path), str(path), expected_size).image
 
@@ -104,16 +121,18 @@ def _read_rgb(
         image = PIL.Image.open(source)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image file; restore it or remove it from the annotations") from None
-    except _DECODE_ERRORS as error:
-        raise _unreadable(name, error) from error
+    except Exception as error:  # damaged files have decoders raise anything
+        raise unreadable(name, error) from error
     with image:
+        if image.format == "EPS":
+            raise ValueError(f"{name}: is PostScript, a program that Ghostscript would run; convert it to PNG or JPEG")
         _check_size(image, name, expected_size)
         stored = image.height, image.width
         try:
             scale = (1.0, 1.0) if needed is None else _draft(image, needed(stored))
             image.load()
-        except _DECODE_ERRORS as error:
-            raise _unreadable(name, error) from error
+        except Exception as error:
+            raise unreadable(name, error) from error
         return DecodedImage(_to_rgb(image, name), scale, stored)
 
 
@@ -160,8 +179,15 @@ def _check_size(image: PIL.Image.Image, name: str, expected_size: Size | None) -
     )
 
 
-def _unreadable(name: str, error: Exception) -> ValueError:
-    reason = "not a readable image" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+def unreadable(name: str, error: Exception) -> ValueError:
+    """What is said of a file that PIL cannot open or decode."""
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return ValueError(
+            f"{name}: has too many pixels, as files have that are made to fill the memory ({error}); if it is right, "
+            f"set the environment variable {LIMIT_VARIABLE} to the number of pixels to allow, or scale it down"
+        )
+    unknown = isinstance(error, PIL.UnidentifiedImageError)
+    reason = "not a readable image" if unknown else str(error)[:300] or type(error).__name__
     return ValueError(
         f"{name}: the image cannot be decoded ({reason}); replace the file, or remove it and its annotations"
     )

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HFValidationError
 from .coco import DetectionDataset, build_detection_dataset, ordered_labels
 from .coco_layout import AnyPath
 from .coco_tables import CocoTables
-from .images import image_source
+from .images import image_source, unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _load_splits(path: AnyPath) -> dict[str, datasets.Dataset]:
             f"{path}: there is no such folder ({root.absolute()}), and no such data set on the Hub that can be "
             f"reached: {_reason(error)}; correct the name, or go online"
         ) from error
-    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
         raise ValueError(
             f"{path}: cannot be read as a data set ({_reason(error)}); load it with `datasets` and give it to "
             "`objects_dataset`"
@@ -217,7 +217,7 @@ def _load_splits(path: AnyPath) -> dict[str, datasets.Dataset]:
 def _reason(error: BaseException) -> str:
     while type(error) is datasets.exceptions.DatasetGenerationError and error.__cause__ is not None:
         error = error.__cause__  # its own text is only "An error occurred"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def _is_saved(root: Path) -> bool:
@@ -490,8 +490,8 @@ def _header_size(example: Mapping[str, Any], where: str) -> tuple[int, int]:
             return image.size
     except FileNotFoundError:
         raise FileNotFoundError(f"{where}: {file}: no such image file; restore it or remove the row") from None
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{where}: {file}: not a readable image ({error}); replace it or remove the row") from error
+    except Exception as error:
+        raise unreadable(f"{where}: {file}", error) from error
 
 
 def _write_ground_truth(dataset: DetectionDataset, folder: Path, name: str) -> Path:

@@ -17,6 +17,7 @@ from datasets.distributed import split_dataset_by_node
 from huggingface_hub.errors import HFValidationError
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..annotations_drmm import shown
 from . import objects as schema
 from .coco import _clean_boxes, ordered_labels
 from .coco_layout import AnyPath
@@ -129,7 +130,7 @@ class StreamingDetectionDataset(IterableDataset):
         width, height = self._size(row, picture, label)
         try:
             objects = self._objects(row["objects"], width or _NO_LIMIT, height or _NO_LIMIT)
-        except (ValueError, pa.ArrowException) as error:
+        except (ValueError, OverflowError, pa.ArrowException) as error:
             raise ValueError(_stream_words(error, self.name, label)) from error
         return {"image": picture, "image_id": image_id, "width": width, "height": height, "objects": objects}
 
@@ -138,8 +139,8 @@ class StreamingDetectionDataset(IterableDataset):
             value = row[field]
             if value is not None and not _is_size(value):
                 raise ValueError(
-                    f"{self.name}: {self._columns[field]} of {label} is {value!r}; it must be a positive number of "
-                    "pixels: correct it, or remove the column"
+                    f"{self.name}: {self._columns[field]} of {label} is {shown(value)}; it must be a positive number "
+                    "of pixels: correct it, or remove the column"
                 )
         if row["width"] is not None and row["height"] is not None:
             return int(row["width"]), int(row["height"])
@@ -222,7 +223,7 @@ def load_streaming_dataset(
         rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": splits[found]})
         names["image"] = "image"
     else:
-        streams = {str(key): value for key, value in builder.as_streaming_dataset().items()}
+        streams = {str(key): value for key, value in _open_streams(builder, path).items()}
         found = _find_split(streams, split, path)
         rows = streams[found]
     name = f"{path} ({found})"
@@ -402,7 +403,7 @@ class _ScaleCheck:
 def _readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
-    except (pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except (OSError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"{name}: a shard cannot be read ({schema._reason(error)}); download or write it again"
         ) from error
@@ -424,6 +425,7 @@ def _first_id(*values: Any) -> int:
 def _stream_words(error: Exception, name: str, label: str) -> str:
     """The message of an error in a table of one row, saying which example of the stream that is."""
     text = str(error).replace("`objects_dataset`", "`load_streaming_dataset`")
+    text = text if len(text) <= 500 else text[:500] + "..."
     if not text.startswith(name):
         text = f"{name}: `objects` is not a dict of lists or a list of dicts of one type ({text}); correct it"
     return text.replace(" of row 0 ", f" of {label} ") if " of row 0 " in text else f"{text} ({label})"
@@ -448,6 +450,15 @@ def _find_builder(path: AnyPath) -> datasets.DatasetBuilder:
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"{path}: cannot be read as a stream ({schema._reason(error)}); write it as parquet"
+        ) from error
+
+
+def _open_streams(builder: datasets.DatasetBuilder, path: AnyPath) -> Any:
+    try:
+        return builder.as_streaming_dataset()
+    except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(
+            f"{path}: a shard cannot be read ({schema._reason(error)}); download or write it again"
         ) from error
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import fsspec
 
+_MAX_BYTES = 2**29
+"""A member of this size is no image but, in a compressed tar, a way to fill the memory."""
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp")
 
 
@@ -44,9 +46,9 @@ def _rows(archive: tarfile.TarFile, tar: str) -> Iterator[dict[str, Any]]:
             extension = member.name.rpartition(".")[2].lower()
             where = f"{tar}: {member.name}"
             if extension == "json":
-                record = _parse(_read(archive, member), where)
+                record = _parse(_read(archive, member, where), where)
             elif extension in _IMAGES:
-                image = {"bytes": _read(archive, member), "path": where}
+                image = {"bytes": _read(archive, member, where), "path": where}
         if image is None and record is None:
             continue
         if image is None or record is None:
@@ -60,7 +62,12 @@ def _sample_key(member: tarfile.TarInfo) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> bytes:
+    if member.size > _MAX_BYTES:
+        raise ValueError(
+            f"{where}: has {member.size:,} bytes, more than the {_MAX_BYTES:,} that an image or its "
+            "json may have; leave it out and write the tar again"
+        )
     file = archive.extractfile(member)
     assert file is not None  # a regular file
     return file.read()
@@ -69,7 +76,7 @@ def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _parse(content: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: is not valid JSON ({error}); correct it and write the tar again") from error
     if not isinstance(record, dict):
         raise ValueError(f"{where}: holds a {type(record).__name__}; it must be an object with `objects`")

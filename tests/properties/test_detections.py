@@ -1,0 +1,162 @@
+"""What post-processing, the image processor, COCO reading and calibration promise, for random input."""
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drmm_hf import DrmmImageProcessor
+from drmm_hf.boxes_drmm import EdgeOffsets, ScaleSpace
+from drmm_hf.data import load_detection_dataset
+from drmm_hf.evaluation import calibration_report
+from drmm_hf.postprocessing_drmm import select_detections
+
+seeds = st.integers(0, 10**6)
+
+
+@given(seeds, st.integers(1, 4), st.integers(1, 20), st.integers(1, 5), st.integers(1, 60), st.floats(0, 1))
+def test_post_processing(seed: int, batch: int, components: int, classes: int, top_k: int, threshold: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    outputs = {
+        "logits": 4 * torch.randn(batch, components, classes, generator=g),
+        "pred_boxes": torch.rand(batch, components, 4, generator=g),
+    }
+    sizes = torch.randint(1, 2000, (batch, 2), generator=g)
+    found = select_detections(outputs, threshold, sizes, top_k)
+    order = torch.randperm(batch, generator=g)
+    again = select_detections({k: v[order] for k, v in outputs.items()}, threshold, sizes[order], top_k)
+    scores = outputs["logits"].sigmoid().flatten(1)
+    for i, one in enumerate(found):
+        expected = scores[i][scores[i] > threshold].sort(descending=True).values[:top_k]
+        torch.testing.assert_close(one["scores"], expected)
+        assert ((one["labels"] >= 0) & (one["labels"] < classes)).all()
+        assert (one["boxes"][:, 2:] >= one["boxes"][:, :2]).all(), "width and height are not negative"
+        position = order.tolist().index(i)
+        torch.testing.assert_close(again[position], one)
+
+
+@given(
+    seeds, st.integers(1, 90), st.integers(1, 90), st.sampled_from([{}, {"pad_size": {"height": 320, "width": 320}}])
+)
+def test_boxes_go_to_the_network_and_come_back(seed: int, width: int, height: int, options: dict) -> None:
+    random = Random(seed)
+    x, y = random.uniform(0, width * 0.9), random.uniform(0, height * 0.9)
+    w, h = random.uniform(0.01, width - x), random.uniform(0.01, height - y)
+    processor = DrmmImageProcessor(size={"shortest_edge": 32, "longest_edge": 300}, **options)
+    annotation = {"image_id": 1, "annotations": [{"bbox": [x, y, w, h], "category_id": 0}]}
+    batch = processor(PIL.Image.new("RGB", (width, height)), annotation, return_tensors="pt")
+    (label,) = batch["labels"]
+    outputs = {"logits": torch.full((1, 1, 1), 9.0), "pred_boxes": label["boxes"][None]}
+    (found,) = processor.post_process_object_detection(outputs, 0.5, [(height, width)])
+    torch.testing.assert_close(found["boxes"], torch.tensor([[x, y, x + w, y + h]]), rtol=1e-5, atol=1e-3)
+    resized_height, resized_width = label["size"].tolist()
+    area = w * h * (resized_width / width) * (resized_height / height)
+    assert label["area"].item() == pytest.approx(area, rel=1e-4)
+    assert batch["pixel_mask"].sum() == resized_height * resized_width
+
+
+@given(seeds, st.floats(0.01, 2000), st.floats(0.01, 2000))
+def test_regions_are_boxes_again(seed: int, width: float, height: float) -> None:
+    low = 1000 * torch.rand(1, 5, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    boxes = torch.cat((low, low + torch.tensor([width, height], dtype=torch.float64)), dim=-1)
+    for coding in (ScaleSpace(), EdgeOffsets(3.0)):
+        regions = coding.refine(coding.encode(boxes), torch.zeros_like(boxes))
+        torch.testing.assert_close(coding.decode(regions), boxes)
+
+
+def scene(random: Random) -> dict:
+    """COCO content with sparse ids."""
+    images = [
+        {"id": random.randrange(10**6) * 10 + i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(4)
+    ]
+    categories = [{"id": 7 * i + random.randrange(7), "name": name} for i, name in enumerate("abc")]
+    annotations = [
+        {
+            "id": i * 3 + 1,
+            "image_id": random.choice(images)["id"],
+            "category_id": random.choice(categories)["id"],
+            "bbox": [random.uniform(0, 8), random.uniform(0, 6), random.uniform(1, 8), random.uniform(1, 6)],
+            "iscrowd": int(random.random() < 0.2),
+        }
+        for i in range(8)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("set")
+    (root / "images").mkdir()
+    (root / "annotations").mkdir()
+    for i in range(4):
+        PIL.Image.new("RGB", (16, 12)).save(root / f"images/{i}.png")
+    return root
+
+
+def read(folder: Path, content: dict) -> dict:
+    """Boxes by image id and annotation id, and the labels."""
+    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+    data = load_detection_dataset(folder)
+    rows = {}
+    for row in data.dataset:
+        objects = row["objects"]
+        fields = zip(objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True)
+        rows[row["image_id"]] = dict(zip(objects["id"], fields, strict=True))
+    return {"rows": rows, "names": data.id2label, "ids": data.category_ids, "report": data.report}
+
+
+@given(seeds)
+def test_the_order_in_a_coco_file_does_not_matter(folder: Path, seed: int) -> None:
+    random = Random(seed)
+    content = scene(random)
+    expected = read(folder, content)
+    shuffled = {
+        section: [
+            dict(random.sample(list(record.items()), len(record))) for record in random.sample(records, len(records))
+        ]
+        for section, records in random.sample(list(content.items()), 3)
+    }
+    assert read(folder, shuffled) == expected
+
+
+def detections(seed: int, images: int, right: float | None) -> tuple[dict, list[dict]]:
+    """One object and one detection an image, on it with its score as the probability, or with probability `right`."""
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(0, 1, images)
+    hits = rng.uniform(0, 1, images) < (scores if right is None else right)
+    truth = {
+        "images": [{"id": i, "width": 100, "height": 100} for i in range(images)],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400} for i in range(images)
+        ],
+    }
+    results = [
+        {"image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20] if hit else [60, 60, 20, 20], "score": float(score)}
+        for i, (hit, score) in enumerate(zip(hits, scores, strict=True))
+    ]
+    return truth, results
+
+
+@given(seeds, st.integers(1, 30), st.floats(0, 1), st.integers(1, 20))
+def test_calibration_error_is_a_fraction_whatever_the_order(seed: int, images: int, right: float, bins: int) -> None:
+    truth, results = detections(seed, images, right)
+    report = calibration_report(truth, results, num_bins=bins)
+    assert 0.0 <= report.ece <= 1.0
+    assert sum(report.bin_counts) == images
+    shuffled = Random(seed).sample(results, images)
+    assert calibration_report(truth, shuffled, num_bins=bins).ece == pytest.approx(report.ece, abs=1e-12)
+
+
+def test_right_probabilities_have_next_to_no_calibration_error() -> None:
+    """The error that remains is of the sample: about sqrt(0.17 / 400) = 0.02 in each of ten bins of 400."""
+    truth, results = detections(0, 4000, None)
+    assert calibration_report(truth, results).ece < 0.03
+    overconfident = [{**one, "score": one["score"] ** 0.25} for one in results]
+    assert calibration_report(truth, overconfident).ece > 0.2

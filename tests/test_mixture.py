@@ -19,6 +19,7 @@ from drmm_hf.mixture import (
     effective_scales,
     log_mixing_coefficients,
     mixture_loss,
+    mixture_losses,
 )
 
 
@@ -235,15 +236,74 @@ class Recorder(TorchDispatchMode):
 
 
 def test_memory_grows_with_boxes_times_components_and_nothing_reads_the_host() -> None:
-    """No (N, K, C) tensor, and no operator that would make a GPU wait for the host."""
-    parameters, boxes, labels = case(batch=2, components=30, boxes=20, classes=80, dtype=torch.float32)
+    """No (N, K, 4) or (N, K, C) tensor, and no operator that would make a GPU wait for the host."""
+    parameters, boxes, labels = case(batch=2, components=30, boxes=50, classes=80, dtype=torch.float32)
     leaves = MixtureParameters(*(t.requires_grad_() for t in parameters[:4]))
     with Recorder() as recorder:
-        loss = mixture_loss(leaves, boxes, labels, torch.ones(2, 20, dtype=torch.bool))
+        loss = mixture_loss(leaves, boxes, labels, torch.ones(2, 50, dtype=torch.bool))
         (loss.nll + loss.mcm).sum().backward()
-    assert recorder.largest == 2 * 20 * 30 * 4, "the largest tensor is that of the four edges"
+    assert recorder.largest == 2 * 30 * max(50, 80), "the largest tensor is that of all pairs, or the class logits"
     waiting = ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "masked_select", "unique")
     assert not [name for name in recorder.operators if any(word in name for word in waiting)]
+
+
+def stages_of_a_batch(components: tuple[int, ...], dtype=torch.float64) -> tuple[list[MixtureParameters], tuple]:
+    """Stages with so many components, with gradient, and three images of 3, 0 and 1 ground truths."""
+    stages = []
+    for seed, count in enumerate(components):
+        parameters, boxes, labels = case(batch=3, components=count, seed=seed, dtype=dtype)
+        stages.append(MixtureParameters(*(t.requires_grad_() for t in parameters[:4])))
+    mask = torch.tensor([[True, True, True], [False, False, False], [True, False, False]])
+    return stages, (boxes, labels, mask)
+
+
+@pytest.mark.parametrize("objective", ["nll_mcm", "nll_max", "nll_mcm_bipartite", "nll_bipartite"])
+@pytest.mark.parametrize("components", [(7, 7, 7), (7, 5, 5, 2)])
+@pytest.mark.parametrize("density", DENSITIES)
+def test_all_stages_at_once_are_each_stage_by_itself(components, objective, density) -> None:
+    """Values and gradients, with the padding and, where the host knows the counts, without it."""
+    options = {"objective": objective, "density": density, "class_weight": 0.7}
+    stages, targets = stages_of_a_batch(components)
+    leaves = [leaf for stage in stages for leaf in stage[:4]]
+    alone = [mixture_loss(stage, *targets, **options) for stage in stages]
+    expected = torch.stack([(terms.nll + 0.5 * terms.mcm).sum() for terms in alone])
+    gradients = torch.autograd.grad(expected.sum(), leaves)
+    for counts in (None, [3, 0, 1]):
+        terms = mixture_losses(stages, *targets, counts, **options)
+        assert terms.nll.shape == (9 if counts is None or "bipartite" in objective else 4, len(stages))
+        total = (terms.nll + 0.5 * terms.mcm).sum(dim=0)
+        torch.testing.assert_close(total, expected)
+        torch.testing.assert_close(torch.autograd.grad(total.sum(), leaves), gradients)
+
+
+def test_the_ground_truths_of_the_counts_come_in_their_order() -> None:
+    stages, targets = stages_of_a_batch((7,))
+    padded = mixture_loss(stages[0], *targets)
+    packed = mixture_losses(stages, *targets, [3, 0, 1])
+    torch.testing.assert_close(packed.nll[:, 0], padded.nll[targets[2]])
+    torch.testing.assert_close(packed.mcm[:, 0], padded.mcm[targets[2]])
+
+
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    stages, targets = stages_of_a_batch((7,))
+    loss = mixture_losses(stages, *targets).nll.sum()
+    with pytest.raises(RuntimeError, match="first derivatives only: call it without create_graph=True"):
+        torch.autograd.grad(loss, stages[0].locations, create_graph=True)
+
+
+@pytest.mark.slow
+def test_it_compiles_whole_and_once_for_other_numbers_of_ground_truths() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(mixture_losses, fullgraph=True, dynamic=True, backend="aot_eager")
+    for boxes in (3, 5, 9):
+        parameters, *targets = case(boxes=boxes)
+        leaves = MixtureParameters(*(t.requires_grad_() for t in parameters[:4]))
+        gradients = []
+        with torch._dynamo.config.patch(error_on_recompile=boxes > 3):
+            for function in (compiled, mixture_losses):
+                terms = function([leaves, leaves], *targets)
+                gradients.append(torch.autograd.grad((terms.nll + terms.mcm).sum(), leaves[:4]))
+        torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_autocast_leaves_the_loss_in_float32() -> None:

@@ -181,3 +181,33 @@ def test_no_size_of_the_input_is_built_in():
     with torch.no_grad():
         for height, width in ((32, 32), (70, 45), (128, 32)):
             assert model(torch.randn(1, 3, height, width)).pred_boxes.isfinite().all()
+
+
+@pytest.mark.parametrize("decoder", ["sparse_rcnn", "adamixer"])
+def test_reentrant_checkpointing_gives_the_same_gradients(decoder) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model(decoder=decoder).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+        model(**inputs()).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_hidden_states_of_one_layer_from_images_of_different_sizes() -> None:
+    """With `isolate_images` the images run apart; what was not asked for is missing in all of them."""
+    model = small_model(isolate_images=True).eval()
+    with torch.no_grad():
+        states = model(**inputs(), output_hidden_states=[1]).hidden_states
+    assert [state is None for state in states].count(False) == 1
+
+
+def test_attentions_asked_for_in_the_configuration() -> None:
+    """The setting reaches the backbone, which has none to give."""
+    model = small_model(attn_implementation="eager").eval()
+    model.config.output_attentions = True
+    with torch.no_grad():
+        assert len(model(**inputs()).attentions) == model.config.num_stages

@@ -41,11 +41,18 @@ class DrmmBackbone(nn.Module):
         """Width of each map."""
         return list(self.model.channels)
 
+    @property
+    def strides(self) -> list[int] | None:
+        """Pixels per cell of each map where the backbone states them, as timm's do."""
+        info = getattr(getattr(self.model, "_backbone", None), "feature_info", None)
+        return None if info is None else list(info.reduction())
+
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l), finest first."""
         if pixel_values.device.type == "cpu":  # convolutions, pooling and reading of regions are faster so
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        maps = self.model(pixel_values).feature_maps
+        # said here because config.output_attentions=True reaches the backbone's configuration, which may refuse it
+        maps = self.model(pixel_values, output_attentions=False).feature_maps
         if self.channels_last_output:
             return [norm(m).permute(0, 3, 1, 2) for norm, m in zip(self.output_norms, maps, strict=True)]
         return list(maps)
@@ -197,9 +204,15 @@ def check_input_shapes(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
 
 
 def valid_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """(B, 2) width and height of each image inside its padded canvas, pixels, float32."""
+    """(B, 2) width and height of each image inside its padded canvas, pixels, float32.
+
+    At least 1 pixel, also for an empty mask: the outputs are fractions of it.
+    """
     check_input_shapes(pixel_values, pixel_mask)
     batch, _, height, width = pixel_values.shape
     if pixel_mask is None:
-        return torch.tensor([[width, height]], dtype=torch.float32, device=pixel_values.device).expand(batch, 2)
-    return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float()
+        sides = [
+            torch.full((batch,), side, dtype=torch.float32, device=pixel_values.device) for side in (width, height)
+        ]
+        return torch.stack(sides, dim=-1)
+    return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float().clamp(min=1)

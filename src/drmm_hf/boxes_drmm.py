@@ -14,7 +14,7 @@ from torch import Tensor
 from .configuration_drmm import DrmmConfig
 
 _MAX_DELTA = abs(math.log(16 / 1000))
-_DELTA_STDS = (0.5, 0.5, 1.0, 1.0)
+_SHIFT_STD = 0.5
 # log2 of a side in pixels; far outside of any image, and 2 to this power and its square stay finite in float32
 _MIN_LOG_SIZE, _MAX_LOG_SIZE = -30.0, 30.0
 
@@ -51,7 +51,7 @@ class BoxDeltas:
         return boxes
 
     def refine(self, regions: Tensor, raw: Tensor) -> Tensor:
-        shift, log_factor = (raw * raw.new_tensor(_DELTA_STDS)).chunk(2, dim=-1)
+        shift, log_factor = _SHIFT_STD * raw[..., :2], raw[..., 2:]
         low, high = regions.chunk(2, dim=-1)
         size = high - low
         center = (low + high) * 0.5 + size * shift

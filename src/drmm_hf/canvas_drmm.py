@@ -30,7 +30,7 @@ def run_on_own_canvas(model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor
     if pixel_mask is None or torch.compiler.is_compiling():
         return model(pixel_values, pixel_mask=pixel_mask, **kwargs)
     full = tuple(pixel_values.shape[-2:])
-    extents = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0, :].sum(1)), dim=1)
+    extents = torch.stack((pixel_mask[:, :, 0].sum(1), pixel_mask[:, 0, :].sum(1)), dim=1).clamp(min=1)
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, extent in enumerate(extents.tolist()):
         canvas = tuple(min(-(-side // STRIDE) * STRIDE, limit) for side, limit in zip(extent, full, strict=True))

@@ -40,6 +40,12 @@ class DrmmMixtureHead(nn.Module):
         )
         return parameters, regions
 
+    def step(self, query_states: Tensor, regions: Tensor, rank: bool) -> tuple[Tensor, Tensor | None]:
+        """Only what the next stage needs: its regions and, to `rank` the components, their objectness (B, K)."""
+        moves = self.box(_run(self.box_layers, query_states)).float()[..., :4]
+        objectness = self.objectness(_run(self.class_layers, query_states)).squeeze(-1) if rank else None
+        return self.coding.refine(regions, moves), objectness
+
 
 class DrmmSetPredictionHead(nn.Module):
     """Sigmoid classes and a box of each query: Sparse R-CNN's and AdaMixer's own head."""
@@ -57,6 +63,10 @@ class DrmmSetPredictionHead(nn.Module):
         class_logits = self.classifier(_run(self.class_layers, query_states))
         regions = self.coding.refine(regions, self.box(_run(self.box_layers, query_states)).float())
         return SetPrediction(self.coding.decode(regions), class_logits), regions
+
+    def step(self, query_states: Tensor, regions: Tensor, rank: bool) -> tuple[Tensor, None]:
+        """Only what the next stage needs: its regions. There is no objectness to rank by."""
+        return self.coding.refine(regions, self.box(_run(self.box_layers, query_states)).float()), None
 
 
 class _BranchLayer(nn.Module):

@@ -121,12 +121,14 @@ class DrmmStage(GradientCheckpointingLayer):
         self,
         query_states: Tensor,
         regions: Tensor,
-        features: Sequence[Tensor],
+        *features: Tensor,
         strides: Sequence[int],
         num_groups: int = 1,
         **kwargs,
     ) -> Tensor:
         """Refine the queries.
+
+        The maps are arguments of their own because re-entrant checkpointing does not look into a list for gradients.
 
         Args:
             query_states: (B, K, D).

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .configuration_drmm import DrmmConfig
 from .matching import SetPrediction, set_prediction_loss
-from .mixture import MixtureParameters, mixture_loss
+from .mixture import MixtureParameters, mixture_losses
 from .objectness_anchor import objectness_anchor
 
 # Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
@@ -46,13 +47,13 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
     for i, label in enumerate(labels):
         _check_label_shapes(i, label)
     counts = [len(label["class_labels"]) for label in labels]
-    width = max(counts, default=0)
-    boxes = torch.stack([_pad(label["boxes"].to(sizes).reshape(-1, 4), width) for label in labels])
-    classes = torch.stack([_pad(label["class_labels"].to(sizes.device).long(), width) for label in labels])
-    positions = torch.arange(width, device=sizes.device)
+    boxes = pad_sequence([label["boxes"].to(sizes).reshape(-1, 4) for label in labels], batch_first=True)
+    classes = pad_sequence([label["class_labels"].to(sizes.device).long() for label in labels], batch_first=True)
+    positions = torch.arange(classes.shape[1], device=sizes.device)
     mask = torch.stack([positions < n for n in counts])
     if not torch.compiler.is_compiling():
-        _check_values(boxes, classes, mask, num_labels)
+        check = _check_values if sizes.device.type == "cpu" else _assert_values
+        check(boxes, classes, mask, num_labels)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     corners = torch.cat((center - half, center + half), dim=-1) * torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
     return Targets(corners, classes, mask)
@@ -63,6 +64,7 @@ def drmm_loss(
     targets: Targets,
     config: DrmmConfig,
     image_sizes: Tensor | None = None,
+    counts: Sequence[int] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The configured objective over all stages, each with weight 1.
 
@@ -71,6 +73,8 @@ def drmm_loss(
         targets: padded ground truths.
         config: the fields of the objective.
         image_sizes: (B, 2) width and height of the un-padded images, pixels; `set_prediction` needs them.
+        counts: number of ground truths of each image, where the host knows it: the mixture objectives are then not
+            computed for the padding of the targets.
 
     Returns:
         The loss, and a dict of its detached terms per stage (i from 1). For a mixture `nll_stage_i` and `mcm_stage_i`,
@@ -80,31 +84,33 @@ def drmm_loss(
     """
     if config.objective == "set_prediction":
         return _set_prediction_objective(stages, targets, config, image_sizes)
-    return _mixture_objective(stages, targets, config)
+    return _mixture_objective(stages, targets, config, counts)
 
 
-def _mixture_objective(stages: Sequence[Any], targets: Targets, config: DrmmConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def _mixture_objective(
+    stages: Sequence[Any], targets: Targets, config: DrmmConfig, counts: Sequence[int] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     mcm_weight = config.mcm_weight if "mcm" in config.objective else 0.0
     scale: Tensor | float = 1.0
     if config.loss_reduction == "mean":
         scale = 1.0 / targets.mask.sum().clamp(min=1)
-    loss_dict: dict[str, Tensor] = {}
-    total = targets.boxes.new_zeros(())
     options = {
         name: getattr(config, name)
         for name in ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
     }
-    for i, parameters in enumerate(stages, start=1):
-        terms = mixture_loss(
-            parameters, *targets, stop_gradient=config.stop_gradient, objective=config.objective, **options
-        )
-        nll, mcm = terms.nll.sum() * scale, terms.mcm.sum() * scale
-        total = total + nll + mcm_weight * mcm
-        loss_dict[f"nll_stage_{i}"], loss_dict[f"mcm_stage_{i}"] = nll.detach(), mcm.detach()
-        if config.objectness_anchor != "none":
-            anchor = objectness_anchor(config.objectness_anchor, parameters, *targets, **options).sum() * scale
-            total = total + anchor
-            loss_dict[f"anchor_stage_{i}"] = anchor.detach()
+    terms = mixture_losses(
+        stages, *targets, counts, stop_gradient=config.stop_gradient, objective=config.objective, **options
+    )
+    summed = {"nll": terms.nll.sum(dim=0) * scale, "mcm": terms.mcm.sum(dim=0) * scale}
+    total = summed["nll"].sum() + mcm_weight * summed["mcm"].sum()
+    if config.objectness_anchor != "none":
+        anchors = [
+            objectness_anchor(config.objectness_anchor, parameters, *targets, **options).sum() for parameters in stages
+        ]
+        summed["anchor"] = torch.stack(anchors) * scale
+        total = total + summed["anchor"].sum()
+    per_stage = {name: values.detach().unbind() for name, values in summed.items()}
+    loss_dict = {f"{name}_stage_{i + 1}": values[i] for i in range(len(stages)) for name, values in per_stage.items()}
     return total, loss_dict
 
 
@@ -123,10 +129,6 @@ def _set_prediction_objective(
         for name, value in stage._asdict().items()
     }
     return torch.stack([value for stage in terms for value in stage]).sum(), loss_dict
-
-
-def _pad(tensor: Tensor, length: int) -> Tensor:
-    return torch.cat((tensor, tensor.new_zeros(length - len(tensor), *tensor.shape[1:])))
 
 
 def _check_label_shapes(index: int, label: Mapping[str, Tensor]) -> None:
@@ -150,13 +152,21 @@ def _check_label_shapes(index: int, label: Mapping[str, Tensor]) -> None:
         )
 
 
-def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
+def _bad_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """(B, N) each: classes out of range, and boxes that are no fractions."""
     bad_class = ((classes < 0) | (classes >= num_labels)) & mask
-    bad_box = (~((boxes >= 0) & (boxes <= _MAX_FRACTION))).any(dim=-1) & mask
-    if boxes.device.type != "cpu":
-        torch._assert_async(~bad_class.any(), f"a class label is outside 0..{num_labels - 1}")
-        torch._assert_async(~bad_box.any(), "a box is not in fractions (cx, cy, w, h) of the image")
-        return
+    return bad_class, (~((boxes >= 0) & (boxes <= _MAX_FRACTION))).any(dim=-1) & mask
+
+
+def _assert_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
+    """What `_check_values` does, by assertions of the device, so that the host does not wait for it."""
+    bad_class, bad_box = _bad_values(boxes, classes, mask, num_labels)
+    torch._assert_async(~bad_class.any(), f"a class label is outside 0..{num_labels - 1}")
+    torch._assert_async(~bad_box.any(), "a box is not in fractions (cx, cy, w, h) of the image")
+
+
+def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
+    bad_class, bad_box = _bad_values(boxes, classes, mask, num_labels)
     if bad_class.any():
         i, j = bad_class.nonzero()[0].tolist()
         raise ValueError(

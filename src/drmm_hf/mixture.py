@@ -1,4 +1,4 @@
-"""The mixture density of D-RMM and its two training terms: the paper's Equations 2 to 8 in one file.
+"""The mixture density of D-RMM and its two training terms: the paper's Equations 2 to 8 (3 in `density_drmm.py`).
 
 An image's prediction is a mixture of K components. Component k carries a mixing coefficient pi_k, a location
 mu_k and a scale gamma_k for each of the four box edges, class probabilities p_k and an objectness o_k from which
@@ -16,27 +16,43 @@ What the paper leaves open follows the authors' released code and is an argument
 number of ground truths of the image, scales have a floor relative to the predicted box, both logarithms contain
 a small likelihood floor, and only F is shielded from the gradient of MCM (Table 7). Everything is computed in
 log space: a linear-space product of four densities underflows float32 for ordinary boxes.
+
+Inside, the ground truths of all images stand in one row of M, each with the index of its image, and the components of
+all stages side by side as (B, S, K): one computation for all stages and images, with M * S * K numbers.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .density_drmm import DENSITIES, box_log_density, effective_scales, floored, image_index, log_density
 from .matching import assign
+from .pairwise_drmm import LogClassProbability
 
-DENSITIES = ("cauchy", "gaussian", "student_t")
 STOP_GRADIENTS = ("mixing", "location", "class")
 OBJECTIVES = ("nll_mcm", "nll", "nll_max", "nll_mcm_bipartite", "nll_bipartite")
 
-# Bounds that keep every value and gradient finite in float32; far outside of what changes a likelihood that
-# counts: 1e-15 px is below any scale the released code was run with, and a log weight of -1e6 is zero.
-_MIN_SCALE, _MAX_LENGTH = 1e-15, 1e15
-_MAX_GAUSSIAN_LENGTH, _MAX_GAUSSIAN_DEVIATION = 1e8, 1e10
+# A log weight of -1e6 is zero in every sum, and finite.
 _MIN_LOG_WEIGHT = -1e6
+
+__all__ = [
+    "DENSITIES",
+    "OBJECTIVES",
+    "STOP_GRADIENTS",
+    "MixtureLoss",
+    "MixtureParameters",
+    "box_log_density",
+    "confidence_logits",
+    "effective_scales",
+    "log_mixing_coefficients",
+    "mixture_loss",
+    "mixture_losses",
+    "responsibilities",
+]
 
 
 class MixtureParameters(NamedTuple):
@@ -72,53 +88,6 @@ def log_mixing_coefficients(objectness_logits: Tensor) -> Tensor:
     """log pi_k = log o_k - log sum_k' o_k' for o = sigmoid(objectness_logits), shape (B, K) (Section 3.2)."""
     log_objectness = F.logsigmoid(objectness_logits)
     return log_objectness - log_objectness.logsumexp(dim=-1, keepdim=True)
-
-
-def effective_scales(locations: Tensor, scales: Tensor, min_scale_ratio: float) -> Tensor:
-    """The scales that the density uses: gamma, but at least `min_scale_ratio` times the predicted box's size.
-
-    The floor of the l and r edges is relative to the width, of t and b to the height (released code,
-    `min_sc_ratio`). It is not detached: where it is active the gradient goes to the location. A box of negative
-    size (x2 < x1) has no floor.
-
-    Args:
-        locations, scales: (..., 4) pixels.
-
-    Returns:
-        (..., 4) pixels.
-    """
-    size = locations[..., 2:] - locations[..., :2]
-    return torch.maximum(scales, min_scale_ratio * torch.cat((size, size), dim=-1))
-
-
-def box_log_density(
-    boxes: Tensor, locations: Tensor, scales: Tensor, density: str = "cauchy", student_t_dof: float = 1.0
-) -> Tensor:
-    """log F(b_j; mu_k, gamma_k) for every ground truth j and component k (Eq. 3).
-
-    Args:
-        boxes: (B, N, 4) ground-truth edges, pixels xyxy.
-        locations, scales: (B, K, 4) pixels; `scales` as `effective_scales` returns them.
-        density: "cauchy", "gaussian" (scale = standard deviation) or "student_t".
-        student_t_dof: degrees of freedom of "student_t"; 1 is the Cauchy density.
-
-    Returns:
-        (B, N, K) log densities in 1/px^4.
-    """
-    scales = scales.clamp(_MIN_SCALE, _MAX_LENGTH).unsqueeze(1)
-    deviation = boxes.unsqueeze(2) - locations.unsqueeze(1)
-    if density == "gaussian":
-        deviation = deviation.clamp(-_MAX_GAUSSIAN_LENGTH, _MAX_GAUSSIAN_LENGTH)
-        z = (deviation / scales).clamp(-_MAX_GAUSSIAN_DEVIATION, _MAX_GAUSSIAN_DEVIATION)
-        return (-0.5 * z.square() - scales.log()).sum(dim=-1) - 2.0 * math.log(2.0 * math.pi)
-
-    dof = 1.0 if density == "cauchy" else student_t_dof
-    constant = math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(dof * math.pi)
-    constant += 0.5 * (dof + 1) * math.log(dof)
-    # log(dof * s^2 + d^2) instead of log(1 + (d/s)^2): the square of a ratio overflows, this sum cannot.
-    deviation = deviation.clamp(-_MAX_LENGTH, _MAX_LENGTH)
-    tail = torch.log(dof * scales.square() + deviation.square())
-    return (dof * scales.log() - 0.5 * (dof + 1) * tail).sum(dim=-1) + 4.0 * constant
 
 
 def mixture_loss(
@@ -163,33 +132,97 @@ def mixture_loss(
     Raises:
         ValueError: an unknown density, objective or stop_gradient name, or shapes that do not fit together.
     """
-    _check_arguments(parameters, boxes, labels, mask, density, stop_gradient)
+    terms = mixture_losses(
+        [parameters],
+        boxes,
+        labels,
+        mask,
+        density=density,
+        student_t_dof=student_t_dof,
+        min_scale_ratio=min_scale_ratio,
+        likelihood_floor=likelihood_floor,
+        class_weight=class_weight,
+        stop_gradient=stop_gradient,
+        objective=objective,
+    )
+    return MixtureLoss(terms.nll.view(labels.shape), terms.mcm.view(labels.shape))
+
+
+def mixture_losses(
+    stages: Sequence[MixtureParameters],
+    boxes: Tensor,
+    labels: Tensor,
+    mask: Tensor | None = None,
+    counts: Sequence[int] | None = None,
+    *,
+    density: str = "cauchy",
+    student_t_dof: float = 1.0,
+    min_scale_ratio: float = 0.04,
+    likelihood_floor: float = 1e-12,
+    class_weight: float = 1.0,
+    stop_gradient: Collection[str] = ("location",),
+    objective: str = "nll_mcm",
+) -> MixtureLoss:
+    """`mixture_loss` of S stages in one computation; stages that differ in K are computed K by K.
+
+    Args:
+        stages: the `MixtureParameters` of each.
+        counts: number of ground truths of each image, the first entries of its row, where the host knows them. Then
+            nothing is computed for the padding, which in batches of COCO is most of (B, N).
+
+    The other arguments are those of `mixture_loss`.
+
+    Returns:
+        `MixtureLoss(nll, mcm)`, (M, S) each: the ground truths of all images in a row, M = sum of `counts`; without
+        `counts` those of (B, N), zero where masked.
+    """
+    for parameters in stages:
+        _check_arguments(parameters, boxes, labels, mask, density, stop_gradient)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r} is no mixture objective; choose one of {', '.join(OBJECTIVES)}.")
+    mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+    if objective.endswith("_bipartite"):
+        counts = None  # matching wants the rows of an image side by side
     with torch.autocast(boxes.device.type, enabled=False):
-        if mask is None:
-            mask = torch.ones_like(labels, dtype=torch.bool)
-        log_mixing, log_location, log_class = _log_factors(
-            parameters, boxes, labels, mask, density, student_t_dof, min_scale_ratio, class_weight
-        )
-        log_joint = log_mixing + log_location + log_class
-        matched = assign(-log_joint, mask) if objective.endswith("_bipartite") else None
-        log_likelihood = log_joint.logsumexp(dim=-1)
-        if objective == "nll_max":
-            log_likelihood = log_joint.max(dim=-1).values
-        elif objective == "nll_bipartite":
-            log_likelihood = _at(log_joint, matched)
-        nll = -_log_with_floor(log_likelihood, likelihood_floor)
+        truths = _ground_truths(boxes, labels, mask, counts)
+        terms = []
+        for group in _of_equal_size(stages):
+            factors = _log_factors(group, truths, density, student_t_dof, min_scale_ratio, class_weight)
+            terms.append(_terms(factors, mask, likelihood_floor, stop_gradient, objective))
+        nll, mcm = (torch.cat(parts, dim=1) for parts in zip(*terms, strict=True))
+        if counts is not None:
+            return MixtureLoss(nll, mcm)
+        real = mask.view(-1, 1)
+        return MixtureLoss(torch.where(real, nll, 0), torch.where(real, mcm, 0))
 
-        factors = zip(STOP_GRADIENTS, (log_mixing, log_location, log_class), strict=True)
-        mixing, location, class_ = (t.detach() if name in stop_gradient else t for name, t in factors)
-        log_joint = mixing + location + class_
-        log_evidence = _log_with_floor(log_joint.logsumexp(dim=-1), likelihood_floor)
-        owner = _at(log_joint, matched) if objective == "nll_mcm_bipartite" else log_joint.max(dim=-1).values
-        mcm = -_log_with_floor(owner - log_evidence, likelihood_floor)
-        has_owner = mask if matched is None else matched >= 0
-        explained = has_owner if objective == "nll_bipartite" else mask
-        return MixtureLoss(torch.where(explained, nll, 0), torch.where(has_owner, mcm, 0))
+
+def _terms(
+    factors: tuple[Tensor, Tensor, Tensor], mask: Tensor, floor: float, stop_gradient: Collection[str], objective: str
+) -> tuple[Tensor, Tensor]:
+    """NLL and MCM (M, S) of the factors of the joint density (M, S, K) each."""
+    log_joint = factors[0] + factors[1] + factors[2]
+    matched = None
+    if objective.endswith("_bipartite"):
+        # (B * N, S, K) to (S, B, N, K) and back
+        rows = assign(-log_joint.unflatten(0, mask.shape).permute(2, 0, 1, 3), mask)
+        matched = rows.flatten(1).T
+    log_likelihood = log_joint.logsumexp(dim=-1)
+    if objective == "nll_max":
+        log_likelihood = log_joint.max(dim=-1).values
+    elif objective == "nll_bipartite":
+        log_likelihood = _at(log_joint, matched)
+    nll = -_log_with_floor(log_likelihood, floor)
+
+    named = zip(STOP_GRADIENTS, factors, strict=True)
+    mixing, location, class_ = (t.detach() if name in stop_gradient else t for name, t in named)
+    log_joint = mixing + location + class_
+    log_evidence = _log_with_floor(log_joint.logsumexp(dim=-1), floor)
+    owner = _at(log_joint, matched) if objective == "nll_mcm_bipartite" else log_joint.max(dim=-1).values
+    mcm = -_log_with_floor(owner - log_evidence, floor)
+    if matched is not None:  # a ground truth may be left without a component
+        mcm = torch.where(matched >= 0, mcm, 0)
+        nll = torch.where(matched >= 0, nll, 0) if objective == "nll_bipartite" else nll
+    return nll, mcm
 
 
 @torch.no_grad()
@@ -213,15 +246,16 @@ def responsibilities(
     Returns:
         (B, N, K), without gradient; rows of masked entries hold anything in 0..1.
     """
-    log_joint = sum(
-        _log_factors(parameters, boxes, labels, mask, density, student_t_dof, min_scale_ratio, class_weight),
-        start=boxes.new_zeros(()),
-    )
+    truths = _ground_truths(boxes, labels, mask, None)
+    factors = _log_factors([parameters], truths, density, student_t_dof, min_scale_ratio, class_weight)
+    log_joint = (factors[0] + factors[1] + factors[2]).view(*labels.shape, parameters.objectness_logits.shape[-1])
     return torch.exp(log_joint - _log_with_floor(log_joint.logsumexp(dim=-1, keepdim=True), likelihood_floor))
 
 
-def log_confidence(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
-    """log(p_c * o): the log of the confidence of every component and class (Section 3.4).
+def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
+    """Log-odds of the confidence p_c * o (Section 3.4), so that `sigmoid(logits)` is the score.
+
+    1 - p*o is taken as (1 - o) + o * (1 - p), which stays exact where the confidence rounds to one.
 
     Args:
         class_logits: (B, K, C).
@@ -231,15 +265,6 @@ def log_confidence(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
         (B, K, C), in float32 or wider.
     """
     class_logits, objectness_logits = _at_least_float32(class_logits), _at_least_float32(objectness_logits)
-    return class_logits.log_softmax(dim=-1) + F.logsigmoid(objectness_logits).unsqueeze(-1)
-
-
-def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
-    """Log-odds of the confidence p_c * o, so that `sigmoid(logits)` is the score. Shapes as `log_confidence`.
-
-    1 - p*o is taken as (1 - o) + o * (1 - p), which stays exact where the confidence rounds to one.
-    """
-    class_logits, objectness_logits = _at_least_float32(class_logits), _at_least_float32(objectness_logits)
     log_p = class_logits.log_softmax(dim=-1)
     log_o = F.logsigmoid(objectness_logits).unsqueeze(-1)
     log_not_p = torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny))
@@ -247,44 +272,82 @@ def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor
     return log_p + log_o - torch.logaddexp(log_not_o, log_o + log_not_p)
 
 
+class _GroundTruths(NamedTuple):
+    """Ground truths of all images in a row: boxes (M, 4), labels and image index (M,); and their number (B,)."""
+
+    boxes: Tensor
+    labels: Tensor
+    image: Tensor
+    num_boxes: Tensor
+
+
+def _ground_truths(boxes: Tensor, labels: Tensor, mask: Tensor, counts: Sequence[int] | None) -> _GroundTruths:
+    batch, width = labels.shape
+    num_boxes = mask.sum(dim=-1)
+    if counts is None:
+        boxes, labels = torch.where(mask.unsqueeze(-1), boxes, 0), torch.where(mask, labels, 0)
+        return _GroundTruths(boxes.flatten(0, 1), labels.flatten(), image_index(batch, width, labels.device), num_boxes)
+    # ranges and not a list of indices: a list would have to be copied to the device
+    rows = [torch.arange(i * width, i * width + n, device=labels.device) for i, n in enumerate(counts)]
+    index = torch.cat(rows)
+    return _GroundTruths(boxes.flatten(0, 1)[index], labels.flatten()[index], index // max(width, 1), num_boxes)
+
+
 def _log_factors(
-    parameters: MixtureParameters,
-    boxes: Tensor,
-    labels: Tensor,
-    mask: Tensor,
+    stages: Sequence[MixtureParameters],
+    truths: _GroundTruths,
     density: str,
     student_t_dof: float,
     min_scale_ratio: float,
     class_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logarithms of pi times the number of ground truths (B, 1, K), F (B, N, K) and p (B, N, K) (Eq. 2)."""
-    locations, scales, class_logits, objectness_logits = map(_at_least_float32, parameters[:4])
-    boxes = torch.where(mask.unsqueeze(-1), boxes, 0).to(locations.dtype)
-    labels = torch.where(mask, labels, 0)
-    scales = effective_scales(locations, scales, min_scale_ratio)
-    log_location = box_log_density(boxes, locations, scales, density, student_t_dof)
-    log_class = _log_class_probability(class_logits, labels) * class_weight
-    if parameters.log_mixing is None:
-        log_mixing = log_mixing_coefficients(objectness_logits)
-    else:
-        log_mixing = _at_least_float32(parameters.log_mixing)
-    num_boxes = mask.sum(dim=-1, keepdim=True).clamp(min=1)  # released code: pi is multiplied by N
-    return (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + num_boxes.log()).unsqueeze(1), log_location, log_class
+    """Logarithms of pi times the image's number of ground truths, of F and of p (Eq. 2), (M, S, K) each."""
+    # (4, B, S, K): the edges first, because reading every fourth number is several times slower
+    locations, scales = (
+        _at_least_float32(torch.stack([edges.movedim(-1, 0) for edges in values], dim=2))
+        for values in zip(*(stage[:2] for stage in stages), strict=True)
+    )
+    scales = floored(locations, scales, min_scale_ratio)
+    boxes = truths.boxes.T.to(locations.dtype)
+    log_location = log_density(boxes, locations, scales, truths.image, density, student_t_dof)
+
+    logits = [_at_least_float32(stage.class_logits).unsqueeze(1) for stage in stages]
+    if boxes.device.type != "cpu":  # a CPU has the classes of one stage in its cache, not those of all
+        logits = [torch.cat(logits, dim=1)]
+    log_class = LogClassProbability.apply(truths.labels, truths.image, *logits).clamp(min=_MIN_LOG_WEIGHT)
+    if class_weight != 1.0:
+        log_class = log_class * class_weight
+
+    # released code: pi is multiplied by the number of ground truths
+    log_number = truths.num_boxes.clamp(min=1).to(locations.dtype).log()[:, None, None]
+    log_mixing = torch.stack([_log_mixing(stage) for stage in stages], dim=1)
+    log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + log_number).index_select(0, truths.image)
+    return log_mixing, log_location, log_class
+
+
+def _of_equal_size(stages: Sequence[MixtureParameters]) -> list[list[MixtureParameters]]:
+    """Runs of stages with the same K; `itertools.groupby` does not compile with sizes."""
+    groups: list[list[MixtureParameters]] = []
+    for stage in stages:
+        if groups and groups[-1][0].objectness_logits.shape[1] == stage.objectness_logits.shape[1]:
+            groups[-1].append(stage)
+        else:
+            groups.append([stage])
+    return groups
+
+
+def _log_mixing(stage: MixtureParameters) -> Tensor:
+    if stage.log_mixing is not None:
+        return _at_least_float32(stage.log_mixing)
+    return log_mixing_coefficients(_at_least_float32(stage.objectness_logits))
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _log_class_probability(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """(B, K, C), (B, N) -> (B, N, K) log p_k[label_j], gathered so that no (N, K, C) tensor exists."""
-    log_probs = class_logits.log_softmax(dim=-1).clamp(min=_MIN_LOG_WEIGHT).transpose(1, 2)
-    index = labels.unsqueeze(-1).expand(-1, -1, log_probs.shape[-1])
-    return log_probs.gather(1, index)
-
-
 def _at(log_joint: Tensor, component: Tensor | None) -> Tensor:
-    """(B, N, K) at the component (B, N) of each ground truth; an arbitrary one where that is -1."""
+    """(M, S, K) at the component (M, S) of each ground truth; an arbitrary one where that is -1."""
     assert component is not None  # only called where there was a matching
     return log_joint.gather(-1, component.clamp(min=0).unsqueeze(-1)).squeeze(-1)
 

@@ -39,7 +39,7 @@ class DrmmModelOutput(ModelOutput):
         class_logits: (B, K, C).
         objectness_logits: (B, K).
         stages: every stage's `MixtureParameters`, first to last; with `head="set_prediction"` `SetPrediction`s, and
-            neither scales nor objectness_logits.
+            neither scales nor objectness_logits. Only the last without `every_stage`.
         image_sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
         hidden_states: queries before the first and after every stage, (B, K, D) each, on request.
         attentions: self-attention weights of every stage, (B, heads, K, K), on request.
@@ -151,6 +151,9 @@ class DrmmModel(DrmmPreTrainedModel):
                 "give some of them in ascending order."
             )
         self.pyramid = _PYRAMIDS[config.decoder](channels, config.hidden_size, levels)
+        # Stated rather than measured where possible: a captured graph then takes images of any size.
+        strides = self.backbone.strides
+        self.strides = None if strides is None else [strides[level] for level in levels]
         self.proposals = DrmmProposals(config)
         self.stages = nn.ModuleList(_STAGES[config.decoder](config) for _ in range(config.num_stages))
         self.heads = nn.ModuleList(_HEADS[config.head](config) for _ in range(config.num_stages))
@@ -159,27 +162,42 @@ class DrmmModel(DrmmPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None, **kwargs) -> DrmmModelOutput:
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, every_stage: bool = True, **kwargs
+    ) -> DrmmModelOutput:
         """Predict the mixture of each image.
 
         Args:
             pixel_values: (B, 3, H, W) normalised, zero-padded at the right and bottom to a multiple of 32.
             pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
+            every_stage: predict the mixtures of all stages. Without, the intermediate ones move the boxes alone, and
+                `stages` has only the last.
         """
         sizes = valid_sizes(pixel_values, pixel_mask)
         features = self.pyramid(self.backbone(pixel_values))
-        strides = [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
+        strides = self.strides or [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
         boxes, query_states = self.proposals(sizes)
         num_groups = query_states.shape[1] // self.config.num_proposals
         regions = self.coding.encode(boxes)
         stages: list[MixtureParameters | SetPrediction] = []
-        for stage, head in zip(self.stages, self.heads, strict=True):
-            query_states = stage(query_states, regions.detach(), features, strides, num_groups, **kwargs)
+        for i, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True), start=1):
+            query_states = stage(
+                query_states, regions.detach(), *features, strides=strides, num_groups=num_groups, **kwargs
+            )
             # The first stage moves the learned proposals with gradient, every other detached regions.
-            prediction, regions = head(query_states, regions)
-            if isinstance(prediction, MixtureParameters):
-                prediction, regions, query_states = self._keep_top_components(prediction, regions, query_states)
-            stages.append(prediction)
+            prediction, objectness = None, None
+            if every_stage or i == len(self.stages):
+                prediction, regions = head(query_states, regions)
+                objectness = getattr(prediction, "objectness_logits", None)
+                stages.append(prediction)
+            else:
+                rank = self.config.top_k_ratio is not None
+                regions, objectness = head.step(query_states, regions, rank)  # type: ignore[operator]
+            if self.config.top_k_ratio is not None and objectness is not None:
+                index = self._top_components(objectness)
+                regions, query_states = _keep(regions, index), _keep(query_states, index)
+                if prediction is not None:
+                    stages[-1] = _keep_components(prediction, index)
             regions = regions.detach()
         last = stages[-1]
         return DrmmModelOutput(
@@ -192,26 +210,10 @@ class DrmmModel(DrmmPreTrainedModel):
             image_sizes=sizes,
         )
 
-    def _keep_top_components(
-        self, parameters: MixtureParameters, regions: Tensor, query_states: Tensor
-    ) -> tuple[MixtureParameters, Tensor, Tensor]:
-        """Keep the fraction `top_k_ratio` of highest objectness, sorted (Appendix C.2); log pi as it was before."""
-        objectness = parameters.objectness_logits
-        log_mixing = log_mixing_coefficients(objectness.float())
-        parameters = parameters._replace(log_mixing=log_mixing)
-        if self.config.top_k_ratio is None:
-            return parameters, regions, query_states
-        num_kept = max(1, int(objectness.shape[1] * self.config.top_k_ratio))
-        index = objectness.topk(num_kept, dim=-1).indices
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.dim() == 2:
-                return tensor.gather(1, index)
-            return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
-
-        locations, scales, class_logits = (keep(t) for t in parameters[:3])
-        kept = MixtureParameters(locations, scales, class_logits, keep(objectness), keep(log_mixing))
-        return kept, keep(regions), keep(query_states)
+    def _top_components(self, objectness: Tensor) -> Tensor:
+        """(B, k) indices of the fraction `top_k_ratio` of highest objectness (B, K), sorted (Appendix C.2)."""
+        num_kept = max(1, int(objectness.shape[1] * (self.config.top_k_ratio or 1.0)))
+        return objectness.topk(num_kept, dim=-1).indices
 
 
 class DrmmForObjectDetection(DrmmPreTrainedModel):
@@ -251,6 +253,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         """
         check_input_shapes(pixel_values, pixel_mask)  # before images are cut out by the mask
         outputs: DrmmModelOutput
+        kwargs["every_stage"] = output_stages or labels is not None
         if self.config.isolate_images and not self.training:
             outputs = run_on_own_canvas(self.model, pixel_values, pixel_mask, **kwargs)
         else:
@@ -261,7 +264,8 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         loss = loss_dict = None
         if labels is not None:
             targets = pad_targets(labels, image_sizes, len(self.config.id2label or {}))
-            loss, loss_dict = self.loss_function(stages, targets, self.config, image_sizes)
+            counts = [len(label["class_labels"]) for label in labels]
+            loss, loss_dict = self.loss_function(stages, targets, self.config, image_sizes, counts)
         described = self._describe(stages[-1], image_sizes)
         auxiliary = None
         if output_stages:
@@ -291,6 +295,19 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             "locations": stage.locations,
             "scales": stage.scales,
         }
+
+
+def _keep(tensor: Tensor, index: Tensor) -> Tensor:
+    """(B, K, ...) at the components (B, k)."""
+    if tensor.dim() == 2:
+        return tensor.gather(1, index)
+    return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+
+
+def _keep_components(parameters: MixtureParameters, index: Tensor) -> MixtureParameters:
+    """The components at (B, k); their log pi is that of the whole mixture, as released."""
+    whole = parameters._replace(log_mixing=log_mixing_coefficients(parameters.objectness_logits.float()))
+    return MixtureParameters(*(_keep(field, index) for field in whole if field is not None))
 
 
 def _fractions(locations: Tensor, image_sizes: Tensor) -> Tensor:

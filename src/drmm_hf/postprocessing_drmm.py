@@ -1,10 +1,13 @@
 """Model outputs to detections: a threshold and a top-k, nothing else."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torchvision.ops import box_convert
+
+from .intervals_drmm import box_intervals
 
 
 def select_detections(
@@ -12,6 +15,11 @@ def select_detections(
     threshold: float | Sequence[float] | torch.Tensor = 0.5,
     target_sizes: torch.Tensor | Sequence[Any] | None = None,
     top_k: int | Sequence[int] = 100,
+    *,
+    interval_level: float | None = None,
+    scale_factor: float = 1.0,
+    density: str = "cauchy",
+    student_t_dof: float = 1.0,
 ) -> list[dict[str, torch.Tensor]]:
     """Detections of each image: the `top_k` best (component, class) pairs above `threshold`.
 
@@ -21,18 +29,26 @@ def select_detections(
     Args:
         outputs: `logits` (B, K, C), log-odds of the confidence p_c·o; `pred_boxes` (B, K, 4) cxcywh and,
             if there, `pred_scales` (B, K, 4) γ of the left, top, right and bottom edge, both normalized by
-            the image without padding. Half precision is computed in float32. NaN counts as no detection.
+            the image without padding; if there, `objectness_logits` (B, K). Half precision is computed in float32. NaN
+            counts as no detection.
         threshold: detections have a larger score; one number, or one per image.
         target_sizes: (B, 2) or a list of (height, width), original sizes in pixels. Without it boxes and
             scales stay normalized.
         top_k: the most detections of an image; one number, or one per image.
+        interval_level: also give intervals that hold each edge with this probability, such as 0.8.
+        scale_factor: γ of the intervals is multiplied by it; `drmm_hf.evaluation.fit_scale_factor` finds one.
+        density, student_t_dof: `config.density` and `config.student_t_dof` of the model; only for the intervals.
 
     Returns:
         One dict per image, best first: scores (n,), labels (n,) int64, boxes (n, 4) xyxy in pixels of the
-        original image, scales (n, 4) γ per edge in its pixels (only if the outputs have `pred_scales`).
+        original image, scales (n, 4) γ per edge in its pixels (only if the outputs have `pred_scales`), objectness (n,)
+        the factor o of the score p_c·o (only if they have `objectness_logits`), and with `interval_level`
+        box_intervals (n, 2, 4): lower and upper end of the interval of each edge, in the frame of the boxes.
 
     Raises:
-        ValueError: if `threshold`, `target_sizes` or `top_k` do not fit the batch.
+        ValueError: if `threshold`, `target_sizes` or `top_k` do not fit the batch, or a setting of the intervals is
+            out of its range.
+        ImportError: as in `box_intervals`.
     """
     # topk ranks NaN first, and what is kept below has to be a prefix.
     logits = _field(outputs, "logits").float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
@@ -55,9 +71,21 @@ def select_detections(
     scales = _field(outputs, "pred_scales", required=False)
     if scales is not None:
         results["scales"] = scales.float().gather(1, components)
+    elif interval_level is not None:
+        raise ValueError("outputs have no pred_scales, so there are no intervals: leave out interval_level.")
+    objectness = _field(outputs, "objectness_logits", required=False)
+    if objectness is not None:
+        results["objectness"] = objectness.float().sigmoid().gather(1, components[..., 0])
     if target_sizes is not None:
         pixels = _target_sizes(target_sizes, batch).to(device, torch.float32).flip(1).repeat(1, 2)[:, None]
         results |= {name: results[name] * pixels for name in ("boxes", "scales") if name in results}
+
+    if interval_level is not None:
+        if not 0.0 < scale_factor < math.inf:
+            raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
+        wider = scale_factor * results["scales"]
+        ends = box_intervals(results["boxes"], wider, interval_level, density, student_t_dof)
+        results["box_intervals"] = torch.stack(ends, dim=2)
 
     # Scores are sorted, so what is kept is a prefix: B lengths go to the host instead of B boolean masks.
     ranks = torch.arange(count, device=device)

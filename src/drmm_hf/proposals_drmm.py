@@ -35,7 +35,7 @@ class DrmmProposals(nn.Module):
         features = self.features[:count]
         if self.normalize_features:  # without parameters, as AdaMixer's released code has it
             features = F.layer_norm(features, features.shape[-1:])
-        return boxes, features.unsqueeze(0).expand(len(image_sizes), -1, -1)
+        return boxes, features.unsqueeze(0).expand(image_sizes.shape[0], -1, -1)
 
     def initial_boxes(self) -> Tensor:
         """(K, 4) cxcywh: all the full image, or a row-major grid of about 4:3 (20 x 15 for 300, as released)."""

@@ -16,7 +16,7 @@ from .boxes_drmm import ScaleSpace, region_sizes
 from .configuration_drmm import DrmmConfig
 from .layers_drmm import DrmmStage, XavierLinear
 
-_POSITION_UNITS = (1000.0, 1000.0, 1.0, 1.0)
+_POSITION_UNIT = 1000.0
 _TEMPERATURE = 10000.0
 
 
@@ -25,7 +25,8 @@ def position_encoding(regions: Tensor, dim: int) -> Tensor:
     num_features = dim // 4
     index = torch.arange(num_features, device=regions.device) // 2
     frequency = _TEMPERATURE ** (-2 * index / num_features)
-    angle = (regions / regions.new_tensor(_POSITION_UNITS)).unsqueeze(-1) * frequency
+    scaled = torch.cat((regions[..., :2] / _POSITION_UNIT, regions[..., 2:]), dim=-1)
+    angle = scaled.unsqueeze(-1) * frequency
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), dim=-1).flatten(-3)
 
 
@@ -73,15 +74,17 @@ def sample_3d(features: Sequence[Tensor], strides: Sequence[int], points: Tensor
         (B, K, G, P, D / G).
     """
     batch, num_queries, groups, num_points, _ = points.shape
-    levels = torch.tensor([math.log2(stride) for stride in strides], device=points.device)
-    level_weights = torch.softmax(-(points[..., 2:] - levels).square() / 2, dim=-1)
+    # numbers go in one by one: a tensor of them would be a copy to the device
+    distances = torch.stack([points[..., 2] - math.log2(stride) for stride in strides], dim=-1)
+    level_weights = torch.softmax(-distances.square() / 2, dim=-1)
     # (B * G, K, P, 2): the groups are images of their own to the sampler
     xy = points[..., :2].transpose(1, 2).reshape(batch * groups, num_queries, num_points, 2)
     weights = level_weights.transpose(1, 2).reshape(batch * groups, 1, num_queries, num_points, len(strides))
     sampled: Tensor | float = 0.0
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         height, width = feature.shape[-2:]
-        grid = xy / xy.new_tensor([width * stride, height * stride]) * 2 - 1
+        # not one tensor of both sides: that would fix the size in a captured graph, and copy it to a GPU
+        grid = torch.stack((xy[..., 0] / (width * stride), xy[..., 1] / (height * stride)), dim=-1) * 2 - 1
         values = F.grid_sample(
             feature.reshape(batch * groups, -1, height, width),
             grid.to(feature.dtype),

@@ -1,0 +1,162 @@
+"""What the model does not do: wait for a GPU, compute what nobody asked for, compile again for another size."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from drmm_hf import DrmmConfig, DrmmForObjectDetection, loss_drmm, roi_align_drmm
+from model_fixtures import inputs, small_config, small_model
+
+# Operators that read a value or a shape from the device, and those that make a tensor of numbers of the host.
+WAITING = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "unique",
+    "bincount",
+    "repeat_interleave.Tensor",
+    "lift_fresh",
+    "to_copy.device",
+)
+DECODERS = ["drmm-sparse-rcnn-tiny", "drmm-adamixer-tiny"]
+
+
+def small(preset: str, **overrides: Any) -> DrmmForObjectDetection:
+    """A model of the preset of the size of `small_model`."""
+    torch.manual_seed(0)
+    sizes = ("id2label", "num_proposals", "num_stages", "hidden_size", "decoder_ffn_dim", "backbone_kwargs")
+    fields = {name: getattr(small_config(), name) for name in sizes}
+    return DrmmForObjectDetection(DrmmConfig.from_preset(preset, **{**fields, **overrides}))
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = str(function).removeprefix("aten.")
+        if name.startswith("_to_copy") and (kwargs or {}).get("device") not in (None, args[0].device):
+            name = "to_copy.device"
+        if name.startswith("index") and isinstance(args[1], (list, tuple)) and any(map(_is_mask, args[1])):
+            name = "nonzero by a mask"
+        self.operators[name] += 1
+        return result
+
+    def waiting(self) -> list[str]:
+        return [name for name in self.operators if name.startswith(WAITING)]
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choose what is chosen by the device: how regions are read, and how labels are checked."""
+    monkeypatch.setattr(roi_align_drmm, "_bag_roi_align", roi_align_drmm._operator_roi_align)
+    monkeypatch.setattr(loss_drmm, "_check_values", loss_drmm._assert_values)
+
+
+@pytest.mark.parametrize("top_k_ratio", [None, 0.7])
+@pytest.mark.parametrize("preset", DECODERS)
+def test_loss_and_training_forward_never_wait_for_the_device(preset, top_k_ratio, monkeypatch) -> None:
+    model, batch = small(preset, top_k_ratio=top_k_ratio).train(), inputs()
+    batch["labels"].append({"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)})
+    batch["labels"] = batch["labels"][1:]
+    as_on_a_gpu(monkeypatch)
+    with Recorder() as recorder:
+        loss = model(**batch).loss
+        loss.backward()
+    assert recorder.waiting() == []
+    assert recorder.operators["_assert_async.msg"] == 2, "the labels are checked by the device"
+
+
+def test_the_recorder_sees_what_waits() -> None:
+    values = torch.ones(3)
+    with Recorder() as recorder:
+        values.sum().item()
+        values[values > 0]
+        torch.tensor([1.0])
+        values.nonzero()
+    assert len(recorder.waiting()) >= 4
+
+
+def count_calls(model: DrmmForObjectDetection) -> Counter[str]:
+    """Calls of the modules of the heads, by stage and name, from now on."""
+    calls: Counter[str] = Counter()
+    for i, head in enumerate(model.model.heads):
+        for name in ("classifier", "objectness", "box"):
+            getattr(head, name).register_forward_hook(lambda *_, key=f"{name}{i}": calls.update([key]))
+    return calls
+
+
+def test_inference_computes_the_classes_of_the_last_stage_alone() -> None:
+    model, batch = small_model(num_stages=3).eval(), inputs()
+    pixels = (batch["pixel_values"][:1], batch["pixel_mask"][:1])
+    calls = count_calls(model)
+    plain = model(*pixels)
+    assert sorted(calls) == ["box0", "box1", "box2", "classifier2", "objectness2"]
+    calls.clear()
+    every = model(*pixels, output_stages=True)
+    assert len(calls) == 9
+    assert set(calls.values()) == {1}
+    torch.testing.assert_close(plain.logits, every.logits, rtol=0, atol=0)
+    torch.testing.assert_close(plain.pred_boxes, every.pred_boxes, rtol=0, atol=0)
+
+
+def test_with_top_k_between_stages_inference_needs_the_objectness_too() -> None:
+    model, batch = small_model(num_stages=3, top_k_ratio=0.7).eval(), inputs()
+    pixels = (batch["pixel_values"][:1], batch["pixel_mask"][:1])
+    every = model(*pixels, output_stages=True)
+    calls = count_calls(model)
+    plain = model(*pixels)
+    assert sorted(calls) == ["box0", "box1", "box2", "classifier2", "objectness0", "objectness1", "objectness2"]
+    torch.testing.assert_close(plain.logits, every.logits, rtol=0, atol=0)
+    assert plain.logits.shape[1] == 3
+
+
+def test_the_baselines_skip_the_intermediate_classes_too() -> None:
+    model = small("sparse-rcnn-tiny").eval()
+    pixels = inputs()["pixel_values"]
+    calls: list[int] = []
+    for head in model.model.heads:
+        head.classifier.register_forward_hook(lambda *_: calls.append(1))
+    plain = model(pixels)
+    assert len(calls) == 1
+    torch.testing.assert_close(plain.logits, model(pixels, output_stages=True).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("isolate_images", [False, True])
+@pytest.mark.parametrize("preset", DECODERS)
+def test_an_image_that_is_all_padding_gives_finite_numbers(preset, isolate_images) -> None:
+    model, batch = small(preset, isolate_images=isolate_images).eval(), inputs()
+    batch["pixel_mask"][1] = 0
+    outputs = model(**batch)
+    for name in ("loss", "logits", "pred_boxes", "pred_scales"):
+        assert outputs[name].isfinite().all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", DECODERS)
+def test_compiled_once_the_detector_takes_images_of_other_sizes(preset) -> None:
+    torch._dynamo.reset()
+    model = small(preset, isolate_images=False).eval()
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend="eager")
+    sizes = [(2, 64, 96), (2, 96, 64), (3, 128, 160)]
+    with torch.no_grad():
+        compiled(torch.randn(2, 3, 64, 96))
+        for batch, height, width in sizes:
+            pixels = torch.randn(batch, 3, height, width)
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                outputs = compiled(pixels)
+            expected = model(pixels)
+            torch.testing.assert_close(outputs.logits, expected.logits, atol=1e-4, rtol=1e-4)

@@ -13,7 +13,7 @@ from transformers.models.auto import modeling_auto  # noqa: E402
 
 from .configuration_drmm import DrmmConfig  # noqa: E402
 from .image_processing_drmm import DrmmImageProcessor  # noqa: E402
-from .mixture import MixtureLoss, MixtureParameters, mixture_loss  # noqa: E402
+from .mixture import MixtureLoss, MixtureParameters, mixture_loss, mixture_losses  # noqa: E402
 from .modeling_drmm import (  # noqa: E402
     DrmmForObjectDetection,
     DrmmModel,
@@ -32,6 +32,7 @@ __all__ = [
     "MixtureLoss",
     "MixtureParameters",
     "mixture_loss",
+    "mixture_losses",
 ]
 
 AutoConfig.register("drmm", DrmmConfig)

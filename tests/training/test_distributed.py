@@ -1,9 +1,6 @@
 """Two processes against one with the same images per step: the same training and the same numbers."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +8,8 @@ import pytest
 
 from drmm_hf.data import generate_scenes
 from drmm_hf.training import TrainConfig, train
+from training.run_two import run_two_processes
 
-ROOT = Path(__file__).parents[2]
 # statistics of BatchNorm are those of a process unless they are fixed (SyncBN is for accelerators only)
 SMALL = {"backbone_norm": "eval", "num_stages": 2, "num_proposals": 16}
 CASES: dict[str, dict[str, Any]] = {
@@ -35,15 +32,6 @@ def fields(data: Path, output: Path, batch_size: int, **more: Any) -> dict[str, 
     settings = {"data": str(data), "output": str(output), "batch_size": batch_size, "train_images": 40, "log_every": 1}
     # a small rate: Adam makes a whole step of a rounding error in a gradient near zero
     return {**settings, "cpu": True, "learning_rate": 1e-4, "eval_batch_size": 4, "save_every": 0, **more}
-
-
-def run_two_processes(configs: list[dict[str, Any]], folder: Path) -> None:
-    (folder / "configs.json").write_text(json.dumps(configs))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "tests/training/run_configs.py"), str(folder / "configs.json")]
-    done = subprocess.run([*command, *script], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-9000:]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,10 @@ from drmm_hf.data import TrainTransform
 from drmm_hf.training import TrainConfig, TrainingStopped, train
 from drmm_hf.training.loop import _Training
 
+NEW_TRANSFORMERS = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="torch.compile stumbles over the output recorder of older transformers",
+)
 SMALL = {"num_stages": 2, "num_proposals": 16}
 
 
@@ -172,10 +176,7 @@ def test_the_average_is_what_is_evaluated_and_saved(scenes: Path, tmp_path: Path
             {"compile": "eager"},
             1e-5,
             5e-3,
-            marks=pytest.mark.skipif(
-                Version(transformers.__version__) < Version("5.23"),
-                reason="torch.compile stumbles over the output recorder of older transformers",
-            ),
+            marks=NEW_TRANSFORMERS,
         ),
     ],
 )
@@ -186,6 +187,20 @@ def test_cheaper_arithmetic_trains_alike(scenes: Path, tmp_path: Path, options: 
     plain, other = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "other"))
     assert other[0] == pytest.approx(plain[0], rel=first)
     assert other == pytest.approx(plain, rel=later)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor compiles with gcc on a CPU")
+@NEW_TRANSFORMERS
+def test_inductor_trains_as_eager_in_one_graph(scenes: Path, tmp_path: Path) -> None:
+    options = {"config": {"num_stages": 1, "num_proposals": 16}, "learning_rate": 1e-5, "train_images": 8}
+    train(settings(scenes, tmp_path / "plain", **options))
+    torch._dynamo.utils.counters.clear()
+    train(settings(scenes, tmp_path / "other", compile="inductor", **options))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    plain, other = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "other"))
+    assert other == pytest.approx(plain, rel=1e-4)
 
 
 @pytest.mark.parametrize("augmentation", ["multi_scale", "resize"])

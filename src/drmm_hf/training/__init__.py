@@ -1,7 +1,8 @@
 """Training through Accelerate."""
 
 from .config import TrainConfig
-from .loop import TrainingStopped, TrainResult, train
+from .faults import TrainingStopped
+from .loop import TrainResult, train
 from .options import parse_config, read_recipe, recipe_names
 
 __all__ = [

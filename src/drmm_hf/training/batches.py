@@ -9,10 +9,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data import DetectionDataset
+from .faults import ignore_interrupts
 from .sampling import TrainingOrder, sample_seed
 
 STRIDE = 32
-_MAX_REPLACEMENTS = 10
+_OF_A_SAMPLE = {"image", "boxes", "labels", "skipped"}
+MAX_REPLACEMENTS = 10
+"""So many unreadable images in a row are no accident."""
 
 
 class TrainingSamples(Dataset):
@@ -45,7 +48,7 @@ class TrainingSamples(Dataset):
 
     def _readable_sample(self, index: int) -> dict[str, Any] | Exception:
         skipped = []
-        for candidate in range(index, index + _MAX_REPLACEMENTS):
+        for candidate in range(index, index + MAX_REPLACEMENTS):
             try:
                 sample = self.transform(self.rows[candidate % len(self.rows)])
             except (ValueError, OSError) as error:
@@ -57,19 +60,19 @@ class TrainingSamples(Dataset):
         return ValueError(f"{len(skipped)} images in a row cannot be read; the last: {skipped[-1]}")
 
 
-def collate(samples: Sequence[Mapping[str, Any] | Exception]) -> dict[str, Any] | Exception:
-    """Samples to a batch, or the first error among them.
+def collate(samples: Sequence[Mapping[str, Any] | Exception | None]) -> dict[str, Any] | Exception | None:
+    """Samples to a batch, or the first error or None among them.
 
     Args:
         samples: `image` (3, h, w) uint8, `boxes` (n, 4) xyxy in its pixels, `labels` (n,), and optionally `skipped`,
-            messages of images that could not be read.
+            messages of images that could not be read. What else the last sample has is passed on.
 
     Returns:
         `image` (B, 3, H, W) uint8 with H, W the largest rounded up to a multiple of 32, `pixel_mask` (B, H, W),
         `labels` as `DrmmForObjectDetection` takes them, and `skipped`.
     """
     for sample in samples:
-        if isinstance(sample, Exception):
+        if sample is None or isinstance(sample, Exception):
             return sample
     samples = cast(Sequence[Mapping[str, Any]], samples)
     largest = [max(sample["image"].shape[axis] for sample in samples) for axis in (-2, -1)]
@@ -85,7 +88,8 @@ def collate(samples: Sequence[Mapping[str, Any] | Exception]) -> dict[str, Any] 
         center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         labels.append({"boxes": torch.cat((center, size), dim=-1), "class_labels": sample["labels"]})
     skipped = [message for sample in samples for message in sample.get("skipped", ())]
-    return {"image": images, "pixel_mask": mask, "labels": labels, "skipped": skipped}
+    more = {name: value for name, value in samples[-1].items() if name not in _OF_A_SAMPLE}
+    return {"image": images, "pixel_mask": mask, "labels": labels, "skipped": skipped, **more}
 
 
 def normalize(images: Tensor, pixel_mask: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -95,15 +99,18 @@ def normalize(images: Tensor, pixel_mask: Tensor, mean: Sequence[float], std: Se
     return (images.float() - shift) / scale * pixel_mask.unsqueeze(1)
 
 
-def training_loader(samples: TrainingSamples, order: TrainingOrder, num_workers: int = 0) -> DataLoader:
-    """Endless batches in the given order."""
+def training_loader(
+    samples: Dataset, num_workers: int = 0, *, order: TrainingOrder | None = None, batch_size: int = 1
+) -> DataLoader:
+    """Endless batches: in the given order, or of so many consecutive samples of a stream."""
     return DataLoader(
         samples,
-        batch_sampler=order,
+        **({"batch_size": batch_size} if order is None else {"batch_sampler": order}),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_interrupts,
     )
 
 
@@ -113,7 +120,7 @@ def orientation_groups(dataset: DetectionDataset) -> list[int]:
     return wide.astype(int).tolist()
 
 
-def canvas_size(dataset: DetectionDataset, size: Mapping[str, int]) -> tuple[int, int]:
+def canvas_size(landscape_share: float, size: Mapping[str, int]) -> tuple[int, int]:
     """Height and width of the training canvas for the processor's `size`.
 
     A processor with fixed height and width gives just that. With shortest and longest edge the canvas lies as nine in
@@ -122,7 +129,6 @@ def canvas_size(dataset: DetectionDataset, size: Mapping[str, int]) -> tuple[int
     if "height" in size:
         return size["height"], size["width"]
     short, long = size["shortest_edge"], size.get("longest_edge") or size["shortest_edge"]
-    landscape = np.mean(np.array(dataset.dataset["width"]) >= np.array(dataset.dataset["height"]))
-    if landscape >= 0.9:
+    if landscape_share >= 0.9:
         return short, long
-    return (long, short) if landscape <= 0.1 else (long, long)
+    return (long, short) if landscape_share <= 0.1 else (long, long)

@@ -1,23 +1,32 @@
 """The command line of `scripts/train.py`."""
 
 import argparse
-import signal
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate import PartialState
 
-from ..evaluation.command_line import run_command
+from ..evaluation.command_line import INTERRUPTED, run_command
+from .checkpoints import Checkpoints
 from .loop import train
 from .options import parse_config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the options say; exit status 0, or 2 with one line on stderr for bad input."""
+    """Train as the options say; exit status 0, 2 with one line on stderr for bad input, or 130 after Ctrl-C."""
     config = parse_config(argv)
 
     def run(_: argparse.Namespace) -> int:
-        result = train(config)
+        try:
+            result = train(config)
+        except KeyboardInterrupt as stop:
+            if PartialState().is_main_process:
+                kept = Checkpoints(Path(config.output) / "checkpoints")
+                hint = f"; go on with: train.py --recipe {shlex.quote(f'{config.output}/recipe.yaml')} --resume"
+                print(f"\ninterrupted {stop}".rstrip() + hint * bool(kept), file=sys.stderr)
+            return INTERRUPTED
         if not PartialState().is_main_process:
             return 0
         summary = {
@@ -27,11 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"model: {result.model_dir}")
         return 0
 
-    try:
-        status = run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))
-    except KeyboardInterrupt:
-        hint = f"; add --resume to go on from the last checkpoint in {config.output}" if config.save_every else ""
-        print(f"\ninterrupted{hint}", file=sys.stderr)
-        return 128 + signal.SIGINT
-    PartialState().destroy_process_group()
+    status = run_command(run, argparse.Namespace(batch_size=config.batch_size, debug=config.debug))
+    if status != INTERRUPTED:  # then the other processes do not answer
+        PartialState().destroy_process_group()
     return status

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..annotations_drmm import shown
+
 SCHEDULES = ("cosine", "linear", "constant_with_warmup", "multi_step")
 AUGMENTATIONS = ("affine", "multi_scale", "resize")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -39,13 +41,23 @@ class TrainConfig:
         "data",
         "",
         "COCO-format folder (annotations/instances_{train,val}.json, images/), or a data set of the Hub or on disk "
-        "with the columns image and objects",
+        "with the columns image and objects; with --streaming also a folder of WebDataset tars",
     )
     output: str = _option("data", "runs/train", "folder for the model, metrics.json and results")
     train_split: str = _option("data", "train", "split to train on")
     eval_split: str = _option("data", "val", "split to evaluate; '' for none")
+    classes: Sequence[str] | None = _option(
+        "data", None, "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"
+    )
     skip_empty_images: bool = _option("data", False, "leave out training images without boxes, as the paper does")
     aspect_ratio_batches: bool = _option("data", False, "batches of wide or of tall images only: less padding")
+    streaming: bool = _option(
+        "data", False, "read the shards of --data (parquet files or tars) in order, without keeping them on the disk"
+    )
+    epoch_images: int | None = _option(
+        "data", None, "streaming: images of the training split, so that the length can be given in --epochs"
+    )
+    shuffle_buffer: int = _option("data", 1000, "streaming: encoded images that each reading process mixes in memory")
     num_workers: int = _option("data", 0, "processes that read and augment images; 0 does it in the main process")
     cache_images: bool = _option("data", True, "affine: keep decoded images in memory, up to 1 GiB per worker")
     max_bad_images: int = _option("data", 10, "unreadable training images to replace and report before stopping")
@@ -93,6 +105,9 @@ class TrainConfig:
 
     mixed_precision: str = _option("machine", "no", ", ".join(PRECISIONS))
     gradient_checkpointing: bool = _option("machine", False, "recompute the stages backward: less memory, more time")
+    timeout: float = _option(
+        "machine", 1800.0, "seconds after which several processes stop if one of them does not answer"
+    )
     compile: str | None = _option("machine", None, "torch.compile backbone and stages with this backend: inductor")
     cpu: bool = _option("machine", False, "use the CPU even if there is an accelerator")
     seed: int = _option("machine", 0, "seed of weights, order and augmentation")
@@ -117,17 +132,19 @@ class TrainConfig:
             raise ValueError("TrainConfig.milestones are epochs; set the length of the training by epochs, too.")
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"TrainConfig.milestones={list(self.milestones)} must be ascending.")
+        if self.epoch_images is not None and not self.streaming:
+            raise ValueError("TrainConfig.epoch_images is for a stream; leave it out, or set streaming.")
         self._check_ranges()
         choices = {"schedule": SCHEDULES, "mixed_precision": PRECISIONS, "augmentation": AUGMENTATIONS}
         for name, values in choices.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"TrainConfig.{name}={getattr(self, name)!r}; choose one of {', '.join(values)}.")
+                raise ValueError(f"TrainConfig.{name}={shown(getattr(self, name))}; choose one of {', '.join(values)}.")
 
     def _check_ranges(self) -> None:
         positive = (
             *("batch_size", "learning_rate", "max_grad_norm", "scale_min", "log_every", "train_images", "epochs"),
             *("gradient_accumulation", "max_bad_steps", "eval_every_epochs", "eval_batch_size", "patience"),
-            "save_total_limit",
+            *("save_total_limit", "epoch_images", "shuffle_buffer", "timeout"),
         )
         for name in positive:
             value = getattr(self, name)

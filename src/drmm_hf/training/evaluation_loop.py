@@ -1,6 +1,5 @@
 """Evaluation during a training, shared among its processes."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -33,18 +32,16 @@ def evaluate_model(
         On every process AP, AP50, AP75, AR100 and the other COCO numbers, and ECE (paper Eq. 9) over all of the 100
         detections an image, with `ECE_settings` saying how.
     """
-    rows = share_of(len(dataset), batch_size, accelerator.num_processes, accelerator.process_index)
-    results: list[dict[str, Any]] = []
-    if rows:
-        part = dataclasses.replace(dataset, dataset=dataset.dataset.select(rows))
-        results = predict_dataset(
-            model,
-            processor,
-            part,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            progress=accelerator.is_main_process,
-        )
+    results = predict_dataset(
+        model,
+        processor,
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        progress=accelerator.is_main_process,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+    )
     results = gather_results(accelerator, results, dataset)
     metrics: list[Any] = [None]
     if accelerator.is_main_process:
@@ -53,12 +50,6 @@ def evaluate_model(
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(metrics, src=0)
     return metrics[0]
-
-
-def share_of(num_images: int, batch_size: int, num_processes: int, process_index: int) -> list[int]:
-    """Images of a process: whole batches of consecutive images, dealt in turn."""
-    starts = range(process_index * batch_size, num_images, num_processes * batch_size)
-    return [index for start in starts for index in range(start, min(start + batch_size, num_images))]
 
 
 def gather_results(

@@ -12,29 +12,23 @@ from typing import Any
 
 from accelerate.utils import send_to_device, set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import load_detection_dataset
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
-from .batches import TrainingSamples, normalize, orientation_groups, training_loader
+from .batches import normalize
 from .checkpoints import Checkpoints
 from .config import TrainConfig
 from .evaluation_loop import evaluate_model
+from .faults import Interrupts, TrainingStopped, batch_advice, explained_faults
 from .loss_scale import batch_weights
-from .metrics_log import RunningMean, keep_lines
+from .metrics_log import MetricsLog, RunningMean
 from .optimization import StepGuard, WeightAverage, build_optimizer, build_schedule
 from .options import write_recipe
 from .resume import checkpoint_to_resume, prepare_output, run_identity
-from .sampling import TrainingOrder
-from .setup import build_accelerator, build_model, build_transform, number_of_steps, without_empty_images
+from .setup import build_accelerator, build_model, build_transform, number_of_steps, open_source
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingStopped(ValueError):
-    """The training cannot go on; the message says why and what to change."""
 
 
 @dataclass
@@ -61,7 +55,9 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         FileNotFoundError, ValueError: the data, the settings or the checkpoint are wrong; the message names the file or
             field. Nothing is written before the data have been read.
-        TrainingStopped: too many steps without a finite gradient, too many unreadable images, or a dead worker.
+        TrainingStopped: too many steps without a finite gradient, too many unreadable images, a dead worker or
+            process, or no memory.
+        KeyboardInterrupt: Ctrl-C; a training of one process finishes its step and writes a checkpoint first.
         OSError: a checkpoint cannot be written; the previous one is intact.
     """
     return _Training(config).run()
@@ -75,130 +71,121 @@ class _Training:
         self.accelerator = build_accelerator(config)
         set_seed(config.seed)
         # Read everything that can be wrong before the minutes of training.
-        self.dataset = load_detection_dataset(config.data, config.train_split)
-        self.eval_dataset = None
-        if config.eval_split:
-            self.eval_dataset = load_detection_dataset(config.data, config.eval_split, id2label=self.dataset.id2label)
-        if self.dataset.report.boxes == 0:
-            path = self.dataset.annotations_path
-            raise ValueError(f"{path}: no boxes to learn from in the split {config.train_split!r}.")
-        if config.skip_empty_images:
-            self.dataset = without_empty_images(self.dataset)
-        self.model, self.processor = build_model(config, self.dataset)
+        self.source = open_source(config, self.accelerator)
+        self.eval_dataset = self.source.evaluation_dataset() if config.eval_split else None
+        self.model, self.processor = build_model(config, self.source)
         if config.gradient_checkpointing:
             # transformers has renamed it
             getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
-        transform = build_transform(config, self.dataset, self.processor)
-        self.samples = TrainingSamples(self.dataset, transform, config.seed, strict=config.max_bad_images == 0)
+        self.transform = build_transform(config, self.source, self.processor)
         self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
-        self.num_steps = number_of_steps(config, len(self.dataset), self.images_per_step)
+        self.num_steps = number_of_steps(config, self.source.epoch_images, self.images_per_step)
         self.output = Path(config.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
         self.best: dict[str, float] = {}
         self.evaluations_without_gain = 0
         self.unreadable: dict[str, None] = {}
         self.bad_steps = 0
+        self.current: list[dict[str, Any]] | None = None  # batches of the step, [] in an evaluation
 
     def run(self) -> TrainResult:
-        self.identity = run_identity(self.model, self.dataset, self.config, self.images_per_step)
+        self.identity = run_identity(self.model, self.source, self.config, self.images_per_step)
         resumed = checkpoint_to_resume(self.checkpoints, self.output, self.identity, self.config.resume)
         self.accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if self.accelerator.is_main_process:
             prepare_output(self.output, self.checkpoints, keep=resumed is not None)
             write_recipe(self.config, self.output / "recipe.yaml")
         optimizer = build_optimizer(self.model, self.config)
-        schedule = build_schedule(optimizer, self.config, self.num_steps, len(self.dataset) / self.images_per_step)
+        schedule = build_schedule(optimizer, self.config, self.num_steps, self._steps_of_epochs(1))
         if self.config.compile:
             self.model.model.compile(backend=self.config.compile, dynamic=True)
         self.prepared, self.optimizer, self.schedule = self.accelerator.prepare(self.model, optimizer, schedule)
         self.average = None
         if self.config.ema_decay is not None:
             self.average = WeightAverage(self.model, self.config.ema_decay)
-        first_step, seconds = 0, 0.0
+        first_step, seconds, position = 0, 0.0, None
         if resumed is not None:
             path, progress = resumed
             self.checkpoints.load(path, self.accelerator, self.average)
-            first_step, seconds = progress["step"], progress["train_seconds"]
+            first_step, seconds, position = progress["step"], progress["train_seconds"], progress.get("position")
             self.best, self.bad_steps = progress["best"], progress["bad_steps"]
             self.evaluations_without_gain = progress["evaluations_without_gain"]
+            self.unreadable = dict.fromkeys(progress.get("unreadable_images", ()))
         started = time.perf_counter() - seconds
-        steps = self._optimize(first_step, started)
-        return self._finish(steps, round(time.perf_counter() - started, 1))
+        with explained_faults(self.config, self.accelerator.num_processes, self._memory_use):
+            steps = self._optimize(first_step, position, started)
+            return self._finish(steps, round(time.perf_counter() - started, 1))
 
-    def _loader(self, first_step: int) -> DataLoader:
-        order = TrainingOrder(
-            len(self.samples),
-            self.config.batch_size,
-            self.config.seed,
-            groups=orientation_groups(self.dataset) if self.config.aspect_ratio_batches else None,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-            accumulation=self.config.gradient_accumulation,
-            first_step=first_step,
-        )
-        return training_loader(self.samples, order, self.config.num_workers)
+    def _memory_use(self) -> str:
+        """What is being computed, and what would make it smaller."""
+        if self.current is None:
+            return "while reading the first images: lower --num-workers or --shuffle-buffer"
+        if not self.current:
+            return f"while evaluating: lower --eval-batch-size (now {self.config.eval_batch_size})"
+        return batch_advice(self.config, self.current, self.model.config)
 
-    def _optimize(self, first_step: int, started: float) -> int:
+    def _steps_of_epochs(self, epochs: float) -> float:
+        return epochs * (self.source.epoch_images or math.nan) / self.images_per_step
+
+    def _optimize(self, first_step: int, position: Any, started: float) -> int:
         """Train from `first_step` on; the number of steps that were done at the end."""
-        config, main = self.config, self.accelerator.is_main_process
-        fused_skip = config.mixed_precision != "fp16"  # there the GradScaler does it
-        guard = StepGuard(getattr(self.optimizer, "optimizer", self.optimizer), self.accelerator.device)
+        config, accelerator = self.config, self.accelerator
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        guard = StepGuard(inner, accelerator.device, self.model)
         self.prepared.train()
-        log_path = self.output / "metrics.jsonl"
-        if main:
-            keep_lines(log_path, first_step)
-            self._start_trackers()
-        batches = self._host_batches(first_step)
+        log = MetricsLog(self.output / "metrics.jsonl", first_step, accelerator, config.to_dict())
+        batches = self.source.batches(self.transform, first_step, position)
         eval_steps = self._evaluation_steps()
+        main = accelerator.is_main_process
         bar = tqdm(total=self.num_steps, initial=first_step, desc="training", unit="step", disable=not main)
+        # of several processes, each would stop at another step
+        interrupts = Interrupts().held(accelerator.num_processes == 1)
         window, window_start = RunningMean(), time.perf_counter()
         step = first_step
-        with contextlib.closing(bar), open(log_path, "a") if main else contextlib.nullcontext() as log:
+        with contextlib.closing(bar), contextlib.closing(log), interrupts as ctrl_c:
             for step in range(first_step + 1, self.num_steps + 1):
-                values = self._forward_backward([next(batches) for _ in range(config.gradient_accumulation)])
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
-                bad = guard.check(norm)
-                if not fused_skip:
-                    guard.disarm()
-                self.optimizer.step()
-                self.schedule.step()
-                self.optimizer.zero_grad()
-                if self.average is not None:
-                    self.average.update(self.model)
-                window.add({**values, "grad_norm": norm}, bad)
+                self.current = self._next_batches(batches)
+                window.add(*self._step(self.current, guard))
                 bar.update()
                 if step % config.log_every == 0 or step == self.num_steps:
                     rate = window.count * self.images_per_step / (time.perf_counter() - window_start)
-                    line = {"step": step, **self._means(window), "learning_rate": self.schedule.get_last_lr()[0]}
-                    line["images_per_second"] = round(rate, 2)
+                    line: dict[str, Any] = self._means(window)
+                    line |= {"learning_rate": self.schedule.get_last_lr()[0], "images_per_second": round(rate, 2)}
                     self._stop_if_diverged(guard, step)
                     bar.set_postfix(loss=f"{line['loss']:.3f}" if line["loss"] is not None else "nan", refresh=False)
-                    self._log(log, line, step)
+                    log.write(step, line)
                     window, window_start = RunningMean(), time.perf_counter()
                 if step in eval_steps and step < self.num_steps:
                     if self._evaluate_and_keep_best(step, log):
                         break
                     window_start = time.perf_counter()
-                if config.save_every and (step % config.save_every == 0 or step == self.num_steps):
+                due = step % config.save_every == 0 or step == self.num_steps if config.save_every else False
+                if due or (config.save_every and ctrl_c.pending):
                     self._save_checkpoint(step, time.perf_counter() - started)
+                if ctrl_c.pending:
+                    raise KeyboardInterrupt(f"after step {step}")
         return step
 
-    def _host_batches(self, first_step: int) -> Iterator[dict[str, Any]]:
-        batches = iter(self._loader(first_step))
-        while True:
-            try:
-                batch = next(batches)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise TrainingStopped(
-                    f"A process that reads images has died ({str(error).splitlines()[0]}). Often memory is short: "
-                    "lower --num-workers or --batch-size, and add --resume."
-                ) from error
-            if isinstance(batch, Exception):
-                raise batch
+    def _next_batches(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The batches of the next step."""
+        step_batches = [next(batches) for _ in range(self.config.gradient_accumulation)]
+        for batch in step_batches:
             self._note_unreadable(batch.pop("skipped"))
-            yield batch
+        return step_batches
+
+    def _step(self, batches: list[dict[str, Any]], guard: StepGuard) -> tuple[dict[str, Tensor], Tensor]:
+        """One step of the optimizer; the loss and its terms, and whether the step was skipped (1 or 0)."""
+        values = self._forward_backward(batches)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        bad = guard.check(norm)
+        if self.config.mixed_precision == "fp16":  # there the GradScaler skips them
+            guard.disarm()
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.model)
+        return {**values, "grad_norm": norm}, bad
 
     def _note_unreadable(self, messages: list[str]) -> None:
         for message in messages:
@@ -254,7 +241,7 @@ class _Training:
         every = self.config.eval_every
         steps = set(range(every, self.num_steps + 1, every)) if every else set()
         if self.config.eval_every_epochs:
-            stride = self.config.eval_every_epochs * len(self.dataset) / self.images_per_step
+            stride = self._steps_of_epochs(self.config.eval_every_epochs)
             steps |= {max(1, round(stride * i)) for i in range(1, int(self.num_steps / stride) + 1)}
         return steps
 
@@ -263,6 +250,7 @@ class _Training:
 
     def _evaluate(self, results: Path) -> dict[str, Any]:
         assert self.eval_dataset is not None
+        self.current = []
         return evaluate_model(
             self.accelerator,
             self._trained_model(),
@@ -273,10 +261,10 @@ class _Training:
             num_workers=self.config.num_workers,
         )
 
-    def _evaluate_and_keep_best(self, step: int, log: Any) -> bool:
+    def _evaluate_and_keep_best(self, step: int, log: MetricsLog) -> bool:
         """Evaluate in the middle of the training; True if it should stop early."""
         metrics = self._evaluate(self.output / "results.json")
-        self._log(log, {"step": step, **{k: v for k, v in metrics.items() if not isinstance(v, str)}}, step)
+        log.write(step, {k: v for k, v in metrics.items() if not isinstance(v, str)})
         self._keep_best(metrics, step)
         patience = self.config.patience
         return patience is not None and self.evaluations_without_gain >= patience
@@ -299,21 +287,10 @@ class _Training:
             "best": self.best,
             "evaluations_without_gain": self.evaluations_without_gain,
             "bad_steps": self.bad_steps,
+            "unreadable_images": list(self.unreadable),
+            "position": self.source.position(),
         }
         self.checkpoints.save(self.accelerator, step, progress, self.average)
-
-    def _start_trackers(self) -> None:
-        if self.config.report_to:
-            settings = {k: v if isinstance(v, int | float | str) else str(v) for k, v in self.config.to_dict().items()}
-            self.accelerator.init_trackers("drmm-hf", config=settings)
-
-    def _log(self, log: Any, line: dict[str, Any], step: int) -> None:
-        if log is not None:
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-            if self.config.report_to:
-                numbers = {k: v for k, v in line.items() if isinstance(v, int | float) and k != "step"}
-                self.accelerator.log(numbers, step=step)
 
     def _finish(self, steps: int, seconds: float) -> TrainResult:
         metrics: dict[str, Any] = {

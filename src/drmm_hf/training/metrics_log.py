@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 
@@ -18,6 +20,39 @@ def keep_lines(path: Path, last_step: int) -> None:
             if json.loads(line)["step"] <= last_step:
                 kept.append(line + "\n")
     path.write_text("".join(kept))
+
+
+class MetricsLog:
+    """metrics.jsonl and the trackers; only the main process writes.
+
+    Args:
+        path: the file.
+        first_step: lines after it are dropped.
+        accelerator: knows the trackers.
+        settings: of the training, for the trackers.
+    """
+
+    def __init__(self, path: Path, first_step: int, accelerator: Accelerator, settings: Mapping[str, Any]):
+        self.accelerator, self.file = accelerator, None
+        if accelerator.is_main_process:
+            keep_lines(path, first_step)
+            if accelerator.log_with:
+                plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
+                accelerator.init_trackers("drmm-hf", config=plain)
+            self.file = open(path, "a")  # noqa: SIM115
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line; the numbers in it go to the trackers as well."""
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+            if self.accelerator.trackers:
+                self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
+
+    def close(self) -> None:
+        """Close the file; the trackers go on."""
+        if self.file is not None:
+            self.file.close()
 
 
 class RunningMean:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..annotations_drmm import shown
 from .config import TrainConfig
 
 _FIELDS = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
@@ -64,7 +65,10 @@ def read_recipe(source: str) -> dict[str, Any]:
     if "/" in source or source.endswith((".yaml", ".yml")):
         if not Path(source).is_file():
             raise FileNotFoundError(f"--recipe {source}: no such file")
-        text = Path(source).read_text(encoding="utf-8")
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--recipe {source}: is not text in UTF-8 ({error})") from error
     else:
         if source not in recipe_names():
             near = difflib.get_close_matches(source, recipe_names(), n=3, cutoff=0.3) or recipe_names()
@@ -72,8 +76,8 @@ def read_recipe(source: str) -> dict[str, Any]:
         text = (_recipe_folder() / f"{source}.yaml").read_text(encoding="utf-8")
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--recipe {source}: not valid YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a date of month 13, a list as a key, ...
+        raise ValueError(f"--recipe {source}: not valid YAML: {str(error)[:500]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"--recipe {source}: holds no fields; write lines such as `epochs: 12`")
     fields = {str(name): value for name, value in content.items()}
@@ -82,7 +86,7 @@ def read_recipe(source: str) -> dict[str, Any]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
             raise ValueError(
-                f"--recipe {source}: unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+                f"--recipe {source}: unknown field {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
         fields[name] = _typed(value, name, source)
     return fields
@@ -132,8 +136,8 @@ def _argument(spec: Any) -> tuple[dict[str, Any], str]:
     shown = "" if spec.default in (None, "") else f" (default: {spec.default})"
     if spec.name == "config":
         return {"nargs": "+", "metavar": "NAME=VALUE"}, ""
-    if spec.name == "milestones":
-        return {"nargs": "+", "type": float, "metavar": "EPOCH"}, ""
+    if (kind := _element(hint)) is not None:
+        return {"nargs": "+", "type": kind, "metavar": {"milestones": "EPOCH", "classes": "NAME"}[spec.name]}, ""
     kind = next(kind for kind in get_args(hint) or (hint,) if kind is not type(None))
     return {"type": kind, "metavar": kind.__name__.upper()}, shown.replace("%", "%%")
 
@@ -146,16 +150,29 @@ def _typed(value: Any, name: str, source: str) -> Any:
         return number
     for kind in kinds:
         base = get_origin(kind) or kind
-        if base is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if (
+            base is float
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and (isinstance(value, float) or abs(value) < 1e300)
+        ):
             return float(value)
-        if base is Sequence and isinstance(value, list) and all(isinstance(entry, int | float) for entry in value):
-            return value
+        if base is Sequence and isinstance(value, list):
+            element = _element(kind)
+            if all(isinstance(entry, str if element is str else int | float) for entry in value):
+                return value
         if base is not Sequence and isinstance(value, base) and not (base is int and isinstance(value, bool)):
             return value
     wanted = " or ".join(
         "nothing" if k is type(None) else getattr(get_origin(k) or k, "__name__", str(k)) for k in kinds
     )
-    raise ValueError(f"--recipe {source}: field {name!r} is {value!r}, but must be of type {wanted}")
+    raise ValueError(f"--recipe {source}: field {name!r} is {shown(value)}, but must be of type {wanted}")
+
+
+def _element(hint: Any) -> type | None:
+    """The type of the elements of a field that is a sequence, else None."""
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((get_args(kind)[0] for kind in kinds if get_origin(kind) is Sequence), None)
 
 
 def _assignments(texts: Sequence[str]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..data import DetectionDataset
 from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
 from .config import TrainConfig
+from .sources import SampleSource
 
 logger = logging.getLogger(__name__)
 
@@ -18,19 +18,20 @@ _FIXES = {
     "images_per_step": "; choose --gradient-accumulation or --batch-size so that the number agrees",
     "classes": "; resume with the data set of the first part, or fine-tune with --model",
     "training images": "; resume with the data set of the first part",
+    "shards": "; resume with the data set of the first part",
 }
 
 
 def run_identity(
-    model: DrmmForObjectDetection, dataset: DetectionDataset, config: TrainConfig, images_per_step: int
+    model: DrmmForObjectDetection, source: SampleSource, config: TrainConfig, images_per_step: int
 ) -> dict[str, Any]:
     """What a resumed run must share with the one before, as plain values."""
     fields = model.config.to_dict()
     return {
         "images_per_step": images_per_step,
         "seed": config.seed,
-        "training images": len(dataset),
-        "classes": {str(label): name for label, name in dataset.id2label.items()},
+        **source.identity(),
+        "classes": {str(label): name for label, name in source.id2label.items()},
         "ema_decay": config.ema_decay,
         **{
             f"config.{name}": json.loads(json.dumps(fields[name]))

@@ -66,6 +66,6 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
         return batches
 
 
-def sample_seed(seed: int, epoch: int, index: int) -> int:
+def sample_seed(seed: int, epoch: int, *image: int) -> int:
     """Seed of the augmentation of one image in one epoch, whichever process and worker makes it."""
-    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, epoch, *image]).generate_state(1, np.uint64)[0] >> 1)

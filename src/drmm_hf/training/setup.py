@@ -1,28 +1,38 @@
 """What a training is made of: model, augmentation, Accelerate, and the length in steps."""
 
-import dataclasses
+import os
 from collections.abc import Callable
+from datetime import timedelta
 
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
-from ..data import DetectionDataset, PaperTransform, TrainTransform
+from ..data import PaperTransform, TrainTransform
 from ..evaluation.loading import load_checkpoint
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import processor_fields
 from .batches import canvas_size
 from .config import TrainConfig
+from .sources import SampleSource, TableSource
+from .streamed_source import StreamedSource
 
 _CACHE_BYTES = 1 << 30
+_SHARDING = {
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
+"""What Accelerate's launcher sets in the environment."""
 
 
-def build_model(config: TrainConfig, dataset: DetectionDataset) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+def build_model(config: TrainConfig, source: SampleSource) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
-    labels = {"id2label": dataset.id2label, "label2id": dataset.label2id}
+    labels = {"id2label": source.id2label, "label2id": source.label2id}
     overrides = {**(config.config or {}), **labels}
     if config.model is not None:
         return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
@@ -38,13 +48,13 @@ def build_model(config: TrainConfig, dataset: DetectionDataset) -> tuple[DrmmFor
     return model, DrmmImageProcessor(**processor_fields(config.preset))
 
 
-def build_transform(config: TrainConfig, dataset: DetectionDataset, processor: DrmmImageProcessor) -> Callable:
+def build_transform(config: TrainConfig, source: SampleSource, processor: DrmmImageProcessor) -> Callable:
     """The augmentation, at the scale at which the processor will show images to the model."""
     if config.augmentation != "affine":
         return PaperTransform(multi_scale=config.augmentation == "multi_scale", horizontal_flip=config.horizontal_flip)
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
     return TrainTransform(
-        canvas_size(dataset, size),
+        canvas_size(source.landscape_share(), size),
         horizontal_flip=config.horizontal_flip,
         vertical_flip=config.vertical_flip,
         scale_range=(config.scale_min, config.scale_max),
@@ -55,18 +65,40 @@ def build_transform(config: TrainConfig, dataset: DetectionDataset, processor: D
     )
 
 
+def open_source(config: TrainConfig, accelerator: Accelerator) -> SampleSource:
+    """The training split, as a table or as a stream."""
+    return (StreamedSource if config.streaming else TableSource)(config, accelerator)
+
+
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate's state for these settings; a tracker that is not installed is refused here."""
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     for name in trackers:
         check_tracker(name)
+    refuse_sharded_models()
     return Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
         log_with=trackers or None,
         project_dir=config.output,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
     )
+
+
+def refuse_sharded_models() -> None:
+    """Raise ValueError where Accelerate's launcher was told to divide the model among the processes.
+
+    With FSDP, `accelerate` asks the model for its input embeddings, which a detector does not have; on a CPU it would
+    leave the model whole without a word. Evaluation and the saved model are made of the weights of one process.
+    """
+    for name, switch in _SHARDING.items():
+        if os.environ.get(switch, "false").lower() == "true":
+            raise ValueError(
+                f"{name} is chosen in Accelerate's configuration, but this training keeps the whole model in every "
+                "process; leave it out (accelerate launch --multi_gpu --num_processes N scripts/train.py ...): the "
+                "models of this package fit on one device"
+            )
 
 
 def check_tracker(name: str) -> None:
@@ -78,13 +110,7 @@ def check_tracker(name: str) -> None:
         raise ValueError(f"TrainConfig.report_to={name!r}: not installed; pip install {name}")
 
 
-def number_of_steps(config: TrainConfig, num_images: int, images_per_step: int) -> int:
+def number_of_steps(config: TrainConfig, epoch_images: int | None, images_per_step: int) -> int:
     """Optimizer steps of the whole run."""
-    images = config.train_images if config.train_images is not None else (config.epochs or 0) * num_images
+    images = config.train_images if config.train_images is not None else (config.epochs or 0) * (epoch_images or 0)
     return max(1, round(images / images_per_step))
-
-
-def without_empty_images(dataset: DetectionDataset) -> DetectionDataset:
-    """Only the images with a box that is no crowd."""
-    keep = [i for i, crowd in enumerate(dataset.dataset["objects"]) if not all(crowd["iscrowd"])]
-    return dataclasses.replace(dataset, dataset=dataset.dataset.select(keep))

@@ -11,7 +11,8 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-slow test-all test-full test-upstream test-matrix quickstart clean
+.PHONY: help install lint format test test-slow test-all test-full test-upstream test-matrix coverage fuzz package audit \
+	quickstart clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
@@ -61,15 +62,30 @@ test-full: $(STAMP) ## every test, also those of minutes
 test-upstream: $(STAMP) ## transformers' own tests of every model (downloads its source distribution)
 	$(RUN) -m pip install --disable-pip-version-check --quiet parameterized
 	$(RUN) tests/upstream/fetch.py
-	$(RUN) -m pytest -q -rs tests/upstream -W ignore -o addopts=--import-mode=importlib $(ARGS)
+	DRMM_UPSTREAM=1 $(RUN) -m pytest -q -rs tests/upstream -W ignore -o addopts=--import-mode=importlib $(ARGS)
 
 test-matrix: $(STAMP) ## the quick tests with the lowest and the newest versions, on every Python there is (slow: installs)
 	$(RUN) tests/matrix.py $(ARGS)
+
+coverage: $(STAMP) ## the quick tests, the ten slowest of them, and how much of src/ they reach: at least 90%
+	$(RUN) -m pytest -q --cov --cov-report=term --durations=10 $(ARGS)
+
+fuzz: $(STAMP) ## 20,000 damaged inputs: each is read or refused with a clear error (ARGS="--cases 2000 --seed 1")
+	PYTHONPATH=tests $(RUN) -m fuzz $(ARGS)
+
+package: $(STAMP) ## build sdist and wheel in dist/, install the wheel apart from this folder, run the README there
+	rm -rf dist
+	$(RUN) -m build --outdir dist
+	$(RUN) .ci/check_package.py dist README.md
+
+audit: $(STAMP) ## known vulnerabilities in what is installed (asks a database on the network)
+	$(RUN) -m pip install --disable-pip-version-check --quiet pip-audit
+	$(RUN) -m pip_audit --skip-editable $(ARGS)
 
 quickstart: $(STAMP) ## train a small detector and look at it (DATA= OUT= SEED= ARGS=)
 	$(RUN) scripts/quickstart.py $(if $(DATA),--data "$(DATA)") --output "$(OUT)" \
 		$(if $(SEED),--seed "$(SEED)") $(ARGS)
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

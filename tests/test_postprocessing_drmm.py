@@ -8,6 +8,7 @@ import torch
 
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from drmm_hf.postprocessing_drmm import select_detections
+from model_fixtures import inputs, small_model
 
 SCORES = torch.tensor([[[0.9, 0.8], [0.1, 0.6], [0.2, 0.05]], [[0.3, 0.4], [0.7, 0.02], [0.01, 0.5]]])
 BOXES = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.3, 0.6, 0.2, 0.2], [0.1, 0.1, 0.4, 0.2]]).repeat(2, 1, 1)
@@ -120,3 +121,50 @@ def test_nothing_found() -> None:
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select_detections(**{"outputs": outputs_of(), **arguments})
+
+
+def test_intervals_by_hand() -> None:
+    # Half of a Cauchy density lies within γ; the box of the first component is 80, 30, 120, 70 with γ 2, 2, 6, 4.
+    first, second = DrmmImageProcessor().post_process_object_detection(outputs_of(), 0.45, SIZES, interval_level=0.5)
+    expected = torch.tensor([[78.0, 28.0, 114.0, 66.0], [82.0, 32.0, 126.0, 74.0]])
+    torch.testing.assert_close(first["box_intervals"][0], expected)
+    assert first["box_intervals"].shape == (3, 2, 4)
+    assert second["box_intervals"].shape == (2, 2, 4)
+    torch.testing.assert_close(second["box_intervals"].mean(dim=1), second["boxes"])
+    corrected = select_detections(outputs_of(), 0.45, SIZES, interval_level=0.5, scale_factor=0.5)[0]
+    torch.testing.assert_close(corrected["box_intervals"][0], (expected + expected.mean(0)) / 2)
+    gaussian = select_detections(outputs_of(), 0.45, SIZES, interval_level=0.6826894921, density="gaussian")[0]
+    torch.testing.assert_close(gaussian["box_intervals"][0], expected)
+    assert "box_intervals" not in select_detections(outputs_of(), 0.45, SIZES)[0]
+    assert select_detections(outputs_of(), 0.99, interval_level=0.5)[0]["box_intervals"].shape == (0, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interval_level": 1.0}, r"level must lie in \(0, 1\), not 1.0; 0.8 asks for 80% intervals"),
+        ({"interval_level": 0.5, "scale_factor": 0.0}, "scale_factor must be a positive number, not 0.0"),
+        ({"interval_level": 0.5, "density": "laplace"}, "density='laplace' is unknown"),
+        ({"interval_level": 0.5, "outputs": outputs_of(pred_scales=None)}, "no pred_scales, so there are no intervals"),
+    ],
+)
+def test_wrong_intervals(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        select_detections(**{"outputs": outputs_of(), **arguments})
+
+
+def test_objectness_is_that_of_the_component() -> None:
+    objectness = torch.tensor([[0.95, 0.7, 0.4], [0.5, 0.8, 0.6]])
+    first, second = select_detections(outputs_of(objectness_logits=objectness.logit()), 0.45, SIZES)
+    torch.testing.assert_close(first["objectness"], torch.tensor([0.95, 0.95, 0.7]))
+    torch.testing.assert_close(second["objectness"], torch.tensor([0.8, 0.6]))
+
+
+@torch.no_grad()
+def test_score_is_objectness_times_class_probability() -> None:
+    outputs = small_model().eval()(**{name: value for name, value in inputs().items() if name != "labels"})
+    for one, objectness in zip(select_detections(outputs, 0.0), outputs.objectness_logits.sigmoid(), strict=True):
+        # All pairs of 12 components and 3 classes are there, and the class probabilities of a component sum to 1.
+        share = one["scores"] / one["objectness"]
+        sums = torch.stack([share[one["objectness"] == o].sum() for o in objectness])
+        torch.testing.assert_close(sums, torch.ones(12))

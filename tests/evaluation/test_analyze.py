@@ -9,7 +9,13 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from drmm_hf.evaluation import analyze_cli, calibration_report, count_duplicates, evaluate_coco
+from drmm_hf.evaluation import (
+    analyze_cli,
+    calibration_report,
+    count_duplicates,
+    evaluate_coco,
+    part_calibration_report,
+)
 from drmm_hf.evaluation.analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds
 from drmm_hf.evaluation.analyze import result_names as names_of
 from drmm_hf.evaluation.coco_input import prepare_ground_truth
@@ -123,6 +129,18 @@ def test_the_numbers_are_those_of_the_functions():
     assert model["duplicates"]["nms"]["none"]["AP"] == metrics["AP"]
     assert model["duplicates"]["nms"]["0.5"]["AP"] > metrics["AP"]
     assert model["uncertainty"]["detections"] == 3
+
+
+def test_parts_of_the_scores_are_shown_where_they_are_known():
+    with_parts = [{**one, "objectness": min(1.0, one["score"] + 0.05)} for one in RESULTS]
+    analysis = gathered(TRUTH, with_parts)
+    parts = analysis["checkpoints"][0]["calibration"]["parts"]
+    expected = part_calibration_report(TRUTH, with_parts)
+    assert {name: part["ece"] for name, part in parts.items()} == {name: part.ece for name, part in expected.items()}
+    page, heading = render_report(analysis), "Class probability and objectness by themselves"
+    assert heading in check_page(page).text
+    assert page.count("<svg") == 2 + render_report(gathered(TRUTH, RESULTS)).count("<svg")
+    assert heading not in render_report(gathered(TRUTH, RESULTS))
 
 
 def test_the_error_of_an_image_counts_what_is_missed_false_and_loose():

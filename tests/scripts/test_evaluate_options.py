@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
 
 from drmm_hf.configuration_drmm import DrmmConfig
 from drmm_hf.evaluation import evaluate_coco, evaluate_detections
@@ -163,6 +164,12 @@ def test_more_detections_are_also_predicted(model, data, tmp_path):
 def test_file_without_annotations_gives_results_only(model, data, tmp_path, capsys):
     content = json.loads((data / "annotations" / "instances_val.json").read_text())
     del content["annotations"]
+    # as in image_info_test-dev2017.json
+    content |= {"info": {"year": 2017}, "licenses": [{"id": 1, "url": "", "name": ""}]}
+    content["images"] = [
+        {**image, "license": 1, "coco_url": "http://x/", "date_captured": ""} for image in content["images"]
+    ]
+    content["categories"] = [{**category, "supercategory": "animal"} for category in content["categories"]]
     info = data / "annotations" / "image_info_test.json"
     info.write_text(json.dumps(content))
     out = tmp_path / "out"
@@ -176,6 +183,10 @@ def test_file_without_annotations_gives_results_only(model, data, tmp_path, caps
     assert {row["image_id"] for row in rows} == {3, 7}
     assert {row["category_id"] for row in rows} <= {4, 9}
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in rows)
+    # what COCO's own reader, and so its server, takes
+    read = COCO(info).loadRes(str(out / "results.json")).loadAnns(range(1, 11))
+    assert [one["bbox"] for one in read] == [row["bbox"] for row in rows]
+    capsys.readouterr()
     assert "has no annotations, so that results.json is all there is; give --output" in fails(arguments, capsys)
     again = ["--results", str(out / "results.json"), "--annotations", str(info)]
     assert "field 'annotations' is missing" in fails(again, capsys)
@@ -190,6 +201,17 @@ def test_scales_are_kept_on_request(model, data, tmp_path):
     assert all(len(row["scales"]) == 4 and min(row["scales"]) > 0 for row in rows)
     truth = data / "annotations" / "instances_val.json"
     interval_report(truth, out / "results.json", iou_threshold=0.1, score_threshold=0.0)
+
+
+def test_what_a_baseline_does_not_predict_is_refused(data, tmp_path, capsys):
+    torch.manual_seed(0)
+    config = DrmmConfig.from_preset("sparse-rcnn-tiny", id2label={0: "cat", 1: "emu"}, num_proposals=4, num_stages=1)
+    DrmmForObjectDetection(config).save_pretrained(tmp_path / "baseline")
+    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path / "baseline")
+    arguments = ["--model", str(tmp_path / "baseline"), "--data", str(data)]
+    for option in ("--with-parts", "--with-scales"):
+        assert f"{option}: a model with head='set_prediction' predicts none" in fails([*arguments, option], capsys)
+    assert main(arguments) == 0
 
 
 def test_model_or_results_is_needed_and_data(results, capsys):

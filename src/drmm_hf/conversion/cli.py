@@ -1,13 +1,14 @@
 """`scripts/convert.py`: a released checkpoint to a checkpoint folder of this package, or back."""
 
 import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..evaluation.command_line import run_command
+from ..evaluation.command_line import run_command, writing
 from ..evaluation.loading import load_checkpoint
 from .convert import Converted, convert_checkpoint, released_state_dict
 from .verify import verify_golden
@@ -86,9 +87,10 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output}: a file is in the way; choose another folder")
-    converted.model.save_pretrained(output)
-    converted.processor.save_pretrained(output)
-    model_card(converted, Path(arguments.source), arguments.preset).save(output / "README.md")
+    with writing(output):
+        converted.model.save_pretrained(output)
+        converted.processor.save_pretrained(output)
+        model_card(converted, Path(arguments.source), arguments.preset).save(output / "README.md")
     report = converted.report
     print(f"{report.used} tensors converted, {len(report.skipped)} skipped, {len(report.added)} added: {output}")
     for reason in sorted(set(report.skipped.values()) | set(report.added.values())):
@@ -117,6 +119,10 @@ def _reverse(arguments: argparse.Namespace) -> int:
     model, _ = load_checkpoint(arguments.source)
     state = released_state_dict(model)
     classes = list((model.config.id2label or {}).values())  # in the order of the labels
-    torch.save({"meta": {"CLASSES": classes}, "state_dict": state}, output)
+    # In memory first: torch's own writer ends the process when the disk is full.
+    content = io.BytesIO()
+    torch.save({"meta": {"CLASSES": classes}, "state_dict": state}, content)
+    with writing(output):
+        output.write_bytes(content.getbuffer())
     print(f"{len(state)} tensors under the released names: {output}")
     return 0

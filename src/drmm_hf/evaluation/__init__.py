@@ -1,11 +1,13 @@
 """Evaluation: COCO AP, calibration, prediction over a data set."""
 
 from .calibration import CalibrationReport, calibration_report
+from .calibration_parts import part_calibration_report
 from .coco import detections_to_coco, evaluate_coco
 from .duplicates import DuplicateCount, count_duplicates, nms_sweep, suppress
 from .likelihood import LikelihoodReport, likelihood_report
 from .localization_calibration import LocalizationCalibrationReport, localization_calibration_report
 from .lrp import LrpReport, lrp_report
+from .operating_points import OperatingPoint, operating_points
 from .predict import predict_dataset, predict_images
 from .recalibration import ScoreCalibration, split_half_report
 from .reliability import save_reliability_diagram
@@ -23,6 +25,7 @@ __all__ = [
     "LocalizationCalibrationReport",
     "LrpReport",
     "ObjectCalibrationReport",
+    "OperatingPoint",
     "ScaleFactorReport",
     "ScoreCalibration",
     "box_intervals",
@@ -39,6 +42,8 @@ __all__ = [
     "lrp_report",
     "nms_sweep",
     "object_calibration_report",
+    "operating_points",
+    "part_calibration_report",
     "predict_dataset",
     "predict_images",
     "save_reliability_diagram",

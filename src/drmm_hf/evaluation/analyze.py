@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
 from .calibration import report_from_matches
-from .coco import evaluate_coco, run_coco_eval, summarize
+from .calibration_parts import has_objectness, parts_from_matches, read_objectness
+from .coco import MatchedEvaluation, evaluate_coco, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth
 from .duplicates import NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
 from .localization_calibration import localization_report_from_matches
@@ -164,7 +164,7 @@ def _known(value: float) -> float | None:
     return None if value < 0 else value
 
 
-def _per_class_accuracy(evaluation: COCOeval, truth: CocoGroundTruth) -> dict[str, dict[str, float | None]]:
+def _per_class_accuracy(evaluation: MatchedEvaluation, truth: CocoGroundTruth) -> dict[str, dict[str, float | None]]:
     def mean(values: np.ndarray) -> float | None:
         valid = values[values > -1]
         return float(valid.mean()) if valid.size else None
@@ -182,16 +182,20 @@ def _per_class_accuracy(evaluation: COCOeval, truth: CocoGroundTruth) -> dict[st
 
 
 def _calibration(
-    matched: COCOeval,
+    matched: MatchedEvaluation,
     truth: CocoGroundTruth,
     results: Sequence[Mapping[str, Any]],
     thresholds: Mapping[Any, float],
 ) -> dict[str, Any]:
-    ece = report_from_matches(matched, iou_threshold=IOU, num_bins=NUM_BINS, score_threshold=0.0)
-    d_ece = report_from_matches(matched, iou_threshold=IOU, num_bins=NUM_BINS, score_threshold=0.3)
+    at_iou = matches_at(matched, truth, IOU)
+    ece = report_from_matches(at_iou, num_bins=NUM_BINS)
+    d_ece = report_from_matches(at_iou, num_bins=NUM_BINS, score_threshold=0.3)
     laece = localization_report_from_matches(at_thresholds(matches_at(matched, truth, 0.1), thresholds))
     any_overlap = localization_report_from_matches(at_thresholds(matches_at(matched, truth, 0.0), thresholds))
-    brier = brier_report_from_matches(matches_at(matched, truth, IOU), num_bins=NUM_BINS)
+    parts = {}
+    if has_objectness(results):
+        parts = parts_from_matches(at_iou, read_objectness(results), NUM_BINS)
+    brier = brier_report_from_matches(at_iou, num_bins=NUM_BINS)
     oce = object_calibration_report(truth.coco, results)
     above = "score >= LRP-optimal threshold of the class"
     rows = [
@@ -220,6 +224,7 @@ def _calibration(
         },
         "reliability": ece.to_dict(),
         "reliability_settings": ece.settings,
+        "parts": {name: report.to_dict() for name, report in parts.items()},
     }
 
 

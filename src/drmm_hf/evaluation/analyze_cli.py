@@ -7,17 +7,16 @@ refuses those of another model or data set, and what only the model itself can t
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..data import DetectionDataset, load_detection_dataset
 from .analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds, result_names
 from .coco_input import CocoGroundTruth, prepare_ground_truth, prepare_results, read_json
-from .command_line import make_output_folder, positive_int, run_command, write_json
+from .command_line import count, make_output_folder, positive_int, run_command, write_json, write_text
 from .html_report import WorstImage, render_report
 from .likelihood import likelihood_report
-from .loading import label_names, load_detector
+from .loading import label_names, load_detector, weights_written
 from .matches import to_plain
 from .predict import predict_dataset
 from .worst_images import draw_image, rank_images
@@ -53,10 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"
     )
-    parser.add_argument("--worst", type=_count, default=6, help="images with the most error to draw (default: 6)")
+    parser.add_argument("--worst", type=count, default=6, help="images with the most error to draw (default: 6)")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="images at once (default: 8)")
     parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image (default: 100)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
+    parser.add_argument("--workers", type=count, default=0, help="processes that read images (default: 0)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -96,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
     analysis = {"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst}
     write_json(output / NUMBERS, to_plain(analysis))
     pictures = _draw(dataset, truth, worst, drawn)
-    (output / REPORT).write_text(render_report(analysis, pictures), encoding="utf-8")
+    write_text(output / REPORT, render_report(analysis, pictures))
     print(f"{truth.source}: {data['images']} images, {data['objects']} objects, {len(models)} checkpoints")
     for model in models:
         ap = model["accuracy"]["metrics"]["AP"]
@@ -156,12 +155,9 @@ def _model_path(output: Path, name: str) -> Path:
 
 def _made_from(checkpoint: str, arguments: argparse.Namespace) -> dict[str, Any]:
     named = ("data", "split", "annotations", "images", "top_k")
-    # A later training may have written other weights to the same folder.
-    times = [file.stat().st_mtime for file in sorted(Path(checkpoint).glob("*.safetensors"))]
-    written = datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None
     return {
         "checkpoint": checkpoint,
-        "weights_written": written,
+        "weights_written": weights_written(checkpoint),
         **{name: getattr(arguments, name) for name in named},
     }
 
@@ -206,6 +202,7 @@ def _predict(output: Path, name: str, checkpoint: str, arguments: argparse.Names
         top_k=arguments.top_k,
         num_workers=arguments.workers,
         with_scales=mixture,
+        with_parts=mixture,
     )
     facts: dict[str, Any] = {"made_from": _made_from(checkpoint, arguments)}
     if mixture:
@@ -217,10 +214,3 @@ def _predict(output: Path, name: str, checkpoint: str, arguments: argparse.Names
     write_json(_model_path(output, name), facts)
     write_json(_results_path(output, name), results)
     return _Predicted(results, facts)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
-from .coco import run_coco_eval
-from .coco_input import GroundTruth, Results, prepare_ground_truth
-from .matches import BinnedReport, check_probability, score_bins
+from .coco_input import GroundTruth, Results
+from .matches import BinnedReport, Matches, match_detections, score_bins
 
 
 @dataclass(frozen=True)
@@ -75,31 +73,16 @@ def calibration_report(
     """
     if not 0.0 < iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
-    evaluation = run_coco_eval(
-        prepare_ground_truth(ground_truth),
-        results,
-        max_detections=(max_detections,),
-        image_ids=image_ids,
-        iou_thresholds=[iou_threshold],
-        areas=("all",),
+    matches = match_detections(
+        ground_truth, results, iou_threshold=iou_threshold, max_detections=max_detections, image_ids=image_ids
     )
-    return report_from_matches(
-        evaluation, iou_threshold=iou_threshold, num_bins=num_bins, score_threshold=score_threshold
-    )
+    return report_from_matches(matches, num_bins=num_bins, score_threshold=score_threshold)
 
 
-def report_from_matches(
-    evaluation: COCOeval, *, iou_threshold: float, num_bins: int, score_threshold: float
-) -> CalibrationReport:
-    """The report from a matched `COCOeval` that has `iou_threshold`, and "all" as its first area."""
-    check_probability("score_threshold", score_threshold)
-    scores, correct, ignored = matched_scores(evaluation, iou_threshold)
-    outside = scores[(scores < 0) | (scores > 1)]
-    if outside.size:
-        raise ValueError(f"results: score {outside[0]:g} is outside [0, 1]; calibration needs probabilities")
-    above = scores >= score_threshold
-    counted = above & ~ignored
-    scores, correct = scores[counted], correct[counted]
+def report_from_matches(matches: Matches, *, num_bins: int = 10, score_threshold: float = 0.0) -> CalibrationReport:
+    """The report of `calibration_report` from its matches."""
+    above = matches.above(score_threshold)
+    scores, correct = above.scores, above.correct
     bins = score_bins(scores, num_bins)
     edges = np.arange(num_bins + 1) / num_bins
     counts = np.bincount(bins, minlength=num_bins)
@@ -111,33 +94,13 @@ def report_from_matches(
     return CalibrationReport(
         ece=ece,
         num_detections=int(scores.size),
-        num_ignored=int((above & ignored).sum()),
+        num_ignored=int((matches.ignored_scores >= score_threshold).sum()),
         bin_edges=tuple(edges.tolist()),
         bin_counts=tuple(counts.tolist()),
         bin_confidences=tuple((score_sums / divisor).tolist()),
         bin_accuracies=tuple((correct_sums / divisor).tolist()),
-        iou_threshold=float(iou_threshold),
+        iou_threshold=matches.iou_threshold,
         num_bins=num_bins,
         score_threshold=float(score_threshold),
-        max_detections=int(evaluation.params.maxDets[-1]),
+        max_detections=matches.max_detections,
     )
-
-
-def matched_scores(evaluation: COCOeval, iou_threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Score (n,), whether it is a true positive (n,) and whether COCO ignores it (n,), of every detection.
-
-    Raises:
-        ValueError: `evaluation` was not matched at `iou_threshold`.
-    """
-    (at,) = np.nonzero(np.isclose(evaluation.params.iouThrs, iou_threshold))
-    if not at.size:
-        matched = ", ".join(f"{value:.2f}" for value in evaluation.params.iouThrs)
-        raise ValueError(f"iou_threshold {iou_threshold:g} was not matched; choose one of {matched}")
-    everything = evaluation.params.areaRng[0]
-    images = [image for image in evaluation.evalImgs if image is not None and image["aRng"] == everything]
-    scores = [np.asarray(image["dtScores"], dtype=float) for image in images]
-    correct = [np.asarray(image["dtMatches"][at[0]]) > 0 for image in images]
-    ignored = [np.asarray(image["dtIgnore"][at[0]]).astype(bool) for image in images]
-    if not images:
-        return np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
-    return np.concatenate(scores), np.concatenate(correct), np.concatenate(ignored)

@@ -1,4 +1,8 @@
-"""`scripts/evaluate.py`: COCO AP and calibration of a trained detector on a COCO-format data set."""
+"""`scripts/evaluate.py`: COCO AP and calibration of a trained detector.
+
+While it predicts, OUTPUT/results.partial holds what is there so far; it is removed when the metrics are written. With
+`torchrun` each process predicts its share, and the first one evaluates.
+"""
 
 import argparse
 import json
@@ -8,16 +12,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data import DetectionDataset, load_detection_dataset
+from ..data import DetectionDataset, StreamingDetectionDataset, load_detection_dataset, load_streaming_dataset
 from ..data.coco import build_detection_dataset
 from ..data.coco_layout import check_images_exist, find_annotations, find_images_dir
 from ..data.coco_tables import read_coco_tables
 from ..data.objects import is_objects_source
+from ..image_processing_drmm import DrmmImageProcessor
+from ..modeling_drmm import DrmmForObjectDetection
+from .batches import Dataset
 from .coco_input import read_json
-from .command_line import add_model_arguments, make_output_folder, positive_int, run_command, write_json
-from .loading import label_names, load_detector
-from .predict import predict_dataset
+from .command_line import (
+    add_model_arguments,
+    count,
+    make_output_folder,
+    positive_int,
+    run_command,
+    write_json,
+    write_json_lines,
+)
+from .loading import label_names, load_detector, weights_written
+from .processes import Processes
 from .report import DetectionReport, evaluate_detections
+from .spool import ResultsSpool
+from .spooled import predict_to_spool, spooled_results, streamed_ground_truth
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100
@@ -47,6 +64,9 @@ def format_report(report: DetectionReport) -> str:
         lines.append(f"{name} {localization.laece:.4f}  ({localization.settings})")
     if report.lrp is not None:
         lines.append(f"LRP {report.lrp.lrp:.4f}  ({report.lrp.settings})")
+    if report.parts:
+        share, own = report.parts["class_probability"], report.parts["objectness"]
+        lines.append(f"ECE of p alone {share.ece:.4f}, of o alone {own.ece:.4f}  ({own.settings})")
     if report.brier is not None:
         lines.append(f"Brier {report.brier.brier:.4f}  ({report.brier.settings})")
     names = [name[3:] for name in report.metrics if name.startswith("AP/")]
@@ -67,11 +87,11 @@ def _table(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
-        description="COCO AP and calibration of a detector on a COCO-format data set.",
+        description="COCO AP and calibration of a detector on a data set.",
     )
     results_help = "evaluate this results.json (COCO results) again, without a model and without the images"
     add_model_arguments(parser, {"--results": results_help})
-    parser.add_argument("--data", help="COCO-format folder")
+    parser.add_argument("--data", help="COCO-format folder, or a data set with an objects column")
     parser.add_argument("--split", default="val", help="split of the data set (default: val)")
     parser.add_argument(
         "--annotations",
@@ -79,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "image_info_test-dev2017.json, only results.json is written",
     )
     parser.add_argument("--images", help="image folder, if not where the split's is looked for")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
+    parser.add_argument("--workers", type=count, default=0, help="processes that read images (default: 0)")
     parser.add_argument("--bins", type=positive_int, default=10, help="score bins of the ECE (default: 10)")
     parser.add_argument("--per-class", action="store_true", help="print AP and AR of every class")
     parser.add_argument(
@@ -92,7 +112,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with-scales", action="store_true", help="keep the predicted scale of each box edge in results.json"
     )
+    parser.add_argument(
+        "--with-parts",
+        action="store_true",
+        help="keep the objectness in results.json, and report the calibration of p and o by themselves",
+    )
     parser.add_argument("--output", help="folder for metrics.json and results.json (COCO results)")
+    parser.add_argument(
+        "--streaming",
+        action="store_true",
+        help="read --data (a Hub id, parquet shards, WebDataset tars) as a stream; OUTPUT gets its ground truth",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run of the same command in OUTPUT"
+    )
     return parser
 
 
@@ -101,49 +134,116 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--max-detections is {arguments.max_detections}; 1, 10 and 100 are reported anyway, give more than 100"
         )
-    output = make_output_folder(arguments.output) if arguments.output else None
+    if arguments.resume and not arguments.output:
+        raise ValueError("--resume: give the --output of the interrupted run, where its detections are")
     if arguments.results:
-        annotations = _annotations_path(arguments)
-        results = read_json(arguments.results)
-        source: dict[str, Any] = {"results": arguments.results}
+        if arguments.streaming:
+            raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
+        output = make_output_folder(arguments.output) if arguments.output else None
+        return _report(arguments, output, arguments.results, _annotations_path(arguments))
+    processes = Processes(arguments.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        # All write to one folder, and all but the main process leave when they have.
+        folder = Path(processes.share(arguments.output or scratch))
+        return _predict_and_report(arguments, processes, folder)
+
+
+def _predict_and_report(arguments: argparse.Namespace, processes: Processes, folder: Path) -> int:
+    boxless, dataset, model, processor = processes.all_do(lambda: _load(arguments, processes))
+    make_output_folder(str(folder))
+    partial = folder / "results.partial"
+    settings = {**_settings(arguments), "weights_written": weights_written(arguments.model)}
+    processes.all_do(
+        lambda: ResultsSpool.begin(partial, settings, arguments.resume) if processes.is_main else None,
+    )
+    spool = ResultsSpool(partial, processes.index)
+    finished = processes.share(spool.finished() if processes.is_main else set())
+    processes.all_do(
+        lambda: predict_to_spool(
+            spool,
+            model,
+            processor,
+            dataset,
+            processes,
+            finished=finished,
+            batch_size=arguments.batch_size,
+            top_k=_top_k(arguments),
+            num_workers=arguments.workers,
+            with_scales=arguments.with_scales,
+            with_parts=arguments.with_parts,
+        )
+    )
+    if not processes.is_main:
+        return 0
+    saved, image_ids = folder / "results.json", None
+    if isinstance(dataset, StreamingDetectionDataset):
+        truth = streamed_ground_truth(spool, dataset)
+        annotations, image_ids = folder / "ground_truth.json", [image["id"] for image in truth["images"]]
+        write_json(annotations, truth)
     else:
-        boxless = _boxless_path(arguments)
-        if boxless and not output:
-            raise ValueError(f"{boxless}: has no annotations, so that results.json is all there is; give --output")
-        dataset, results = _predict(arguments, boxless)
         annotations = dataset.annotations_path
-        source = {"model": arguments.model, "top_k": _top_k(arguments)}
-        if output:
-            # Before scoring: the results are what took the time.
-            write_json(output / "results.json", results)
-        if boxless:
-            print(f"{boxless}: {len(dataset)} images, {len(results)} detections")
-            print(f"the file has no annotations to evaluate with; the detections are in {output}/results.json")
-            return 0
+    write_json_lines(saved, spooled_results(spool, image_ids))
+    if boxless:
+        found = sum(entry["count"] for entry in spool.entries())
+        print(f"{boxless}: {len(dataset)} images, {found} detections")  # type: ignore[arg-type]
+        print(
+            f"the file has no annotations to evaluate with; the detections are in {saved}, with the file's own image "
+            "and category ids, as COCO's server takes them (zip the file under the name that it asks for)"
+        )
+    else:
+        _report(arguments, folder if arguments.output else None, str(saved), annotations)
+    spool.remove()
+    return 0
+
+
+def _report(arguments: argparse.Namespace, output: Path | None, results: str, annotations: Path) -> int:
+    """Evaluate saved results, print the numbers and write them to `output`."""
     report = evaluate_detections(
         annotations,
-        arguments.results or results,
+        results,
         num_bins=arguments.bins,
         per_class=True,
         also_at=arguments.max_detections if arguments.max_detections > MAX_DETECTIONS else None,
         details=True,
     )
-    num_images = len(read_json(annotations)["images"])
     if output:
-        settings = {**source, "data": arguments.data, "split": arguments.split, "annotations": str(annotations)}
-        counts = {"images": num_images, "detections": len(results)}
+        settings = {**_settings(arguments), "annotations": str(annotations)}
+        if arguments.results:
+            settings = {"results": results, **{name: settings[name] for name in ("data", "split", "annotations")}}
+        counts = {"images": report.num_images, "detections": report.num_detections}
         write_json(output / "metrics.json", {**settings, **counts, **report.to_dict()})
     if not arguments.per_class:
         report = replace(report, metrics={name: value for name, value in report.metrics.items() if "/" not in name})
-    print(f"{annotations}: {num_images} images, {len(results)} detections")
+    print(f"{annotations}: {report.num_images} images, {report.num_detections} detections")
     print(format_report(report))
     return 0
 
 
-def _predict(arguments: argparse.Namespace, boxless: Path | None) -> tuple[DetectionDataset, list[dict[str, Any]]]:
-    """The data set, that of the file `boxless` if given, and the model's results on it."""
-    model, processor = load_detector(arguments.model, arguments.device)
-    if boxless:
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the detections depend on, besides the files."""
+    named = ("model", "data", "split", "annotations", "images", "streaming", "batch_size", "with_scales", "with_parts")
+    return {**{name: getattr(arguments, name) for name in named}, "top_k": _top_k(arguments)}
+
+
+def _load(
+    arguments: argparse.Namespace, processes: Processes
+) -> tuple[Path | None, Dataset, DrmmForObjectDetection, DrmmImageProcessor]:
+    """The annotation file if it has no annotations, the data set, the model and its image processor."""
+    if arguments.streaming and (arguments.annotations or arguments.images):
+        raise ValueError("--streaming: the shards hold images and annotations; leave out --annotations and --images")
+    boxless = _boxless_path(arguments)
+    if boxless and not arguments.output:
+        raise ValueError(f"{boxless}: has no annotations, so that results.json is all there is; give --output")
+    if arguments.output:
+        make_output_folder(arguments.output)
+    model, processor = load_detector(arguments.model, processes.device)
+    for option in ("with_scales", "with_parts"):
+        if getattr(arguments, option) and model.config.head != "mixture":
+            raise ValueError(f"--{option.replace('_', '-')}: a model with head={model.config.head!r} predicts none")
+    dataset: Dataset
+    if arguments.streaming:
+        dataset = load_streaming_dataset(arguments.data, arguments.split, id2label=label_names(model))
+    elif boxless:
         dataset = _load_boxless(arguments, boxless, label_names(model))
     else:
         dataset = load_detection_dataset(
@@ -153,16 +253,7 @@ def _predict(arguments: argparse.Namespace, boxless: Path | None) -> tuple[Detec
             images=arguments.images,
             id2label=label_names(model),
         )
-    results = predict_dataset(
-        model,
-        processor,
-        dataset,
-        batch_size=arguments.batch_size,
-        top_k=_top_k(arguments),
-        num_workers=arguments.workers,
-        with_scales=arguments.with_scales,
-    )
-    return dataset, results
+    return boxless, dataset, model, processor
 
 
 def _boxless_path(arguments: argparse.Namespace) -> Path | None:

@@ -7,6 +7,7 @@ modified.
 
 import contextlib
 import io
+import itertools
 import json
 import math
 from collections import Counter
@@ -16,10 +17,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 from pycocotools.coco import COCO
+
+from ..annotations_drmm import shown
+from ..data.coco_tables import _collection_paused as collection_paused
 
 GroundTruth: TypeAlias = str | PathLike[str] | Mapping[str, Any] | COCO
 Results: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, Any]]
+
+_LARGEST = 1e30
+"""Pixels and scores beyond it are mistakes, and their products would not be finite."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class CocoGroundTruth:
     category_names: dict[int, str]
 
 
+@collection_paused()
 def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     """Check COCO ground truth and index it for box evaluation.
 
@@ -74,7 +83,7 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
                 "id": index + 1,
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
-                "bbox": list(annotation["bbox"]),
+                "bbox": list(map(float, annotation["bbox"])),
                 "area": width * height if area is None else area,
                 "iscrowd": int(annotation.get("iscrowd") or 0),
             }
@@ -90,38 +99,50 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     return CocoGroundTruth(coco, source, frozenset(image_ids), _category_names(content["categories"]))
 
 
-def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> COCO:
+def read_results(results: Results) -> tuple[Any, str]:
+    """The content of results, and what error messages call it."""
+    if isinstance(results, str | PathLike):
+        return read_json(results), f"{results}: results"
+    return results, "results"
+
+
+@collection_paused()
+def prepare_results(results: Results, ground_truth: CocoGroundTruth, source: str = "results") -> COCO:
     """Check COCO box results against their ground truth and index them.
 
     Args:
         results: list of `{"image_id", "category_id", "bbox": [x, y, w, h] in pixels, "score"}`, or the path
             of a JSON file that holds one. An empty list is allowed.
         ground_truth: what the image and category ids refer to.
+        source: what error messages call a list.
+
+    Returns:
+        The detections, numbered from 1 in the given order.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not a list, an unknown image or category, or a box or score that is no finite number.
     """
-    source = "results"
     if isinstance(results, str | PathLike):
-        source, results = f"{results}: results", read_json(results)
+        results, source = read_results(results)
     if not isinstance(results, Sequence) or isinstance(results, str):
         raise ValueError(
             f"{source}: COCO results are a list of detections, not a {type(results).__name__}; "
             "pass the results, not the ground truth"
         )
+    if not _surely_good(results, ground_truth):
+        for index, result in enumerate(results):
+            _check_result(result, f"{source}[{index}]", ground_truth)
     detections = []
-    for index, result in enumerate(results):
-        where = f"{source}[{index}]"
-        _check_result(result, where, ground_truth)
-        x, y, width, height = (float(value) for value in result["bbox"])
+    for index, result in enumerate(results, start=1):
+        box = list(map(float, result["bbox"]))
         detections.append(
             {
-                "id": index + 1,
+                "id": index,
                 "image_id": result["image_id"],
                 "category_id": result["category_id"],
-                "bbox": [x, y, width, height],
-                "area": width * height,
+                "bbox": box,
+                "area": box[2] * box[3],
                 "iscrowd": 0,
                 "score": float(result["score"]),
             }
@@ -130,14 +151,16 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> COCO:
     return index_quietly({"images": content["images"], "categories": content["categories"], "annotations": detections})
 
 
+@collection_paused()
 def read_json(path: str | PathLike[str]) -> Any:
     """Content of a JSON file; a `FileNotFoundError` or `ValueError` that names the file otherwise."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         return json.loads(Path(path).read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a JSON file (it is not text)") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "it is not text"
+        raise ValueError(f"{path}: not a JSON file ({reason})") from error
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg}); "
@@ -174,8 +197,12 @@ def _unique_ids(entries: list[Any], field: str, source: str) -> set[Any]:
         where = f"{source}: {field}[{index}].id"
         if not isinstance(entry, Mapping) or not isinstance(entry.get("id"), int | str):
             raise ValueError(f"{where} is missing or not an integer")
+        if isinstance(entry["id"], int) and not -(2**63) <= entry["id"] < 2**63:
+            raise ValueError(f"{where}: {shown(entry['id'])} does not fit into 64 bits; number the {field} anew")
+        if seen and not isinstance(entry["id"], type(next(iter(seen)))):
+            raise ValueError(f"{where}: {shown(entry['id'])} is not of the type of the ids before; use integers")
         if entry["id"] in seen:
-            raise ValueError(f"{where}: {entry['id']!r} occurs twice; ids must be unique")
+            raise ValueError(f"{where}: {shown(entry['id'])} occurs twice; ids must be unique")
         seen.add(entry["id"])
     return seen
 
@@ -184,13 +211,15 @@ def _check_annotation(annotation: Any, where: str, image_ids: set[Any], category
     if not isinstance(annotation, Mapping):
         raise ValueError(f"{where} is not an object")
     if "id" in annotation:
-        where = f"{where} (id {annotation['id']})"
+        where = f"{where} (id {shown(annotation['id'])})"
     _check_member(annotation, "image_id", image_ids, where, "not among the file's images")
     _check_member(annotation, "category_id", category_ids, where, "not among the file's categories")
     _check_box(annotation.get("bbox"), where)
     area = annotation.get("area")
     if area is not None and not (_is_number(area) and area >= 0):
-        raise ValueError(f"{where}.area: {area!r} is not a number of square pixels; correct or remove it")
+        raise ValueError(f"{where}.area: {shown(area)} is not a number of square pixels; correct or remove it")
+    if annotation.get("iscrowd") not in (None, 0, 1):
+        raise ValueError(f"{where}.iscrowd: {shown(annotation['iscrowd'])} is not 0 or 1; correct or remove it")
 
 
 def _check_result(result: Any, where: str, ground_truth: CocoGroundTruth) -> None:
@@ -202,7 +231,24 @@ def _check_result(result: Any, where: str, ground_truth: CocoGroundTruth) -> Non
     _check_member(result, "category_id", ground_truth.category_names.keys(), where, fix)
     _check_box(result.get("bbox"), where)
     if not _is_number(result.get("score")):
-        raise ValueError(f"{where}.score: {result.get('score')!r} is not a finite number")
+        raise ValueError(f"{where}.score: {shown(result.get('score'))} is not a finite number")
+
+
+def _surely_good(results: Sequence[Any], ground_truth: CocoGroundTruth) -> bool:
+    """Whether all rows are as they should be, found out all at once; False also where a closer look is needed."""
+    try:
+        boxes = [result["bbox"] for result in results]
+        scores = [result["score"] for result in results]
+        known = ground_truth.image_ids.issuperset(result["image_id"] for result in results)
+        known &= ground_truth.category_names.keys() >= {result["category_id"] for result in results}
+        sizes = np.array(boxes, dtype=float).reshape(-1, 4)[:, 2:]
+        types = set(map(type, itertools.chain(itertools.chain.from_iterable(boxes), scores)))
+        fours = set(map(len, boxes)) <= {4}
+        sums = math.fsum(map(sum, boxes)), math.fsum(scores)
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        return False
+    finite = np.isfinite(sizes).all() and all(map(math.isfinite, sums))
+    return known and fours and types <= {int, float} and finite and bool((sizes >= 0).all())
 
 
 def _check_member(entry: Mapping[str, Any], field: str, known: Any, where: str, problem: str) -> None:
@@ -210,19 +256,19 @@ def _check_member(entry: Mapping[str, Any], field: str, known: Any, where: str, 
         raise ValueError(f"{where}.{field} is missing")
     value = entry[field]
     if isinstance(value, list | dict) or value not in known:
-        raise ValueError(f"{where}.{field}: {value!r} is {problem}")
+        raise ValueError(f"{where}.{field}: {shown(value)} is {problem}")
 
 
 def _check_box(box: Any, where: str) -> None:
     if not isinstance(box, Sequence) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise ValueError(f"{where}.bbox: {box!r} is not four finite numbers [x, y, width, height]")
+        raise ValueError(f"{where}.bbox: {shown(box)} is not four finite numbers [x, y, width, height]")
     if box[2] < 0 or box[3] < 0:
-        raise ValueError(f"{where}.bbox: {box!r} has a negative size; COCO boxes are [x, y, width, height]")
+        raise ValueError(f"{where}.bbox: {shown(box)} has a negative size; COCO boxes are [x, y, width, height]")
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, str | bool) and math.isfinite(value)
+        return not isinstance(value, str | bool) and -_LARGEST < value < _LARGEST
     except TypeError:
         return False
 

@@ -1,15 +1,21 @@
 """What the evaluation commands share: arguments, JSON output, and one line instead of a traceback."""
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError
 
-FAILED = 2
+FAILED, INTERRUPTED = 2, 130
+
+# Made once: `json.dumps` with an option makes an encoder for every call.
+to_json = json.JSONEncoder(allow_nan=False).encode
+"""Standard JSON on one line; a `ValueError` for nan and infinity, which other readers refuse."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, instead_of_model: Mapping[str, str] | None = None) -> None:
@@ -34,13 +40,19 @@ def add_model_arguments(parser: argparse.ArgumentParser, instead_of_model: Mappi
 
 
 def run_command(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Exit status of `run`; an error about the input becomes one line on stderr and status 2."""
+    """Exit status of `run`; an error about the input becomes one line on stderr and status 2, Ctrl-C one and 130."""
     try:
         return run(arguments)
     except torch.OutOfMemoryError:
         if arguments.debug:
             raise
         print(f"error: out of memory; lower --batch-size (now {arguments.batch_size})", file=sys.stderr)
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        hint = "; the same command with --resume goes on from here" if hasattr(arguments, "resume") else ""
+        print(f"interrupted{hint}", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         if arguments.debug:
             raise
@@ -58,13 +70,52 @@ def make_output_folder(path: str) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """What goes wrong while something is written there, such as a full disk, becomes an OSError that names the place.
+
+    safetensors has an error of its own for it, and the system's names no file once it is open.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{place}: cannot be written: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, all of it or nothing."""
+    with _replacing(path) as file:
+        file.write(text)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write standard JSON (no nan or infinity, which other readers refuse); a list has one entry a line."""
+    """Write standard JSON (no nan or infinity, which other readers refuse), all of it or nothing; a list has one entry
+    a line.
+    """
     if isinstance(content, list):
-        text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in content) + "\n]"
+        write_json_lines(path, map(to_json, content))
     else:
-        text = json.dumps(content, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+        with _replacing(path) as file:
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, entries: Iterable[str]) -> None:
+    """Write a JSON list, whose entries are JSON text already, as they come; all of it or nothing."""
+    with _replacing(path) as file:
+        separator = "[\n"
+        for entry in entries:
+            file.write(separator + entry)
+            separator = ",\n"
+        file.write("\n]\n" if separator == ",\n" else "[]\n")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """A file that takes its place when it is whole."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    with writing(path), unfinished.open("w", encoding="utf-8") as file:
+        yield file
+    unfinished.replace(path)
 
 
 def positive_int(text: str) -> int:
@@ -72,6 +123,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def count(text: str) -> int:
+    """argparse type of a number of things that may be none."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
     return value
 
 

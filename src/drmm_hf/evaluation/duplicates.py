@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .calibration_parts import with_score
 from .coco import evaluate_coco
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
 
@@ -93,7 +94,8 @@ def suppress(results: Sequence[Detection], iou_threshold: float, *, merge_scores
         totals = np.bincount(winner_of, weights=[d["score"] for d in order], minlength=len(order))
         for i, detection in enumerate(order):
             if winner_of[i] == i:
-                kept.append({**detection, "score": min(1.0, float(totals[i]))} if merge_scores else dict(detection))
+                merged = with_score(detection, min(1.0, float(totals[i])))
+                kept.append(merged if merge_scores else dict(detection))
     return kept
 
 

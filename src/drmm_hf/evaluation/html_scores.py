@@ -19,6 +19,12 @@ MEASURE_NOTES = {
     "OCE": "squared error around each object; a miss costs 1",
 }
 
+PART_NOTES = {
+    "score": ("p·o", "the score"),
+    "class_probability": ("p", "class probability"),
+    "objectness": ("o", "objectness"),
+}
+
 
 def calibration_section(models: Checkpoints) -> str:
     """Calibration errors and reliability diagrams."""
@@ -51,7 +57,36 @@ def calibration_section(models: Checkpoints) -> str:
         "at its top is how far their mean score lies from it. Red, above the bar: the scores promise too much. "
         "Inside the bar: they promise too little. Bars on the dashed line are right.</p>"
         f'<p class="note">{escape(settings)}</p>'
-        f'<div class="figures">{charts}</div>'
+        f'<div class="figures">{charts}</div>' + _parts(models)
+    )
+
+
+def _parts(models: Checkpoints) -> str:
+    """Class probability and objectness by themselves, for the checkpoints whose results have them."""
+    known = [(index, model) for index, model in enumerate(models) if model["calibration"].get("parts")]
+    if not known:
+        return ""
+    reports = [model["calibration"].get("parts") or {} for model in models]
+    rows = [
+        Row(title, [(report.get(name, {}).get("ece"), ".4f") for report in reports], note, "low")
+        for name, (title, note) in PART_NOTES.items()
+    ]
+    charts = "".join(
+        figure(
+            reliability_chart(report, f"{model['name']}, {title}", index),
+            f"{model['name']}: {title}",
+            f"ECE {cell_text((report['ece'], '.4f'))}",
+        )
+        for index, model in known
+        for name, (title, _) in PART_NOTES.items()
+        for report in [model["calibration"]["parts"][name]]
+        if name != "score"
+    )
+    return (
+        "<h3>Class probability and objectness by themselves</h3><p>A score is a product p·o: the probability of the "
+        "class if there is an object, times the probability of an object. The same detections, compared with p alone "
+        "and with o alone: where the bars of o come near the diagonal and those of p stay below, the objectness makes "
+        f'the scores reliable.</p>{compared(models, rows, "ECE")}<div class="figures">{charts}</div>'
     )
 
 

@@ -1,12 +1,11 @@
 """Loads a trained detector for use, with one clear error where the folder holds something else."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from ..configuration_drmm import DrmmConfig
@@ -44,16 +43,17 @@ def load_checkpoint(model: str, **options: Any) -> tuple[DrmmForObjectDetection,
     _check_model_type(model)
     try:
         DrmmConfig.from_pretrained(model)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except Exception as error:  # transformers raises whatever an odd value leads to
         raise ValueError(f"{Path(model) / 'config.json'}: {_last_line(error)}") from error
     try:
         processor = DrmmImageProcessor.from_pretrained(model)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:
         raise ValueError(f"{model}: preprocessor_config.json cannot be used: {_first_line(error)}") from error
     try:
         detector, info = DrmmForObjectDetection.from_pretrained(model, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{model}: the model cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # timm asserts, transformers raises KeyError for what a configuration asks for
+        reason = _first_line(error)[:500]
+        raise ValueError(f"{model}: the model cannot be loaded: {reason}") from error
     # transformers only warns of these and leaves random weights, which would be evaluated as if they were
     # trained.
     missing = sorted(info["missing_keys"])
@@ -75,6 +75,15 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device '{device}' cannot be used here: {_first_line(error)}") from error
     return chosen
+
+
+def weights_written(model: str) -> str | None:
+    """When the weights of a checkpoint folder were written, in UTC; None for a Hub id.
+
+    A later training may write other weights to the same folder: results of the earlier ones are not theirs.
+    """
+    times = [file.stat().st_mtime for file in sorted(Path(model).glob("*.safetensors"))]
+    return datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None
 
 
 def label_names(model: DrmmForObjectDetection) -> dict[int, str]:
@@ -99,7 +108,7 @@ def _check_folder(model: str) -> None:
 def _check_model_type(model: str) -> None:
     try:
         config: dict[str, Any] = PreTrainedConfig.get_config_dict(model)[0]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         if Path(model).is_dir():
             raise ValueError(f"{Path(model) / 'config.json'}: not valid JSON; {_json_problem(model)}") from error
         raise FileNotFoundError(
@@ -115,12 +124,14 @@ def _check_model_type(model: str) -> None:
 
 def _json_problem(model: str) -> str:
     try:
-        json.loads((Path(model) / "config.json").read_bytes())
+        content = json.loads((Path(model) / "config.json").read_bytes())
     except json.JSONDecodeError as error:
         return f"line {error.lineno}, column {error.colno}: {error.msg}"
     except UnicodeDecodeError:
         return "it is not text"
-    return "it cannot be read"
+    except RecursionError:
+        return "it is nested too deeply"
+    return "it cannot be read" if isinstance(content, dict) else f"it holds a {type(content).__name__}, not an object"
 
 
 def _last_line(error: Exception) -> str:

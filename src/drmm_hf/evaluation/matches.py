@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
+from pycocotools.coco import COCO
 
-from .coco import run_coco_eval
+from .coco import MatchedEvaluation, run_coco_eval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth
 
 # COCO matches at IoU >= threshold, so that 0 would give a box to a detection that does not touch it.
@@ -20,26 +20,39 @@ class Matches:
     """Detections after COCO's greedy matching at one IoU threshold, without those on a crowd region.
 
     Attributes:
-        classes: (n,) index of each detection's class in `category_ids`.
+        rows: (n,) index of each detection in the results.
+        images: (n,) index of its image in `image_ids`.
+        classes: (n,) index of its class in `category_ids`.
         scores: (n,) score.
         correct: (n,) whether it is a true positive.
+        objects: (n,) id of the annotation it was given, in the checked ground truth; 0 for a false positive.
         ious: (n,) IoU with the ground-truth box it was given; 0 for a false positive.
         category_ids, category_names: of the C classes.
         num_objects: (C,) ground-truth boxes that are no crowd.
-        num_ignored: detections on a crowd region.
+        image_ids: of the images.
+        ignored_scores: scores of the detections on a crowd region.
         iou_threshold, max_detections: the settings; 0 stands for any overlap.
     """
 
+    rows: np.ndarray
+    images: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
     correct: np.ndarray
+    objects: np.ndarray
     ious: np.ndarray
     category_ids: tuple[Any, ...]
     category_names: tuple[str, ...]
     num_objects: np.ndarray
-    num_ignored: int
+    image_ids: tuple[Any, ...]
+    ignored_scores: np.ndarray
     iou_threshold: float
     max_detections: int
+
+    @property
+    def num_ignored(self) -> int:
+        """Detections on a crowd region."""
+        return len(self.ignored_scores)
 
     def above(self, score_threshold: float) -> "Matches":
         """Those with at least this score; a `ValueError` if scores or threshold are no probabilities."""
@@ -53,16 +66,16 @@ class Matches:
         """The detections where `kept` (n,) is true."""
         return replace(
             self,
-            classes=self.classes[kept],
-            scores=self.scores[kept],
-            correct=self.correct[kept],
-            ious=self.ious[kept],
+            **{
+                name: getattr(self, name)[kept]
+                for name in ("rows", "images", "classes", "scores", "correct", "objects", "ious")
+            },
         )
 
 
 def match_detections(
     ground_truth: GroundTruth,
-    results: Results,
+    results: Results | COCO,
     *,
     iou_threshold: float,
     max_detections: int,
@@ -86,7 +99,7 @@ def match_detections(
     return matches_at(evaluation, truth, iou_threshold)
 
 
-def matches_at(evaluation: COCOeval, ground_truth: CocoGroundTruth, iou_threshold: float) -> Matches:
+def matches_at(evaluation: MatchedEvaluation, ground_truth: CocoGroundTruth, iou_threshold: float) -> Matches:
     """The matches at one IoU threshold of what `run_coco_eval` returned, with "all" as its first area.
 
     For `iou_threshold` 0 it has to be matched at `ANY_OVERLAP`.
@@ -94,46 +107,42 @@ def matches_at(evaluation: COCOeval, ground_truth: CocoGroundTruth, iou_threshol
     Raises:
         ValueError: `evaluation` was not matched at `iou_threshold`.
     """
-    parameters = evaluation.params
+    parameters, table = evaluation.params, evaluation.table
     (at,) = np.nonzero(np.isclose(parameters.iouThrs, iou_threshold))
     if not at.size:
         matched = ", ".join(f"{value:.2f}" for value in parameters.iouThrs)
         raise ValueError(f"iou_threshold {iou_threshold:g} was not matched; choose one of {matched}")
+    counted = ~table.ignored[at[0]]
+    rows, objects = table.rows[counted], table.objects[at[0], counted]
+    correct = objects > 0
+    ious = np.zeros(len(rows))
+    ious[correct] = _paired_ious(evaluation, rows[correct], objects[correct])
     category_ids = np.asarray(parameters.catIds).tolist()
-    index_of = {category_id: index for index, category_id in enumerate(category_ids)}
-    num_objects = np.zeros(len(category_ids), dtype=int)
-    num_ignored = 0
-    # One entry for each image and class; the first lets concatenate work where there is no other.
-    parts = [(np.zeros(0, dtype=int), np.zeros(0), np.zeros(0, dtype=bool), np.zeros(0))]
-    for image in evaluation.evalImgs:
-        if image is None or image["aRng"] != parameters.areaRng[0]:
-            continue
-        index = index_of[image["category_id"]]
-        num_objects[index] += np.count_nonzero(np.asarray(image["gtIgnore"]) == 0)
-        matched_ids = np.asarray(image["dtMatches"][at[0]], dtype=int)
-        counted = np.asarray(image["dtIgnore"][at[0]]) == 0
-        num_ignored += int((~counted).sum())
-        correct = (matched_ids > 0) & counted
-        ious = np.zeros(len(matched_ids))
-        if correct.any():
-            # COCOeval keeps IoUs with the ground truths in the order of the file, which is that of their ids.
-            objects = np.searchsorted(np.sort(image["gtIds"]), matched_ids[correct])
-            ious[correct] = evaluation.ious[image["image_id"], image["category_id"]][np.flatnonzero(correct), objects]
-        scores = np.asarray(image["dtScores"], dtype=float)[counted]
-        parts.append((np.full(scores.size, index), scores, correct[counted], ious[counted]))
-    all_classes, all_scores, all_correct, all_ious = map(np.concatenate, zip(*parts, strict=True))
     return Matches(
-        classes=all_classes,
-        scores=all_scores,
-        correct=all_correct,
-        ious=all_ious,
+        rows=rows,
+        images=table.images[counted],
+        classes=table.classes[counted],
+        scores=table.scores[counted],
+        correct=correct,
+        objects=objects,
+        ious=ious,
         category_ids=tuple(category_ids),
         category_names=tuple(ground_truth.category_names[category_id] for category_id in category_ids),
-        num_objects=num_objects,
-        num_ignored=num_ignored,
+        num_objects=table.num_objects,
+        image_ids=tuple(np.asarray(parameters.imgIds).tolist()),
+        ignored_scores=table.scores[~counted],
         iou_threshold=float(iou_threshold),
         max_detections=int(parameters.maxDets[-1]),
     )
+
+
+def _paired_ious(evaluation: MatchedEvaluation, rows: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """(n,) IoU of each detection, by its row, with one annotation, by its id; they overlap."""
+    found = np.array([evaluation.cocoDt.anns[row + 1]["bbox"] for row in rows.tolist()]).reshape(-1, 4)
+    true = np.array([evaluation.cocoGt.anns[one]["bbox"] for one in objects.tolist()]).reshape(-1, 4)
+    high = np.minimum(found[:, :2] + found[:, 2:], true[:, :2] + true[:, 2:])
+    inside = (high - np.maximum(found[:, :2], true[:, :2])).prod(axis=1)
+    return inside / (found[:, 2:].prod(axis=1) + true[:, 2:].prod(axis=1) - inside)
 
 
 class Report:

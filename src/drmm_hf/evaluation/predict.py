@@ -1,16 +1,16 @@
 """Runs a detector over images: a list of pictures, or a whole data set to COCO results."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import DetectionDataset, decode_image
+from ..data import DetectionDataset
+from .batches import Batch, read_batches
 from .coco import detections_to_coco
 
 Detection = dict[str, torch.Tensor]
@@ -28,6 +28,9 @@ def predict_dataset(
     num_workers: int = 0,
     progress: bool = True,
     with_scales: bool = False,
+    with_parts: bool = False,
+    num_processes: int = 1,
+    process_index: int = 0,
 ) -> list[dict[str, Any]]:
     """COCO results of a model on a data set.
 
@@ -43,6 +46,9 @@ def predict_dataset(
         num_workers: processes that decode and resize images; 0 does it in this one.
         progress: show a progress bar on stderr.
         with_scales: keep γ of each edge in the results, as `detections_to_coco` says.
+        with_parts: keep the objectness in the results, as `detections_to_coco` says.
+        num_processes, process_index: predict the share of one of several processes. The batches are the same ones
+            whatever their number, and each image is in one of them, so that the results together are the same, too.
 
     Returns:
         As `detections_to_coco`: original image and category ids, boxes [x, y, width, height] in pixels of the
@@ -53,23 +59,48 @@ def predict_dataset(
     """
     if device is not None:
         model.to(device)
-    loader = DataLoader(
-        dataset.dataset,  # type: ignore[arg-type]
-        batch_size=batch_size,
+    batches = read_batches(
+        dataset,
+        processor,
+        batch_size,
         num_workers=num_workers,
-        collate_fn=_Collate(processor),
+        num_processes=num_processes,
+        process_index=process_index,
     )
     results: list[dict[str, Any]] = []
-    bar = tqdm(total=len(dataset), desc="detecting", unit="image", disable=not progress)
-    with evaluating(model), bar:
-        for batch in loader:
-            if isinstance(batch, Exception):
-                raise batch
-            inputs, image_ids, sizes = batch
-            detections = _detect(model, processor, inputs, sizes, threshold, top_k)
-            results += detections_to_coco(detections, image_ids, dataset.category_ids, with_scales)
-            bar.update(len(image_ids))
+    total = -(-len(dataset) // num_processes)
+    for batch, detections in predict_batches(
+        model, batches, processor, threshold=threshold, top_k=top_k, total=total, progress=progress
+    ):
+        image_ids = [row["image_id"] for row in batch.rows]
+        results += detections_to_coco(detections, image_ids, dataset.category_ids, with_scales, with_parts)
     return results
+
+
+def predict_batches(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    processor: Any,
+    *,
+    threshold: float = 0.0,
+    top_k: int = 100,
+    total: int | None = None,
+    progress: bool = True,
+) -> Iterator[tuple[Batch, list[Detection]]]:
+    """Each batch with its detections, as `predict_images` gives them, one batch in memory at a time.
+
+    Args:
+        model, processor, threshold, top_k, progress: as in `predict_dataset`.
+        batches: as `read_batches` gives them.
+        total: images of all batches, if known, for the progress bar.
+    """
+    with tqdm(total=total, desc="detecting", unit="image", disable=not progress) as bar:
+        for batch in batches:
+            # Not around the loop: the caller's code between two batches would run without gradients, too.
+            with evaluating(model):
+                detections = _detect(model, processor, batch.inputs, batch.sizes, threshold, top_k)
+            bar.update(len(batch.rows))
+            yield batch, detections
 
 
 def predict_images(
@@ -88,7 +119,7 @@ def predict_images(
 
     Returns:
         Per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy and `scales` (n, 4), both in pixels of
-        the given image, on the CPU.
+        the given image, and `objectness` (n,), on the CPU.
     """
     if not images:
         return []
@@ -111,23 +142,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-class _Collate:
-    """Decodes and preprocesses a batch of rows; a class, since workers started afresh must pickle it."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        try:
-            images = [decode_image(row) for row in rows]
-        except (OSError, ValueError) as error:
-            # Raised by the caller: a worker's exception would arrive wrapped in the worker's traceback.
-            return error
-        inputs = self.processor(images=images, return_tensors="pt")
-        sizes = [(image.height, image.width) for image in images]
-        return dict(inputs), [row["image_id"] for row in rows], sizes
 
 
 def _detect(

@@ -1,8 +1,13 @@
-"""`scripts/predict.py`: detect objects in image files, draw them and write them down."""
+"""`scripts/predict.py`: detect objects in image files, draw them and write them down.
+
+While it runs, OUTPUT/predictions.partial holds the detections so far; memory does not grow with the number of images.
+"""
 
 import argparse
+import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,19 @@ from tqdm.auto import tqdm
 from ..data import open_image
 from ..visualization import draw_detections
 from .coco import detections_to_coco
-from .command_line import add_model_arguments, fraction, make_output_folder, run_command, write_json
-from .loading import label_names, load_detector
+from .command_line import (
+    add_model_arguments,
+    count,
+    fraction,
+    make_output_folder,
+    run_command,
+    write_json_lines,
+    writing,
+)
+from .loading import label_names, load_detector, weights_written
 from .predict import Detection, predict_images
+from .prefetch import prefetch
+from .spool import ResultsSpool
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
@@ -83,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("input", nargs="+", help="images, or folders of images")
     parser.add_argument("--output", required=True, help="folder for the drawings and predictions.json")
     parser.add_argument("--threshold", type=fraction, default=0.3, help="smallest score (default: 0.3)")
+    parser.add_argument(
+        "--workers",
+        type=count,
+        default=1,
+        help="threads that open images, each a batch ahead of the model (default: 1)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run of the same command in OUTPUT"
+    )
     return parser
 
 
@@ -95,25 +119,27 @@ def _run(arguments: argparse.Namespace) -> int:
     make_output_folder(arguments.output)
     targets = name_outputs(files, output)
     id2label = label_names(model)
-    predictions: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    try:
-        for batch in _batches(files, arguments.batch_size, skipped):
-            detections = predict_images(
-                model,
-                processor,
-                [image for _, _, image in batch],
-                threshold=arguments.threshold,
-                top_k=arguments.top_k,
-            )
-            for (image_id, file, image), detection in zip(batch, detections, strict=True):
+    spool = ResultsSpool.begin(output / "predictions.partial", _settings(arguments, files), arguments.resume)
+    for batch in _batches(files, arguments, spool.finished()):
+        detections = predict_images(
+            model,
+            processor,
+            [image for _, _, image in batch.images],
+            threshold=arguments.threshold,
+            top_k=arguments.top_k,
+        )
+        results = []
+        for (image_id, file, image), detection in zip(batch.images, detections, strict=True):
+            with writing(targets[file]):
                 draw_detections(image, detection, id2label, threshold=arguments.threshold).save(targets[file])
-                predictions += describe(detection, image_id, file, targets[file], id2label)
-    finally:
-        # Also after an interruption: what was found so far is kept.
-        write_json(output / "predictions.json", predictions)
-    done = f"{len(files) - len(skipped)} of {len(files)} images"
-    print(f"{len(predictions)} detections in {done}: {output / 'predictions.json'}")
+            results += describe(detection, image_id, file, targets[file], id2label)
+        spool.append(batch.index, results, skipped=batch.skipped)
+    write_json_lines(output / "predictions.json", spool.result_lines())
+    entries = spool.entries()
+    skipped = [message for entry in entries for message in entry["skipped"]]
+    found = sum(entry["count"] for entry in entries)
+    spool.remove()
+    print(f"{found} detections in {len(files) - len(skipped)} of {len(files)} images: {output / 'predictions.json'}")
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     return 1 if skipped else 0
@@ -133,18 +159,42 @@ def describe(
     ]
 
 
-def _batches(
-    files: Sequence[Path], batch_size: int, skipped: list[str]
-) -> Iterator[list[tuple[int, Path, Image.Image]]]:
-    """(image id from 1, file, upright RGB image) in batches; what cannot be read goes to `skipped`."""
-    batch: list[tuple[int, Path, Image.Image]] = []
-    for image_id, file in enumerate(tqdm(files, desc="detecting", unit="image"), start=1):
-        try:
-            batch.append((image_id, file, open_upright(file)))
-        except (OSError, ValueError) as error:
-            skipped.append(str(error))
-        if len(batch) == batch_size:
+@dataclass(frozen=True)
+class _Batch:
+    """Opened images: (image id from 1, file, upright RGB image), and a message for each that cannot be read."""
+
+    index: int
+    images: list[tuple[int, Path, Image.Image]]
+    skipped: list[str]
+
+
+def _batches(files: Sequence[Path], arguments: argparse.Namespace, finished: Collection[int]) -> Iterator[_Batch]:
+    """The batches that are left; images are opened in threads, those of one batch for each worker ahead."""
+    size = arguments.batch_size
+    starts = [start for start in range(0, len(files), size) if start // size not in finished]
+
+    def load(start: int) -> _Batch:
+        batch = _Batch(start // size, [], [])
+        for image_id, file in enumerate(files[start : start + size], start=start + 1):
+            try:
+                batch.images.append((image_id, file, open_upright(file)))
+            except (OSError, ValueError) as error:
+                batch.skipped.append(str(error))
+        return batch
+
+    with tqdm(total=len(files), initial=min(len(files), len(finished) * size), desc="detecting", unit="image") as bar:
+        for batch in prefetch(load, starts, arguments.workers):
             yield batch
-            batch = []
-    if batch:
-        yield batch
+            bar.update(len(batch.images) + len(batch.skipped))
+
+
+def _settings(arguments: argparse.Namespace, files: Sequence[Path]) -> dict[str, Any]:
+    """What drawings and detections depend on."""
+    listed = hashlib.sha256("\n".join(map(str, files)).encode("utf-8", "surrogateescape")).hexdigest()
+    named = ("model", "threshold", "top_k", "batch_size")
+    return {
+        "input": arguments.input,
+        "files": listed,
+        "weights_written": weights_written(arguments.model),
+        **{name: getattr(arguments, name) for name in named},
+    }

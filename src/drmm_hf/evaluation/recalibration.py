@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from pycocotools.cocoeval import COCOeval
 
 from .calibration import CalibrationReport, report_from_matches
-from .coco import run_coco_eval
+from .calibration_parts import with_score
+from .coco import MatchedEvaluation, run_coco_eval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 from .localization_calibration import localization_report_from_matches
 from .matches import ANY_OVERLAP, Matches, Report, iou_text, match_detections, matches_at, to_plain
@@ -116,7 +116,7 @@ class ScoreCalibration:
         return fit_to_matches(matches, method=method, per_class=per_class, target=target)
 
     def apply(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """COCO results with calibrated scores: new dicts, from the highest old score down.
+        """COCO results with calibrated scores: new dicts without `objectness`, from the highest old score down.
 
         Isotonic regression gives many detections the same score, and COCO ranks equal scores as they stand in
         the list: this order keeps the matching that they had.
@@ -128,7 +128,7 @@ class ScoreCalibration:
         for category_id, curve in self.per_class.items():
             of_class = category_ids == category_id
             calibrated[of_class] = curve(scores[of_class])
-        return [{**result, "score": score} for result, score in zip(ranked, calibrated.tolist(), strict=True)]
+        return [with_score(result, score) for result, score in zip(ranked, calibrated.tolist(), strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -281,7 +281,7 @@ def split_half_report(
     rows = list(prepare_results(results, truth).anns.values())
     rows_of = [[row for row in rows if row["image_id"] in half] for half in halves]
 
-    def match(part: int, changed: Results) -> COCOeval:
+    def match(part: int, changed: Results) -> MatchedEvaluation:
         return run_coco_eval(
             truth,
             changed,
@@ -322,10 +322,11 @@ class _Measured:
     ece: CalibrationReport
 
 
-def _measure(evaluation: COCOeval, truth: CocoGroundTruth, iou_threshold: float, num_bins: int) -> _Measured:
-    ece = report_from_matches(evaluation, iou_threshold=iou_threshold, num_bins=num_bins, score_threshold=0.0)
-    d_ece = report_from_matches(evaluation, iou_threshold=0.5, num_bins=10, score_threshold=0.3)
-    brier = brier_report_from_matches(matches_at(evaluation, truth, iou_threshold), num_bins=num_bins)
+def _measure(evaluation: MatchedEvaluation, truth: CocoGroundTruth, iou_threshold: float, num_bins: int) -> _Measured:
+    matches = matches_at(evaluation, truth, iou_threshold)
+    ece = report_from_matches(matches, num_bins=num_bins)
+    d_ece = report_from_matches(matches_at(evaluation, truth, 0.5), score_threshold=0.3)
+    brier = brier_report_from_matches(matches, num_bins=num_bins)
     laece = localization_report_from_matches(matches_at(evaluation, truth, 0.1))
     any_overlap = localization_report_from_matches(matches_at(evaluation, truth, 0.0))
     return _Measured(

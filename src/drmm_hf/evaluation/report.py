@@ -1,12 +1,14 @@
 """Accuracy and calibration of one set of results from a single matching pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.coco_tables import _collection_paused as collection_paused
 from .calibration import CalibrationReport, report_from_matches
-from .coco import COCO_THRESHOLDS, run_coco_eval, summarize
-from .coco_input import GroundTruth, Results, prepare_ground_truth
+from .calibration_parts import has_objectness, parts_from_matches, read_objectness
+from .coco import run_coco_eval, summarize
+from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
 from .localization_calibration import LocalizationCalibrationReport, localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
 from .matches import ANY_OVERLAP, matches_at
@@ -20,16 +22,22 @@ class DetectionReport:
     Attributes:
         metrics: the dict of `evaluate_coco`; with `also_at=300` also `AP@300`, `AP50@300` and so on, and `AR300`.
         calibration: one `CalibrationReport` for each score threshold asked for.
+        num_images, num_detections: what was evaluated.
         localization: LaECE (IoU 0.1) and LaECE_0 (any overlap); empty unless `details` were asked for.
         lrp: at the best threshold of each class; None unless `details` were asked for.
         brier: at the IoU threshold of `calibration`; None unless `details` were asked for.
+        parts: the score p·o, p and o by themselves, see `part_calibration_report`; empty unless `details` were asked
+            for and the results carry `objectness`.
     """
 
     metrics: dict[str, float]
     calibration: tuple[CalibrationReport, ...]
+    num_images: int
+    num_detections: int
     localization: tuple[LocalizationCalibrationReport, ...] = ()
     lrp: LrpReport | None = None
     brier: BrierReport | None = None
+    parts: dict[str, CalibrationReport] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what was not asked for is left out."""
@@ -43,9 +51,12 @@ class DetectionReport:
             plain["lrp"] = self.lrp.to_dict()
         if self.brier is not None:
             plain["brier"] = self.brier.to_dict()
+        if self.parts:
+            plain["parts"] = {name: report.to_dict() for name, report in self.parts.items()}
         return plain
 
 
+@collection_paused()
 def evaluate_detections(
     ground_truth: GroundTruth,
     results: Results,
@@ -69,8 +80,8 @@ def evaluate_detections(
         score_thresholds: one calibration report each.
         also_at: a larger number of detections an image and class, to report AP and AR at besides the last of
             `max_detections`. Everything but these two sets of numbers is then counted at the larger one.
-        details: also LaECE, LaECE_0, LRP and Brier score, with the defaults of their modules. They need matches at
-            two more IoU thresholds, which adds about a fifth to the time.
+        details: also LaECE, LaECE_0, LRP and Brier score, with the defaults of their modules, and where the results
+            carry `objectness` the calibration of p and o by themselves.
 
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
@@ -78,15 +89,16 @@ def evaluate_detections(
     if also_at is not None and also_at <= max_detections[-1]:
         raise ValueError(f"also_at is {also_at}; it must be above {max_detections[-1]}, which is reported anyway")
     truth = prepare_ground_truth(ground_truth)
+    rows, source = read_results(results)
     evaluation = run_coco_eval(
         truth,
-        results,
+        prepare_results(rows, truth, source),
         max_detections=max_detections if also_at is None else (*max_detections, also_at),
         image_ids=image_ids,
-        iou_thresholds=(ANY_OVERLAP, 0.1, *COCO_THRESHOLDS) if details else None,
     )
+    matches = matches_at(evaluation, truth, iou_threshold)
     calibration = tuple(
-        report_from_matches(evaluation, iou_threshold=iou_threshold, num_bins=num_bins, score_threshold=score_threshold)
+        report_from_matches(matches, num_bins=num_bins, score_threshold=score_threshold)
         for score_threshold in score_thresholds
     )
     metrics = summarize(evaluation, truth, per_class=per_class, max_detections=max_detections[-1])
@@ -95,15 +107,21 @@ def evaluate_detections(
         # AR1 to AR300 carry their limit in the name already.
         limits = {f"AR{limit}" for limit in (*max_detections, also_at)}
         metrics |= {f"{name}@{also_at}": value for name, value in at_more.items() if name not in limits}
+    counts = (len(evaluation.params.imgIds), len(rows))
     if not details:
-        return DetectionReport(metrics, calibration)
-    matches = matches_at(evaluation, truth, iou_threshold)
+        return DetectionReport(metrics, calibration, *counts)
+    parts = {}
+    if has_objectness(rows):
+        parts = parts_from_matches(matches, read_objectness(rows, source), num_bins)
+    closer = evaluation.matched_at((ANY_OVERLAP, 0.1))
     return DetectionReport(
         metrics,
         calibration,
+        *counts,
         localization=tuple(
-            localization_report_from_matches(matches_at(evaluation, truth, overlap)) for overlap in (0.1, 0.0)
+            localization_report_from_matches(matches_at(closer, truth, overlap)) for overlap in (0.1, 0.0)
         ),
         lrp=lrp_report_from_matches(matches),
         brier=brier_report_from_matches(matches, num_bins=num_bins),
+        parts=parts,
     )

@@ -11,69 +11,22 @@ are without the floor, but below it the loss has not seen them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..mixture import DENSITIES
+from ..intervals_drmm import box_intervals, half_width
 from .coco import run_coco_eval
-from .coco_input import GroundTruth, Results, prepare_ground_truth, read_json
-from .matches import Report, check_probability, iou_text
+from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
+from .matches import Report, check_probability, iou_text, matches_at
+
+__all__ = [
+    "EdgeErrors", "IntervalReport", "ScaleFactorReport", "box_intervals", "fit_scale_factor", "half_width",
+    "interval_report", "match_edges",
+]  # fmt: skip
 
 LEVELS = (0.5, 0.8, 0.9)
 NUM_QUANTILES = 5
-
-
-def box_intervals(
-    boxes: torch.Tensor, scales: torch.Tensor, level: float, density: str = "cauchy", student_t_dof: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Central intervals that hold each true edge with probability `level`, if the predicted density is right.
-
-    The edges are independent in the density (Eq. 3): all four lie in their intervals with probability level⁴.
-
-    Args:
-        boxes: (..., 4) predicted edges μ, xyxy, pixels of any frame.
-        scales: (..., 4) γ of the edges l, t, r, b in the same frame, as `post_process_object_detection` returns
-            them: with the floor of the density.
-        level: probability in (0, 1).
-        density, student_t_dof: `config.density` and `config.student_t_dof` of the model.
-
-    Returns:
-        Lower and upper end of the interval of each edge, (..., 4) each, not clipped to the image.
-
-    Raises:
-        ValueError: shapes that differ, or a setting out of range.
-        ImportError: "student_t" with other than 1 degree of freedom needs scipy; the message names the extra.
-    """
-    if boxes.shape != scales.shape or boxes.shape[-1:] != (4,):
-        raise ValueError(f"boxes {tuple(boxes.shape)} and scales {tuple(scales.shape)}: both must be (..., 4)")
-    reach = half_width(level, density, student_t_dof) * scales
-    return boxes - reach, boxes + reach
-
-
-def half_width(level: float, density: str = "cauchy", student_t_dof: float = 1.0) -> float:
-    """Half the width of the central interval of probability `level`, in units of γ.
-
-    Cauchy: tan(π·level/2), so 1 at 50%, 3.08 at 80% and 6.31 at 90%. Arguments and errors as in `box_intervals`.
-    """
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must lie in (0, 1), not {level}; 0.8 asks for 80% intervals")
-    if density not in DENSITIES:
-        raise ValueError(f"density={density!r} is unknown; choose one of {', '.join(DENSITIES)}")
-    if density == "gaussian":
-        return NormalDist().inv_cdf((1.0 + level) / 2.0)
-    if density == "cauchy" or student_t_dof == 1.0:
-        return math.tan(math.pi * level / 2.0)
-    if not student_t_dof > 0.0:
-        raise ValueError(f"student_t_dof must be positive, not {student_t_dof}")
-    try:
-        from scipy.special import stdtrit
-    except ImportError as error:
-        raise ImportError("Student-t intervals need scipy: pip install 'drmm-hf[baselines]'") from error
-    return float(stdtrit(student_t_dof, (1.0 + level) / 2.0))
 
 
 @dataclass(frozen=True)
@@ -361,38 +314,28 @@ def match_edges(
     if not 0.0 < iou_threshold <= 1.0:
         raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
     check_probability("score_threshold", score_threshold)
-    source, rows = "results", results
-    if isinstance(rows, str | PathLike):
-        source, rows = f"{rows}: results", read_json(rows)
-    truth = prepare_ground_truth(ground_truth)
+    truth, (rows, source) = prepare_ground_truth(ground_truth), read_results(results)
     evaluation = run_coco_eval(
         truth,
-        rows,
+        prepare_results(rows, truth, source),
         max_detections=(max_detections,),
         image_ids=image_ids,
         iou_thresholds=[iou_threshold],
         areas=("all",),
     )
-    predicted, true, scales, owners = [], [], [], []
-    for image in evaluation.evalImgs:
-        if image is None:
-            continue
-        matched = zip(image["dtIds"], image["dtMatches"][0], image["dtIgnore"][0], image["dtScores"], strict=True)
-        for detection, annotation, ignored, score in matched:
-            if annotation > 0 and not ignored and score >= score_threshold:
-                # `prepare_results` numbers the detections from 1.
-                row: Any = rows[detection - 1]
-                predicted.append(row["bbox"])
-                true.append(truth.coco.anns[int(annotation)]["bbox"])
-                scales.append(_checked_scales(row, f"{source}[{detection - 1}]"))
-                owners.append(image["image_id"])
+    matches = matches_at(evaluation, truth, iou_threshold)
+    right = matches.select(matches.correct & (matches.scores >= score_threshold))
+    found: list[Any] = [rows[row] for row in right.rows]
+    scales = [_checked_scales(one, f"{source}[{row}]") for row, one in zip(right.rows.tolist(), found, strict=True)]
+    predicted = [one["bbox"] for one in found]
+    true = [truth.coco.anns[one]["bbox"] for one in right.objects.tolist()]
     boxes, objects = _corners(predicted), _corners(true)
     sizes = boxes[:, 2:] - boxes[:, :2]
     return EdgeErrors(
         errors=objects - boxes,
         scales=np.array(scales, dtype=float).reshape(-1, 4),
         sizes=np.concatenate([sizes, sizes], axis=1),
-        image_ids=tuple(owners),
+        image_ids=tuple(matches.image_ids[image] for image in right.images),
     )
 
 

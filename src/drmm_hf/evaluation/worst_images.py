@@ -1,15 +1,14 @@
 """Which images a detector gets most wrong, and pictures of them next to their ground truth."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools.cocoeval import COCOeval
 
 from ..data import DetectionDataset, decode_image
 from ..visualization import draw_detections
+from .coco import MatchedEvaluation
 from .coco_input import CocoGroundTruth
 from .lrp import keep_above
 from .matches import Matches, matches_at
@@ -19,7 +18,7 @@ LONGEST_SIDE = 900
 
 
 def image_errors(
-    evaluation: COCOeval, truth: CocoGroundTruth, thresholds: Mapping[Any, float], iou_threshold: float
+    evaluation: MatchedEvaluation, truth: CocoGroundTruth, thresholds: Mapping[Any, float], iou_threshold: float
 ) -> dict[str, dict[str, float]]:
     """What goes into the LRP error, for each image by itself.
 
@@ -33,19 +32,21 @@ def image_errors(
         Image id as text -> `error`, which is `missed` + `false` + Σ (1 - IoU) / (1 - τ) over the `right`, and these
         three counts. Not divided by the number of objects, so that an image with many faults comes first.
     """
-    of_image: dict[Any, list[Any]] = {image_id: [] for image_id in sorted(truth.image_ids, key=str)}
-    for entry in evaluation.evalImgs:
-        if entry is not None:
-            of_image[entry["image_id"]].append(entry)
+    matches = matches_at(evaluation, truth, iou_threshold)
+    kept = at_thresholds(matches, thresholds)
+    count = len(matches.image_ids)
+    misfits = np.where(kept.correct, 1.0 - kept.ious, 0.0) / (1.0 - iou_threshold)
+    parts = zip(
+        matches.image_ids,
+        np.bincount(kept.images[kept.correct], minlength=count).tolist(),
+        np.bincount(kept.images[~kept.correct], minlength=count).tolist(),
+        np.bincount(kept.images, misfits, minlength=count).tolist(),
+        strict=True,
+    )
     errors = {}
-    for image_id, entries in of_image.items():
-        part = copy.copy(evaluation)
-        part.evalImgs = entries
-        matches = matches_at(part, truth, iou_threshold)
-        kept = at_thresholds(matches, thresholds)
-        right, objects = int(kept.correct.sum()), int(matches.num_objects.sum())
-        missed, false = objects - right, len(kept.scores) - right
-        misfit = float((1.0 - kept.ious[kept.correct]).sum()) / (1.0 - iou_threshold)
+    for image_id, right, false, misfit in parts:
+        objects = sum(not one["iscrowd"] for one in truth.coco.imgToAnns[image_id])
+        missed = objects - right
         errors[str(image_id)] = {"error": missed + false + misfit, "missed": missed, "false": false, "right": right}
     return errors
 

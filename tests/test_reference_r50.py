@@ -266,6 +266,7 @@ def test_three_optimizer_steps_equal_the_released_model(name, pixels) -> None:
         optimizer.step()
     after = released_state_dict(family.model)
     for key, values in expected["first4_after"].items():
-        moved, expected_move = after[key].flatten()[:4] - before[key], torch.tensor(values, dtype=torch.float64) - before[key]
+        moved = after[key].flatten()[:4] - before[key]
+        expected_move = torch.tensor(values, dtype=torch.float64) - before[key]
         # three steps move a weight by up to three learning rates
         torch.testing.assert_close(moved, expected_move, rtol=0, atol=0.3 * expected["lr"], msg=key)

@@ -107,7 +107,9 @@ def _link(target: Path, place: Path) -> None:
 
 def _check_card(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a published model needs a model card, see docs/publish.md")
+        raise FileNotFoundError(
+            f"{path}: no such file; a published model needs a model card; scripts/cards.py writes one"
+        )
     try:
         data = ModelCard.load(path).data
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -1,0 +1,150 @@
+"""`scripts/export.py`: a checkpoint as an ONNX file or a torch.export program, checked against the checkpoint."""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+from ..benchmark.timing import alternate, ratios
+from ..data import load_detection_dataset
+from ..evaluation.command_line import make_output_folder, positive_int, run_command
+from ..evaluation.loading import label_names, load_checkpoint
+from ..evaluation.predict import predict_dataset
+from ..evaluation.report import evaluate_detections
+from ..image_processing_drmm import DrmmImageProcessor
+from ..modeling_drmm import DrmmForObjectDetection
+from .graph import DetectorGraph, GraphSettings, example_inputs
+from .onnx_file import DEFAULT_OPSET
+from .parity import TOLERANCE, Run, check_parity
+from .runtime import ExportedDetector, load_run
+from .sidecar import SIDECAR, canvas_size
+from .write import EXPORT_FORMATS, PRECISIONS, Export, export_detector
+
+_METRICS = ("AP", "AP50", "AP75")
+_ROUNDS = 7
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, 1 if an fp32 file deviates from the checkpoint, or 2 after one line on stderr."""
+    return run_command(_run, _parser().parse_args(argv))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="export.py",
+        description="Export a checkpoint to ONNX or torch.export, and compare the file with the checkpoint.",
+    )
+    parser.add_argument("checkpoint", help="folder written by save_pretrained, or a Hub id")
+    parser.add_argument("output", help=f"folder for {' or '.join(EXPORT_FORMATS.values())} and {SIDECAR}")
+    parser.add_argument("--format", choices=tuple(EXPORT_FORMATS), required=True)
+    parser.add_argument(
+        "--with-postprocessing", action="store_true", help="end in ranked detections instead of raw outputs"
+    )
+    parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image of it (default: 100)")
+    parser.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
+    parser.add_argument(
+        "--size", type=_size, default=None, metavar="dynamic|HxW", help="multiples of 32 (default: dynamic)"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
+    parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
+    parser.add_argument("--data", help="COCO-format folder: measure AP and ECE of checkpoint and file on it")
+    parser.add_argument("--split", default="val", help="split of --data (default: val)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _batch(text: str) -> int | None:
+    return None if text == "dynamic" else positive_int(text)
+
+
+def _size(text: str) -> tuple[int, int] | None:
+    if text == "dynamic":
+        return None
+    height, separator, width = text.partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"give dynamic or HEIGHTxWIDTH such as 800x1344, not {text!r}")
+    return int(height), int(width)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.data and arguments.with_postprocessing:
+        raise ValueError("--data compares raw outputs: leave out --with-postprocessing")
+    settings = GraphSettings(
+        arguments.batch, arguments.size, arguments.top_k if arguments.with_postprocessing else None
+    )
+    model, processor = load_checkpoint(arguments.checkpoint)
+    model.eval()
+    try:
+        exported = export_detector(
+            model,
+            processor,
+            make_output_folder(arguments.output),
+            format=arguments.format,
+            settings=settings,
+            precision=arguments.precision,
+            opset=arguments.opset,
+        )
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    print(f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB")
+    run = load_run(exported.path, exported.graph.output_names)
+    within = _print_parity(run, model, exported, arguments.precision)
+    _print_latency(run, model, exported)
+    if arguments.data:
+        _print_accuracy(run, model, exported, arguments)
+    return 0 if within else 1
+
+
+def _print_parity(run: Run, model: DrmmForObjectDetection, exported: Export, precision: str) -> bool:
+    """Print the deviations; True if they are allowed, as any are below fp32."""
+    reference = DetectorGraph(model)
+    print("largest absolute deviation from the checkpoint, boxes and scales as fractions of the image:")
+    largest = 0.0
+    for deviation in check_parity(run, reference, exported.settings, canvas_size(exported.processor)):
+        height, width = deviation.size
+        values = "  ".join(f"{name} {value:.1e}" for name, value in deviation.values.items())
+        print(f"  batch {deviation.batch}, {height}x{width}: {values}", flush=True)
+        largest = max(largest, deviation.largest)
+    if precision != "fp32":
+        print(f"  {precision} has no bound: measure what it costs with --data")
+        return True
+    print(f"  {'within' if largest <= TOLERANCE else 'EXCEEDS'} {TOLERANCE:.0e}")
+    return largest <= TOLERANCE
+
+
+def _print_latency(run: Run, model: DrmmForObjectDetection, exported: Export) -> None:
+    """Print medians of alternating rounds on one batch of the usual size."""
+    settings = exported.settings
+    size, batch = settings.size or canvas_size(exported.processor), settings.batch or 1
+    reference = DetectorGraph(model)
+    inputs = example_inputs(exported.graph.input_names, batch, size, padding=False)
+    raw = {name: inputs[name] for name in reference.input_names}
+    candidates = {"eager": torch.no_grad()(lambda: reference(**raw)), "exported": lambda: run(inputs)}
+    timings = alternate(candidates, _ROUNDS)
+    wall = {name: statistics.median(timing.wall) * 1e3 for name, timing in timings.items()}
+    cpu = {name: statistics.median(timing.cpu) * 1e3 for name, timing in timings.items()}
+    ratio = ratios(timings["exported"].cpu, timings["eager"].cpu)[0]
+    print(
+        f"milliseconds of a batch of {batch}, {size[0]}x{size[1]}, median of {_ROUNDS} rounds, "
+        f"{torch.get_num_threads()} threads: eager {wall['eager']:.0f} (CPU time {cpu['eager']:.0f}), "
+        f"exported {wall['exported']:.0f} (CPU time {cpu['exported']:.0f}); ratio of CPU time {ratio:.2f}"
+    )
+
+
+def _print_accuracy(run: Run, model: DrmmForObjectDetection, exported: Export, arguments: argparse.Namespace) -> None:
+    """Print AP and ECE of the checkpoint and of the file, one image at a time."""
+    dataset = load_detection_dataset(arguments.data, arguments.split, id2label=label_names(model))
+    processor = DrmmImageProcessor.from_dict(exported.processor)
+    detectors = {"checkpoint": model, "exported": ExportedDetector(run, exported.graph.output_names)}
+    batch_size = exported.settings.batch or 1
+    if len(dataset) % batch_size:
+        raise ValueError(
+            f"--batch {batch_size}: the {len(dataset)} images of {arguments.data} are no multiple of it; "
+            "--data needs one, or --batch dynamic"
+        )
+    for name, detector in detectors.items():
+        results = predict_dataset(detector, processor, dataset, batch_size=batch_size)
+        report = evaluate_detections(dataset.annotations_path, results)
+        values = "  ".join(f"{metric} {report.metrics[metric]:.4f}" for metric in _METRICS)
+        print(f"{name}: {values}  ECE {report.calibration[0].ece:.4f}  ({len(dataset)} images)")

@@ -1,0 +1,87 @@
+"""`scripts/export.py` as a user calls it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from drmm_hf import DrmmImageProcessor
+from drmm_hf.data import generate_scenes
+from drmm_hf.export.cli import main
+from model_fixtures import small_model
+
+
+def test_an_export_is_checked_and_described(exported: Path) -> None:
+    settings = json.loads((exported / "export.json").read_text())
+    assert settings["inputs"] == ["pixel_values", "pixel_mask", "target_sizes"]
+    assert settings["outputs"] == ["scores", "labels", "boxes", "scales"]
+    assert (settings["batch"], settings["size"], settings["top_k"]) == ("dynamic", "dynamic", 20)
+    assert settings["id2label"] == {"0": "disc", "1": "ring", "2": "star"}
+    assert settings["image_processor"]["size"] == {"shortest_edge": 64, "longest_edge": 96}
+    assert (exported / settings["file"]).is_file()
+    printed = (exported.parent / "printed.txt").read_text()
+    assert printed.count("  batch ") == 6
+    assert "within 1e-04" in printed
+    assert "exported" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "100x96"], "size is 100x96 (height x width): both must be multiples of 32"),
+        (["--precision", "int8"], "precision int8 is onnxruntime's: it needs format onnx"),
+        (["--with-postprocessing", "--data", "x"], "--data compares raw outputs: leave out --with-postprocessing"),
+    ],
+)
+def test_a_mistake_is_one_line(checkpoint: Path, tmp_path: Path, capsys, arguments: list[str], message: str) -> None:
+    assert main([str(checkpoint), str(tmp_path / "out"), "--format", "torch_export", *arguments]) == 2
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    [line] = [line for line in lines if line.strip() and not line.startswith("Loading weights")]  # its bar
+    assert message in line
+
+
+def test_a_checkpoint_that_is_none(tmp_path: Path, capsys) -> None:
+    assert main([str(tmp_path / "none"), str(tmp_path / "out"), "--format", "onnx"]) == 2
+    assert "no such model folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["100", "axb", "64x", "64X96"])
+def test_a_size_that_is_none(size: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["model", "out", "--format", "onnx", "--size", size])
+    assert "give dynamic or HEIGHTxWIDTH such as 800x1344" in capsys.readouterr().err
+
+
+def test_a_processor_that_pads_to_other_sizes(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    DrmmImageProcessor(size_divisor=1).save_pretrained(tmp_path)
+    assert main([str(tmp_path), str(tmp_path / "out"), "--format", "torch_export"]) == 2
+    assert "preprocessor_config.json: size_divisor is 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_lower_precisions_and_accuracy_on_data(checkpoint: Path, tmp_path: Path, capsys, precision: str) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    data = generate_scenes(tmp_path / "scenes", num_train=1, num_val=4, image_size=(96, 128))
+    names = json.loads((data / "annotations/instances_val.json").read_text())["categories"]
+    model = tmp_path / "model"
+    id2label = dict(enumerate(category["name"] for category in names))
+    small_model(id2label=id2label, label2id={name: i for i, name in id2label.items()}).save_pretrained(model)
+    (model / "preprocessor_config.json").write_bytes((checkpoint / "preprocessor_config.json").read_bytes())
+    arguments = ["--precision", precision, "--data", str(data)]
+    assert main([str(model), str(tmp_path / "out"), "--format", "onnx", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert f"{precision} has no bound" in printed
+    assert "exported: AP" in printed
+
+
+@pytest.mark.slow
+def test_a_fixed_size_and_batch(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--format", "torch_export", "--batch", "3", "--size", "64x96"]
+    assert main([str(checkpoint), str(tmp_path), *arguments]) == 0
+    assert "batch 3, 64x96" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "export.json").read_text())
+    assert (settings["batch"], settings["size"]) == (3, [64, 96])
+    assert settings["image_processor"]["pad_size"] == {"height": 64, "width": 96}

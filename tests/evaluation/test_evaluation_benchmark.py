@@ -37,6 +37,16 @@ def test_the_way_to_the_file_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_memory_is_that_of_the_other_process() -> None:
+    """Not of this one, which may hold more."""
+    here = np.ones(100 * 2**20, dtype=np.uint8)
+    before = benchmark._memory_of("pass")
+    more = benchmark._memory_of(f"kept = bytearray(b'x') * {200 * 2**20}")
+    assert more - before == pytest.approx(200, abs=20)
+    assert here.nbytes == 100 * 2**20
+
+
+@pytest.mark.slow
 def test_the_page_is_written(tmp_path: Path) -> None:
     page = tmp_path / "evaluation.md"
     options = ["--images", "20", "--per-image", "10", "--rounds", "1", "--output", str(page)]

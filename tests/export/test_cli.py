@@ -7,7 +7,10 @@ import pytest
 
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.data import generate_scenes
+from drmm_hf.evaluation.loading import load_checkpoint
+from drmm_hf.export import DetectorGraph, Export, GraphSettings, cli
 from drmm_hf.export.cli import main
+from drmm_hf.export.sidecar import processor_settings
 from model_fixtures import small_model
 
 
@@ -58,6 +61,18 @@ def test_a_processor_that_pads_to_other_sizes(checkpoint: Path, tmp_path: Path, 
     DrmmImageProcessor(size_divisor=1).save_pretrained(tmp_path)
     assert main([str(tmp_path), str(tmp_path / "out"), "--format", "torch_export"]) == 2
     assert "preprocessor_config.json: size_divisor is 1" in capsys.readouterr().err
+
+
+def test_a_deviation_is_reported_beside_float32_rounding(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    model, processor = load_checkpoint(str(checkpoint))
+    graph, settings = DetectorGraph(model.eval()), GraphSettings(size=(64, 96))
+    written = Export(tmp_path, graph, settings, processor_settings(processor, settings))
+    monkeypatch.setattr(cli, "export_detector", lambda *_, **__: written)
+    monkeypatch.setattr(cli, "load_run", lambda *_: lambda inputs: [value + 2e-3 for value in graph(**inputs)])
+    assert main([str(checkpoint), str(tmp_path), "--format", "torch_export", "--size", "64x96"]) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "EXCEEDS" in line]
+    assert "EXCEEDS 1e-04; the checkpoint itself in float64 deviates from float32 there by logits" in line
+    assert 0 < float(line.rsplit(" ", 1)[1]) < 1e-5
 
 
 @pytest.mark.slow

@@ -210,12 +210,14 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _memory_of(statement: str) -> float:
-    """Highest resident memory in MiB of a fresh process that runs a statement."""
-    code = f"from drmm_hf.evaluation import benchmark; {statement}"
+    """Highest resident memory in MiB of a fresh process that runs a statement; Linux only."""
+    code = f"from drmm_hf.evaluation import benchmark; {statement}; print(benchmark._highest_memory())"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"the measuring process failed with exit status {process.returncode}: {statement}")
-    return usage.ru_maxrss / 1024
+    done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout)
+
+
+def _highest_memory() -> float:
+    # Not `ru_maxrss`, which begins with the memory of the process that started this one.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024

@@ -16,7 +16,7 @@ from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from .graph import DetectorGraph, GraphSettings, example_inputs
 from .onnx_file import DEFAULT_OPSET
-from .parity import TOLERANCE, Run, check_parity
+from .parity import TOLERANCE, Run, check_parity, rounding
 from .runtime import ExportedDetector, load_run
 from .sidecar import SIDECAR, canvas_size
 from .write import EXPORT_FORMATS, PRECISIONS, Export, export_detector
@@ -100,17 +100,22 @@ def _print_parity(run: Run, model: DrmmForObjectDetection, exported: Export, pre
     """Print the deviations; True if they are allowed, as any are below fp32."""
     reference = DetectorGraph(model)
     print("largest absolute deviation from the checkpoint, boxes and scales as fractions of the image:")
-    largest = 0.0
+    found = []
     for deviation in check_parity(run, reference, exported.settings, canvas_size(exported.processor)):
         height, width = deviation.size
         values = "  ".join(f"{name} {value:.1e}" for name, value in deviation.values.items())
         print(f"  batch {deviation.batch}, {height}x{width}: {values}", flush=True)
-        largest = max(largest, deviation.largest)
+        found.append(deviation)
     if precision != "fp32":
         print(f"  {precision} has no bound: measure what it costs with --data")
         return True
-    print(f"  {'within' if largest <= TOLERANCE else 'EXCEEDS'} {TOLERANCE:.0e}")
-    return largest <= TOLERANCE
+    worst = max(found, key=lambda deviation: deviation.largest)
+    if worst.largest <= TOLERANCE:
+        print(f"  within {TOLERANCE:.0e}")
+        return True
+    values = "  ".join(f"{name} {value:.1e}" for name, value in rounding(model, worst).values.items())
+    print(f"  EXCEEDS {TOLERANCE:.0e}; the checkpoint itself in float64 deviates from float32 there by {values}")
+    return False
 
 
 def _print_latency(run: Run, model: DrmmForObjectDetection, exported: Export) -> None:

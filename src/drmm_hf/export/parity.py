@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from ..canvas_drmm import STRIDE
+from ..modeling_drmm import DrmmForObjectDetection
 from .graph import MIN_SIDE, DetectorGraph, GraphSettings, example_inputs
 
 TOLERANCE = 1e-4
@@ -59,6 +60,15 @@ def check_parity(
                 pairs = zip(reference.output_names, run(inputs), expected, strict=True)
                 values = {name: (found - wanted).abs().max().item() for name, found, wanted in pairs}
             yield Deviation(batch, size, values)
+
+
+def rounding(model: DrmmForObjectDetection, place: Deviation) -> Deviation:
+    """What rounding to float32 costs the model itself on the inputs of `place`: float64 layers against float32 ones.
+
+    A deviation of an exported file of this order is the rounding of another order of sums, not a fault.
+    """
+    precise, settings = DetectorGraph(model).double(), GraphSettings(place.batch, place.size)
+    return next(check_parity(lambda inputs: precise(**inputs), DetectorGraph(model), settings, place.size))
 
 
 def _sizes(canvas: tuple[int, int]) -> list[tuple[int, int]]:

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
 # Not in the documentation's own hands: repositories of a Hub, and a file of 500 MB.
 OUTSIDE = ("me/my-detector", "OWNER/NAME", "ORG/NAME", "sparse_rcnn.pth")
-EXPORT = "docs/export.md"  # tests/export/test_export_docs.py runs its blocks
+# tests/export/test_export_docs.py and tests/demo/test_docs.py run their blocks
+ELSEWHERE = ("docs/export.md", "docs/demo.md")
 WRITTEN = "docs/results/speed.md"  # the benchmark writes its own command there
 
 
@@ -37,7 +38,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 COMMANDS = [(page, command) for page in PAGES if page != WRITTEN for command in script_commands(page)]
-PAGES_WITH_PYTHON = [page for page in PAGES if page != EXPORT and python_blocks(page)]
+PAGES_WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and python_blocks(page)]
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{p}:{c[8:60]}" for p, c in COMMANDS])

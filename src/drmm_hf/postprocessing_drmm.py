@@ -50,22 +50,18 @@ def select_detections(
             out of its range.
         ImportError: as in `box_intervals`.
     """
-    # topk ranks NaN first, and what is kept below has to be a prefix.
-    logits = _field(outputs, "logits").float().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    batch, num_components, num_classes = logits.shape
+    logits = _field(outputs, "logits").float()
+    batch = logits.shape[0]
     device = logits.device
     thresholds = _one_per_image(threshold, "threshold", batch).to(device, torch.float32)
     limits = _one_per_image(top_k, "top_k", batch)
     if limits.is_floating_point() or int(limits.min()) < 1:
         raise ValueError(f"top_k is {top_k}: give a whole number of at least 1, or one per image.")
 
-    count = min(int(limits.max()), num_components * num_classes)
-    scores, flat = logits.flatten(1).topk(count, dim=1)
-    scores = scores.sigmoid()
-    components = (flat // num_classes)[..., None].expand(-1, -1, 4)
+    scores, labels, components = best_pairs(logits, int(limits.max()))
     results = {
         "scores": scores,
-        "labels": flat % num_classes,
+        "labels": labels,
         "boxes": box_convert(_field(outputs, "pred_boxes").float().gather(1, components), "cxcywh", "xyxy"),
     }
     scales = _field(outputs, "pred_scales", required=False)
@@ -88,9 +84,22 @@ def select_detections(
         results["box_intervals"] = torch.stack(ends, dim=2)
 
     # Scores are sorted, so what is kept is a prefix: B lengths go to the host instead of B boolean masks.
-    ranks = torch.arange(count, device=device)
+    ranks = torch.arange(scores.shape[1], device=device)
     kept = ((scores > thresholds[:, None]) & (ranks < limits.to(device)[:, None])).sum(1).tolist()
     return [{name: value[i, :n] for name, value in results.items()} for i, n in enumerate(kept)]
+
+
+def best_pairs(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `top_k` best (component, class) pairs of each image, best first, of all B·K·C log-odds (B, K, C).
+
+    Returns:
+        scores (B, k), classes (B, k) and, to gather boxes with, components (B, k, 4); k is at most K·C.
+    """
+    num_components, num_classes = logits.shape[1:]
+    # topk ranks NaN first, and what a threshold keeps has to be a prefix
+    logits = logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    ranked, flat = logits.flatten(1).topk(min(top_k, num_components * num_classes), dim=1)
+    return ranked.sigmoid(), flat % num_classes, (flat // num_classes)[..., None].expand(-1, -1, 4)
 
 
 def _field(outputs: Any, name: str, required: bool = True) -> Any:

@@ -46,7 +46,9 @@ def run_command(run: Callable[[argparse.Namespace], int], arguments: argparse.Na
     except torch.OutOfMemoryError:
         if arguments.debug:
             raise
-        print(f"error: out of memory; lower --batch-size (now {arguments.batch_size})", file=sys.stderr)
+        batch_size = getattr(arguments, "batch_size", None)  # not every command has one
+        hint = "" if batch_size is None else f"; lower --batch-size (now {batch_size})"
+        print(f"error: out of memory{hint}", file=sys.stderr)
     except KeyboardInterrupt:
         if arguments.debug:
             raise

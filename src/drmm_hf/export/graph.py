@@ -12,6 +12,7 @@ from torchvision.ops import box_convert
 
 from ..canvas_drmm import STRIDE
 from ..modeling_drmm import DrmmForObjectDetection
+from ..postprocessing_drmm import best_pairs
 
 _EXAMPLE_BATCH, _EXAMPLE_SIZE = 2, (160, 224)
 # A coarsest map of one row or column makes torch.export take another path through memory formats.
@@ -96,15 +97,12 @@ class DetectorGraph(nn.Module):
 
 
 def _rank(logits: Tensor, boxes_and_scales: Sequence[Tensor], target_sizes: Tensor, top_k: int) -> tuple[Tensor, ...]:
-    """The body of `select_detections`, which ends in lists of varying length."""
-    num_components, num_classes = logits.shape[1:]
-    logits = logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    ranked, index = logits.flatten(1).topk(min(top_k, num_components * num_classes), dim=1)
-    components = (index // num_classes).unsqueeze(-1).expand(-1, -1, 4)
+    """`select_detections` without its end, lists of varying length."""
+    scores, labels, components = best_pairs(logits, top_k)
     boxes, *scales = (values.gather(1, components) for values in boxes_and_scales)
     pixels = target_sizes.to(boxes.dtype).flip(1).repeat(1, 2).unsqueeze(1)
     corners = box_convert(boxes, "cxcywh", "xyxy") * pixels
-    return ranked.sigmoid(), index % num_classes, corners, *(s * pixels for s in scales)
+    return scores, labels, corners, *(s * pixels for s in scales)
 
 
 def example_inputs(

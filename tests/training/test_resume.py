@@ -183,7 +183,8 @@ def kill_test(scenes: Path, tmp_path: Path, kills: int) -> None:
         if turn % 2 == 0:  # in the middle of the writing of a checkpoint
 
             def when(start: int = start) -> bool:
-                return steps() > start + 2 and any(checkpoints.glob(".partial-*"))
+                # the moment may be missed on a busy machine: then somewhere else
+                return steps() > start + 2 and (any(checkpoints.glob(".partial-*")) or steps() >= start + 7)
 
         else:
             goal = start + draw.randint(3, 7)

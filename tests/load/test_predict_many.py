@@ -1,5 +1,6 @@
 """predict.py on many images: memory does not grow with their number, and the progress is shown."""
 
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from drmm_hf import DrmmImageProcessor
+from drmm_hf.evaluation import predict_cli
 from drmm_hf.evaluation.predict_cli import main as predict
 from drmm_hf.evaluation.prefetch import prefetch
 from model_fixtures import small_model
@@ -79,8 +81,12 @@ def check_output(output: Path, number: int) -> None:
     assert sorted(path.name for path in output.iterdir() if path.suffix != ".png") == ["predictions.json"]
 
 
-def test_a_few_hundred_images(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_few_hundred_images(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     number = 200
+    # as shown after every batch, however fast they are
+    monkeypatch.setattr(predict_cli, "tqdm", functools.partial(predict_cli.tqdm, mininterval=0, miniters=1))
     images = make_images(tmp_path / "images", number)
     assert predict(arguments(model, images, tmp_path / "out")) == 0
     printed = capsys.readouterr()

@@ -69,6 +69,15 @@ def test_values_and_gradients_equal_the_operator(pool) -> None:
         torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [20.0, 300.0])
+def test_levels_without_a_box(size: float) -> None:
+    boxes = torch.tensor([[[30.0, 20.0, 30.0 + size, 20.0 + size]] * 3] * 2)
+    assert len(set(pyramid_level(boxes, 4, 56.0).flatten().tolist())) == 1
+    torch.testing.assert_close(
+        multilevel_roi_align(pyramid(), boxes, STRIDES), one_by_one(pyramid(), boxes), atol=2e-5, rtol=1e-5
+    )
+
+
 def test_level_changes_at_every_octave() -> None:
     sides = torch.tensor([1.0, 111.0, 112.5, 223.0, 225.0, 447.0, 449.0, 5000.0])
     boxes = torch.stack((torch.zeros(8), torch.zeros(8), sides, sides), dim=-1)

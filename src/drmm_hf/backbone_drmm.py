@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoBackbone
 
 from .configuration_drmm import DrmmConfig
+from .folded_norm import fold_batch_norms
 
 
 class DrmmBackbone(nn.Module):
@@ -29,6 +30,7 @@ class DrmmBackbone(nn.Module):
             ) from error
         if self.norm_mode == "frozen" and hasattr(self.model, "freeze_batch_norm_2d"):
             self.model.freeze_batch_norm_2d()
+        fold_batch_norms(self.model)
         # timm's Swin gives NHWC maps and says so on the network inside its feature wrapper
         output_format = getattr(getattr(self.model, "_backbone", None), "output_fmt", "NCHW")
         self.channels_last_output = str(getattr(output_format, "value", output_format)) == "NHWC"

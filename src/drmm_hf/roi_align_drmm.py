@@ -68,50 +68,54 @@ def _bag_roi_align(
     output_size: int,
     sampling_ratio: int,
 ) -> Tensor:
-    """Each bin as a bag of (2 * sampling_ratio)**2 weighted cells of the concatenated maps."""
+    """Each bin as a bag of (2 * sampling_ratio)**2 weighted cells of its box's level.
+
+    Level by level: one table of all maps would have to be written anew in every stage. Maps in the channels-last
+    format are tables as they are.
+    """
     batch, num_boxes, _ = boxes.shape
-    cells = torch.cat([f.permute(0, 2, 3, 1).flatten(1, 2) for f in features], dim=1)
-    shapes = torch.tensor([(f.shape[-2], f.shape[-1]) for f in features])
-    first_cell = shapes.prod(dim=1).cumsum(0) - shapes.prod(dim=1)
+    image = torch.arange(batch).repeat_interleave(num_boxes)
+    own = level.flatten().clamp(min=0)
+    readable = (level.flatten() >= 0).to(boxes.dtype)
+    several = len(features) > 1
+    pooled, members = [], []
+    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        chosen = (own == i).nonzero().squeeze(1) if several else torch.arange(batch * num_boxes)
+        edges = boxes.flatten(0, 1)[chosen] / stride - 0.5
+        height, width = feature.shape[-2:]
+        rows, weight_y = _axis_cells(edges[:, 1], edges[:, 3], height, output_size, sampling_ratio)
+        columns, weight_x = _axis_cells(edges[:, 0], edges[:, 2], width, output_size, sampling_ratio)
+        weight_y = weight_y * readable[chosen, None, None]
+        rows = rows * width + (image[chosen] * height * width)[:, None, None]
+        # (boxes, bin row, bin column, cell row, cell column)
+        index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
+        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+        bag = (2 * sampling_ratio) ** 2
+        table = feature.permute(0, 2, 3, 1).flatten(0, 2)
+        bins = F.embedding_bag(index.view(-1, bag), table, per_sample_weights=weight.view(-1, bag), mode="sum")
+        pooled.append(bins.unflatten(0, (len(chosen), output_size**2)))
+        members.append(chosen)
+    if not several:
+        return pooled[0].unflatten(0, (batch, num_boxes))
+    place = torch.cat(members).argsort()
+    return torch.cat(pooled)[place].unflatten(0, (batch, num_boxes))
 
-    own = level.clamp(min=0)
-    height, width = shapes[own].unbind(-1)
-    edges = boxes / torch.tensor(strides, dtype=boxes.dtype)[own].unsqueeze(-1) - 0.5
-    rows, weight_y = _axis_cells(edges[..., 1], edges[..., 3], height, output_size, sampling_ratio)
-    columns, weight_x = _axis_cells(edges[..., 0], edges[..., 2], width, output_size, sampling_ratio)
-    weight_y = weight_y * (level >= 0)[..., None, None]
 
-    # (B, K, bin row, bin column, cell row, cell column)
-    index = rows[:, :, :, None, :, None] * width[:, :, None, None, None, None] + columns[:, :, None, :, None, :]
-    image = torch.arange(batch).unsqueeze(-1) * cells.shape[1]
-    index = index + (image + first_cell[own])[:, :, None, None, None, None]
-    weight = weight_y[:, :, :, None, :, None] * weight_x[:, :, None, :, None, :]
-    num_bins, bag = output_size**2, (2 * sampling_ratio) ** 2
-    pooled = F.embedding_bag(
-        index.reshape(-1, bag), cells.flatten(0, 1), per_sample_weights=weight.reshape(-1, bag), mode="sum"
-    )
-    return pooled.view(batch, num_boxes, num_bins, -1)
-
-
-def _axis_cells(
-    start: Tensor, end: Tensor, size: Tensor, output_size: int, sampling_ratio: int
-) -> tuple[Tensor, Tensor]:
-    """Cells that the bins of one axis read, and their weights: (B, K, output_size, 2 * sampling_ratio) each.
+def _axis_cells(start: Tensor, end: Tensor, size: int, output_size: int, sampling_ratio: int) -> tuple[Tensor, Tensor]:
+    """Cells that the bins of one axis read, and their weights: (R, output_size, 2 * sampling_ratio) each.
 
     Args:
-        start, end: (B, K) edges of the boxes in cells, the center of cell 0 at 0.
-        size: (B, K) number of cells of the axis on each box's level.
+        start, end: (R,) edges of the boxes in cells, the center of cell 0 at 0.
+        size: number of cells of the axis.
     """
     num_samples = output_size * sampling_ratio
     offsets = (torch.arange(num_samples, dtype=start.dtype) + 0.5) / num_samples
     position = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * offsets
-    size = size.unsqueeze(-1)
     inside = (position >= -1.0) & (position <= size)  # the operator's own margin
-    last = (size - 1).to(position.dtype)
-    position = torch.minimum(position.nan_to_num().clamp(min=0), last)
+    position = position.nan_to_num().clamp(min=0, max=size - 1)
     lower = position.floor()
     upper_weight = position - lower
-    cells = torch.stack((lower, torch.minimum(lower + 1, last)), dim=-1).long()
+    cells = torch.stack((lower, (lower + 1).clamp(max=size - 1)), dim=-1).long()
     weights = torch.stack((1 - upper_weight, upper_weight), dim=-1) * inside.unsqueeze(-1) / sampling_ratio
     shape = (output_size, 2 * sampling_ratio)
     return cells.flatten(-2).unflatten(-1, shape), weights.flatten(-2).unflatten(-1, shape)

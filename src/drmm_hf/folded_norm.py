@@ -32,6 +32,7 @@ class _FoldableFrozenBatchNorm2d(FrozenBatchNorm2d):
 
 
 _FOLDABLE = {nn.BatchNorm2d: _FoldableBatchNorm2d, FrozenBatchNorm2d: _FoldableFrozenBatchNorm2d}
+_FOLDED = (_FoldableBatchNorm2d, _FoldableFrozenBatchNorm2d)
 
 
 class _FoldingConv2d(nn.Conv2d):
@@ -41,8 +42,10 @@ class _FoldingConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         parent, name = self.norm_place
         norm = getattr(parent, name)
-        if not isinstance(norm, tuple(_FOLDABLE.values())) or not norm.is_folded(input.device):
+        if not isinstance(norm, _FOLDED) or not norm.is_folded(input.device):
             return super().forward(input)
+        assert norm.running_mean is not None  # checked when they were paired
+        assert norm.running_var is not None
         # in float32, as BatchNorm computes for maps of any type
         scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
         shift = norm.bias.float() - norm.running_mean.float() * scale

@@ -5,7 +5,7 @@ from .images import decode_image, open_image
 from .objects import coco_ground_truth, objects_dataset
 from .paper_transform import PaperTransform
 from .scenes import generate_scenes
-from .streaming import StreamingDetectionDataset, load_streaming_dataset, streaming_samples
+from .streaming import StreamingDetectionDataset, load_streaming_dataset
 from .transforms import TrainTransform
 
 __all__ = [
@@ -21,5 +21,4 @@ __all__ = [
     "load_streaming_dataset",
     "objects_dataset",
     "open_image",
-    "streaming_samples",
 ]

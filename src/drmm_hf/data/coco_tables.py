@@ -42,7 +42,7 @@ class CocoTables:
 
 
 @contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
+def collection_paused() -> Iterator[None]:
     """Millions of new objects, none of them garbage, would have the collector walk through all of them many times."""
     enabled = gc.isenabled()
     gc.disable()
@@ -53,7 +53,7 @@ def _collection_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collection_paused()
+@collection_paused()
 def read_coco_tables(path: Path) -> CocoTables:
     """Read and check a COCO instances file.
 

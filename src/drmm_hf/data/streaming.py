@@ -2,20 +2,16 @@
 
 import contextlib
 import copy
-import itertools
-import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import torch
 from datasets.distributed import split_dataset_by_node
 from huggingface_hub.errors import HFValidationError
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from ..annotations_drmm import shown
 from . import objects as schema
@@ -24,10 +20,6 @@ from .coco_layout import AnyPath
 from .coco_tables import CocoTables
 from .tar_shards import read_tars
 
-logger = logging.getLogger(__name__)
-
-_MAX_REPLACEMENTS = 10
-_MAX_EMPTY_EPOCHS = 50
 _CHECKED_BOXES = 100
 """So many boxes tell whether they are relative to the image."""
 _NO_LIMIT = 2**31 - 1
@@ -43,6 +35,7 @@ class StreamingDetectionDataset(IterableDataset):
 
     Attributes:
         id2label, label2id: labels 0..C-1 and names.
+        class_names: names that the stream's own schema gives its category numbers, or None.
         name: what messages call the data set.
         rows: the `datasets.IterableDataset` below, neither shuffled nor split.
     """
@@ -59,7 +52,7 @@ class StreamingDetectionDataset(IterableDataset):
         self.rows, self.name = rows, name
         self.id2label = dict(enumerate(ordered_labels(id2label)))
         self.label2id = {label_name: label for label, label_name in self.id2label.items()}
-        self._columns, self._class_names = dict(columns), class_names
+        self._columns, self.class_names = dict(columns), class_names
         self._objects_type = None
         if rows.features is not None:
             feature = {"objects": rows.features[columns["objects"]]}
@@ -158,8 +151,8 @@ class StreamingDetectionDataset(IterableDataset):
             column = pa.array([value], type=self._objects_type)
         objects = schema._flat_objects(column, self._columns, self.name)
         boxes = schema._boxes(objects)
-        known = None if self._class_names is not None else self.id2label
-        category, names = schema._categories(objects, self._class_names, known)
+        known = None if self.class_names is not None else self.id2label
+        category, names = schema._categories(objects, self.class_names, known)
         unknown = [name for name in names if name not in self.label2id]
         if unknown:
             raise ValueError(f"{self.name}: categories {unknown[:10]} are not in id2label; add them, or rename them")
@@ -240,143 +233,6 @@ def load_streaming_dataset(
     if unknown:
         raise ValueError(f"{name}: the classes {unknown[:10]} are not in id2label; add them, or leave id2label out")
     return result
-
-
-def streaming_samples(
-    dataset: StreamingDetectionDataset,
-    transform: Callable,
-    seed: int,
-    rank: int,
-    world_size: int,
-    batch_size: int,
-    *,
-    buffer_size: int = 1000,
-    group_orientations: bool = False,
-    first_epoch: int = 0,
-    strict: bool = False,
-) -> IterableDataset:
-    """Endless augmented samples of one process, for a `DataLoader` with this `batch_size`.
-
-    Samples are what `TrainingSamples` gives: those of `transform` with `skipped`, the messages of the unreadable images
-    that the sample replaces. Each epoch of a process has all its images once, in a new order; where one ends, the next
-    follows, in the middle of a batch if need be. The same arguments and number of workers give the same samples.
-
-    After an error of the data there are no further samples but only that error, which `collate` hands on to the main
-    process.
-
-    Args:
-        dataset: rows of it are what `transform` takes.
-        transform: draws from torch's global generator, which is seeded from `seed`, the epoch and the image id (where
-            there is none, from the sample's running number in its reading process).
-        seed: must be the same in all processes.
-        rank, world_size: which process of how many.
-        batch_size: of the DataLoader.
-        buffer_size: rows that are mixed, as in `StreamingDetectionDataset.shuffle`.
-        group_orientations: give `batch_size` samples in a row that are all at least as wide as tall, or all taller.
-        first_epoch: where to begin.
-        strict: give the error of an unreadable image in place of a sample.
-
-    Raises:
-        ValueError: an argument is out of its range.
-    """
-    limits = {"world_size": world_size, "batch_size": batch_size, "buffer_size": buffer_size}
-    for field, value in limits.items():
-        if value < 1:
-            raise ValueError(f"{field}={value}: must be at least 1")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank={rank}: must be from 0 to world_size - 1 = {world_size - 1}")
-    if dataset.num_shards % world_size and rank == 0:
-        logger.warning(
-            "%s: %d shards cannot be dealt evenly to %d processes, so each reads all and takes every %d-th image; for "
-            "less reading, write a multiple of %d shards",
-            dataset.name,
-            dataset.num_shards,
-            world_size,
-            world_size,
-            world_size,
-        )
-    part = dataset.shuffle(seed, buffer_size).split_by_node(rank, world_size)
-    run = batch_size if group_orientations else 1
-    return _StreamingSamples(part, transform, seed, run, first_epoch, strict)
-
-
-class _StreamingSamples(IterableDataset):
-    """`run` samples in a row have one orientation."""
-
-    def __init__(
-        self,
-        dataset: StreamingDetectionDataset,
-        transform: Callable,
-        seed: int,
-        run: int,
-        first_epoch: int,
-        strict: bool,
-    ):
-        self.dataset, self.transform, self.seed = dataset, transform, seed
-        self.run, self.first_epoch, self.strict = run, first_epoch, strict
-
-    def __iter__(self) -> Iterator[dict[str, Any] | Exception]:
-        held: defaultdict[bool, list] = defaultdict(list)
-        samples = self._samples()
-        while True:
-            try:
-                wide, sample = next(samples)
-            except StopIteration:
-                return
-            except (ValueError, OSError) as error:
-                # As items, since a worker's own report is a page of traceback; a subclass may not survive the way.
-                plain = error if type(error) in (ValueError, FileNotFoundError) else ValueError(str(error))
-                yield from itertools.repeat(plain)
-            held[wide].append(sample)
-            if len(held[wide]) == self.run:
-                yield from held.pop(wide)
-
-    def _samples(self) -> Iterator[tuple[bool, dict[str, Any]]]:
-        """Whether the image is at least as wide as tall, and the sample."""
-        skipped: list[str] = []
-        for epoch, number, row in self._rows():
-            try:
-                sample = self._transform(row, epoch, number)
-            except (ValueError, OSError) as error:
-                if self.strict:
-                    raise
-                skipped.append(str(error))
-                if len(skipped) == _MAX_REPLACEMENTS:
-                    raise ValueError(f"{len(skipped)} images in a row cannot be read; the last: {error}") from error
-            else:
-                yield (row["width"] or 0) >= (row["height"] or 0), {**sample, "skipped": skipped}
-                skipped = []
-
-    def _rows(self) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Epoch, running number in the epoch, and row, endlessly."""
-        worker = get_worker_info()
-        dataset = copy.copy(self.dataset)
-        if worker is not None and worker.id >= dataset.shards_per_process:
-            return  # `datasets` has nothing for it in any epoch
-        empty = 0
-        for epoch in itertools.count(self.first_epoch):
-            dataset.set_epoch(epoch)
-            number = -1
-            for number, row in enumerate(dataset):
-                yield epoch, number, row
-            empty = empty + 1 if number < 0 else 0
-            if empty == _MAX_EMPTY_EPOCHS:
-                raise ValueError(
-                    f"{dataset.name}: process {dataset._rank} of {dataset._world_size} finds no image in its part of "
-                    "the shards; use fewer processes and workers, or a data set that is not empty"
-                )
-
-    def _transform(self, row: dict[str, Any], epoch: int, number: int) -> dict[str, Any]:
-        worker = get_worker_info()
-        stream = (1, self.dataset._rank, 0 if worker is None else worker.id, number)
-        which = (0, row["image_id"]) if row["image_id"] >= 0 else stream
-        before = torch.get_rng_state()
-        # not torch.manual_seed, which would seed the accelerator as well
-        torch.default_generator.manual_seed(_mix(self.seed, epoch, *which))
-        try:
-            return self.transform(row)
-        finally:
-            torch.set_rng_state(before)
 
 
 class _ScaleCheck:

@@ -68,7 +68,7 @@ def category_ids_of(dataset: Dataset) -> list[int]:
     """Category id of each label; of a stream the label itself, -1 where the stream is known not to have it."""
     if not isinstance(dataset, StreamingDetectionDataset):
         return dataset.category_ids
-    present = dataset._class_names
+    present = dataset.class_names
     return [label if present is None or name in present else -1 for label, name in dataset.id2label.items()]
 
 

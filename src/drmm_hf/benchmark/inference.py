@@ -76,8 +76,8 @@ def _models(settings: Settings, sizes: Sizes) -> Table:
         extra[name] = {**parts, **peak, **gpu_counts(model_run, settings.device)}
     note = (
         f"One image of {sizes.height}x{sizes.width} pixels to the model's output, float32, eager, random weights, "
-        "80 classes. Parts are measured by hooks in the same calls; "
-        "our stages include their heads. Peak memory is that of tensors beyond the weights."
+        "80 classes; our boxes lie all over the image, as a trained model's do. Parts are measured by hooks in the "
+        "same calls; our stages include their heads. Peak memory is that of tensors beyond the weights."
     )
     pairs = [(f"{ours} / {peer}", ours, peer) for ours in sizes.presets[:2] for peer in sizes.peers]
     return Table("Inference", note, rows_of(timings, extra), base=sizes.presets[0], comparisons=pairs)

@@ -21,8 +21,18 @@ PARTS = {
 
 
 def build_preset(name: str, device: str = "cpu", **changes: Any) -> DrmmForObjectDetection:
-    """A preset with 80 classes and random weights, in evaluation mode."""
+    """A preset with 80 classes and random weights, in evaluation mode.
+
+    Its boxes start where a trained model's end, all over the image and of all sizes, and random weights hardly move
+    them: how long reading a region takes depends on where it is, and untrained boxes are all in one place.
+    """
     model = DrmmForObjectDetection(DrmmConfig.from_preset(name, num_labels=NUM_LABELS, **changes)).eval()
+    boxes = model.model.proposals.boxes
+    generator = torch.Generator().manual_seed(0)
+    sizes = 0.03 * 20.0 ** torch.rand(len(boxes), 2, generator=generator)  # 3 to 60 % of the image
+    centers = sizes / 2 + torch.rand(len(boxes), 2, generator=generator) * (1 - sizes)
+    with torch.no_grad():
+        boxes.copy_(torch.cat((centers, sizes), dim=-1))
     nn.Module.to(model, device)
     return model
 

@@ -44,7 +44,7 @@ class Settings:
 
 @dataclass
 class Row:
-    """One line of a table: a timing, further columns, or both."""
+    """One line of a table: a `timing`, further columns in `extra` by their headings, or both."""
 
     timing: Timing | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +56,7 @@ class Table:
 
     Attributes:
         title, note: heading and what was measured.
+        rows: name to line.
         base: the row that the others are divided by; None if rows are not compared.
         comparisons: (what, numerator, denominator) of further rows.
     """
@@ -69,7 +70,7 @@ class Table:
 
 @dataclass
 class Figure:
-    """Curves on logarithmic axes: name to points (x, y)."""
+    """Curves on logarithmic axes: `title`, `x_label`, `y_label`, and `curves`, name to points (x, y)."""
 
     title: str
     x_label: str
@@ -79,7 +80,7 @@ class Figure:
 
 @dataclass
 class Suite:
-    """All of one suite."""
+    """All `tables` and `figures` of one suite."""
 
     tables: list[Table]
     figures: list[Figure] = field(default_factory=list)

@@ -346,11 +346,14 @@ def test_mixing_coefficients_and_scale_floor() -> None:
 @pytest.mark.parametrize("classes", [1, 5])
 def test_confidence_logits_against_float64_and_at_the_extremes(classes: int) -> None:
     g = torch.Generator().manual_seed(0)
-    class_logits, objectness = 8 * torch.randn(1, 50, classes, generator=g), 8 * torch.randn(1, 50, generator=g)
-    confidence = class_logits.double().softmax(-1) * objectness.double().sigmoid().unsqueeze(-1)
+    class_logits, objectness = 20 * torch.randn(1, 50, classes, generator=g), 20 * torch.randn(1, 50, generator=g)
     logits = confidence_logits(class_logits, objectness)
-    ordinary = confidence < 1 - 1e-9
-    torch.testing.assert_close(logits[ordinary], confidence.logit()[ordinary].float(), rtol=1e-4, atol=1e-4)
+    exact, o = class_logits.double().exp(), objectness.double().unsqueeze(-1).exp()
+    # p*o / (1 - p*o) without a difference of nearly equal numbers; odds of o are o / 1
+    others = torch.stack([exact[..., [k for k in range(classes) if k != c]].sum(-1) for c in range(classes)], dim=-1)
+    odds = exact * o / (exact + others * (1 + o))
+    assert classes == 1 or (odds > 1e7).any(), "confidences that float32 rounds to one are among them"
+    torch.testing.assert_close(logits, odds.log().float(), rtol=2e-6, atol=2e-6)
     extreme = confidence_logits(torch.tensor([[[300.0] + [-300.0] * (classes - 1)]]), torch.tensor([[80.0]]))
     assert extreme.isfinite().all()
     assert extreme[0, 0, 0] > 30

@@ -255,7 +255,8 @@ def responsibilities(
 def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
     """Log-odds of the confidence p_c * o (Section 3.4), so that `sigmoid(logits)` is the score.
 
-    1 - p*o is taken as (1 - o) + o * (1 - p), which stays exact where the confidence rounds to one.
+    1 - p*o is taken as (1 - o) + o * (1 - p), and 1 - p of the likeliest class as the sum of the others, which stays
+    exact where the confidence rounds to one.
 
     Args:
         class_logits: (B, K, C).
@@ -267,7 +268,10 @@ def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor
     class_logits, objectness_logits = _at_least_float32(class_logits), _at_least_float32(objectness_logits)
     log_p = class_logits.log_softmax(dim=-1)
     log_o = F.logsigmoid(objectness_logits).unsqueeze(-1)
-    log_not_p = torch.log((-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny))
+    log_tiny = math.log(torch.finfo(log_p.dtype).tiny)
+    likeliest = class_logits.argmax(dim=-1, keepdim=True)
+    others = log_p.scatter(-1, likeliest, log_tiny).logsumexp(dim=-1, keepdim=True)
+    log_not_p = torch.log1p(-torch.exp(log_p)).clamp(min=log_tiny).scatter(-1, likeliest, others)
     log_not_o = F.logsigmoid(-objectness_logits).unsqueeze(-1)
     return log_p + log_o - torch.logaddexp(log_not_o, log_o + log_not_p)
 

@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint format test test-slow test-all test-full test-upstream test-matrix coverage fuzz package audit \
-	quickstart clean
+	docs quickstart clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
@@ -81,6 +81,10 @@ package: $(STAMP) ## build sdist and wheel in dist/, install the wheel apart fro
 audit: $(STAMP) ## known vulnerabilities in what is installed (asks a database on the network)
 	$(RUN) -m pip install --disable-pip-version-check --quiet pip-audit
 	$(RUN) -m pip_audit --skip-editable $(ARGS)
+
+docs: $(STAMP) ## docs/api.md from the docstrings, and all pages with the whole reference as HTML in build/docs
+	$(RUN) -m pip install --disable-pip-version-check --quiet -e ".[$(EXTRAS),docs]"
+	$(RUN) docs/api_reference.py build/docs
 
 quickstart: $(STAMP) ## train a small detector and look at it (DATA= OUT= SEED= ARGS=)
 	$(RUN) scripts/quickstart.py $(if $(DATA),--data "$(DATA)") --output "$(OUT)" \

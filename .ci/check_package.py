@@ -34,6 +34,7 @@ NOT_RUN = {
     r"make test$": "it is a step of its own",
     r"accelerate launch .* --data coco": "needs COCO and GPUs; tests/test_docs.py reads its options",
     r"scripts/convert\.py \w+\.pth": "needs released weights; tests/conversion converts generated ones",
+    r"scripts/demo\.py": "it serves until it is stopped; tests/demo drives it in a browser",
     r"scripts/train\.py --warm-start": "needs released weights; tests/conversion starts from generated ones",
 }
 SNIPPET_INPUT = """
@@ -125,6 +126,7 @@ def check_installed(commands: Path, folder: Path) -> None:
 def run_readme(readme: Path, commands: Path, folder: Path) -> None:
     """Every indented command and every fenced Python snippet, in their order."""
     text = readme.read_text().replace("\\\n", " ")
+    (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
     fenced, indented = r"^```python\n(.*?)^```", r"^ {4}((?:make|python|accelerate|drmm-\w+) [^\n]+)$"
     for snippet, line in re.findall(f"{fenced}|{indented}", text, re.DOTALL | re.MULTILINE):
         if snippet:

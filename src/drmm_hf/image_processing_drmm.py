@@ -223,9 +223,16 @@ class DrmmImageProcessor(TorchvisionBackend):
         density: str = "cauchy",
         student_t_dof: float = 1.0,
     ) -> list[dict[str, torch.Tensor]]:
-        """Detections of each image in pixels of the original image: see `select_detections`.
+        """Detections of each image: the `top_k` best (component, class) pairs with a score above `threshold`; no NMS.
 
-        `interval_level=0.8` adds `box_intervals` (n, 2, 4), lower and upper end of the 80% interval of each edge.
+        Arguments and errors are those of `select_detections`. `target_sizes` are the (height, width) of the original
+        images; without them boxes and scales stay normalized. `interval_level=0.8` adds the 80% interval of each edge,
+        for which `scale_factor` corrects γ, and `density` and `student_t_dof` are those of the configuration.
+
+        Returns:
+            One dict per image, best first: scores (n,), labels (n,), boxes (n, 4) xyxy in pixels of the original image,
+            scales (n, 4) γ of the edges and objectness (n,) where the model predicts them, and with `interval_level`
+            box_intervals (n, 2, 4), the lower and the upper end of each edge in pixels.
         """
         return select_detections(
             outputs,

@@ -27,24 +27,31 @@ NAMES = sorted(path.stem for path in (CARDS / "data").glob("*.yaml"))
 MEASURED = [name for name in NAMES if name.endswith("-tiny")]
 
 
+def place(name: str, root: Path = ROOT) -> Path:
+    """The folder of the card."""
+    return root / read_card_data(CARDS / "data" / f"{name}.yaml").card_folder
+
+
 def section(name: str, heading: str) -> str:
-    text = (CARDS / name / "README.md").read_text()
+    text = (place(name) / "README.md").read_text()
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
 def test_there_is_a_card_for_each_model_of_the_paper_its_baselines_and_the_tiny_ones() -> None:
     six = {f"drmm-{d}-{b}" for d in ("sparse-rcnn", "adamixer") for b in ("r50", "r101", "swin-t", "tiny")}
     assert set(NAMES) == six | {f"{d}-{b}" for d in ("sparse-rcnn", "adamixer") for b in ("r50", "r101")}
-    assert {path.name for path in CARDS.iterdir() if path.is_dir()} == {*NAMES, "data"}
+    in_checkpoints = {name for name in NAMES if read_card_data(CARDS / "data" / f"{name}.yaml").checkpoint}
+    assert in_checkpoints == {"drmm-adamixer-tiny"}
+    assert {path.name for path in CARDS.iterdir() if path.is_dir()} == {*NAMES, "data"} - in_checkpoints
 
 
 def test_the_committed_cards_are_those_that_the_command_writes(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    assert [path.parent.name for path in write_preset_cards(ROOT, tmp_path)] == NAMES
+    assert write_preset_cards(ROOT, tmp_path) == [place(name, tmp_path) / "README.md" for name in NAMES]
     for name in NAMES:
-        assert (CARDS / name / "README.md").read_text() == (tmp_path / name / "README.md").read_text(), name
+        assert (place(name) / "README.md").read_text() == (place(name, tmp_path) / "README.md").read_text(), name
     for name in MEASURED:
-        old, new = (Image.open(folder / name / "images" / "reliability.png") for folder in (CARDS, tmp_path))
+        old, new = (Image.open(place(name, root) / "images" / "reliability.png") for root in (ROOT, tmp_path))
         assert old.size[0] > 300
         if old.info["Software"] == new.info["Software"]:  # other versions of matplotlib draw a little differently
             assert np.array_equal(np.asarray(old), np.asarray(new))
@@ -52,17 +59,17 @@ def test_the_committed_cards_are_those_that_the_command_writes(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_is_read_back_as_it_was_written(name: str) -> None:
-    card = ModelCard.load(CARDS / name / "README.md")
+    card = ModelCard.load(place(name) / "README.md")
     assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "object-detection")
     assert card.data.library_name == "transformers"
     again = ModelCardData(**yaml.safe_load(io.StringIO(card.data.to_yaml())))
     assert again.to_dict() == card.data.to_dict()
-    assert card.data.model_name == name
+    assert card.data.model_name == place(name).name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_was_measured_is_in_the_model_index(name: str) -> None:
-    results = ModelCard.load(CARDS / name / "README.md").data.eval_results
+    results = ModelCard.load(place(name) / "README.md").data.eval_results
     if name not in MEASURED:
         assert results is None
         assert section(name, "Measured results").startswith("None: ")
@@ -115,7 +122,11 @@ def test_the_snippet_runs(name: str, checkpoint: Path, tmp_path: Path, monkeypat
     snippet = re.search(r"```python\n(.*?)```", section(name, "Use"), flags=re.DOTALL).group(1)
     folder = tmp_path / re.search(r'model="([^"]+)"', snippet).group(1)
     folder.parent.mkdir(parents=True)
-    checkpoint.rename(folder)
+    committed = read_card_data(CARDS / "data" / f"{name}.yaml").checkpoint
+    if committed:
+        folder.symlink_to(ROOT / committed)
+    else:
+        checkpoint.rename(folder)
     Image.new("RGB", (96, 64), (120, 30, 30)).save(tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)
     exec(snippet, found := {})
@@ -139,7 +150,11 @@ def test_the_number_of_parameters(name: str) -> None:
             "preset: sparse-rcnn-r50\nparameters: 1\nrecipe: sparse-rcnn-r50-3x\npaper: [{table: 1, mAP: 4}]\n",
             "x.yaml: field paper: unknown column 'mAP'",
         ),
-        ("preset: sparse-rcnn-r50\nparameters: 1\n", "x.yaml: give one of recipe and measured"),
+        ("preset: sparse-rcnn-r50\nparameters: 1\n", "x.yaml: give recipe, measured or both"),
+        (
+            "preset: sparse-rcnn-r50\nparameters: 1\nrecipe: sparse-rcnn-r50-3x\ncheckpoint: checkpoints/x\n",
+            "x.yaml: field checkpoint: give measured, too",
+        ),
         ("preset: drmm-adamixer-tiny\nparameters: 1\nmeasured: {runs: [], x: 1}\n", "field measured has no 'train'"),
     ],
 )

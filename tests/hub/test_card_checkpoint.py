@@ -15,8 +15,8 @@ from drmm_hf.hub.plan import plan_upload
 from drmm_hf.training import parse_config
 from drmm_hf.training.options import write_recipe
 
-ANALYSIS = Path(__file__).parents[2] / "model_cards" / "data" / "drmm-adamixer-tiny-val.json"
-METRICS = {"AP": 0.6121, "AP50": 0.8942, "AP75": 0.7086, "AR100": 0.7209, "ECE": 0.0163, "D-ECE": 0.0739, "seed": 3}
+ANALYSIS = Path(__file__).parents[2] / "checkpoints" / "drmm-adamixer-tiny-bccd" / "analysis.json"
+METRICS = {"AP": 0.6122, "AP50": 0.8943, "AP75": 0.7082, "AR100": 0.7202, "ECE": 0.0165, "D-ECE": 0.0752, "seed": 3}
 OPTIONS = (
     "--epochs 4 --batch-size 3 --vertical-flip 0.5 --seed 3 --config objective=nll mcm_weight=1.0 --no-decay-norms"
 )
@@ -45,7 +45,7 @@ def test_the_card_of_a_run_can_be_published(run: Path, capsys: pytest.CaptureFix
     assert {result.metric_name.split()[0]: result.metric_value for result in card.data.eval_results} == {
         name: value for name, value in METRICS.items() if name != "seed"
     }
-    assert "| WBC | 87 | 0.516 |" in card.text
+    assert "| WBC | 87 | 0.508 |" in card.text
     assert 'model="me/stars", revision="COMMIT"' in card.text
     with plan_upload(run / "model") as plan:
         assert {"README.md", "images/reliability.png"} <= set(plan.files)
@@ -71,7 +71,7 @@ def test_a_checkpoint_alone_says_what_is_not_known(run: Path) -> None:
 
 def test_an_analysis_of_another_model_is_refused(run: Path) -> None:
     (run / "metrics.json").write_text(json.dumps({**METRICS, "AP": 0.3}))
-    with pytest.raises(ValueError, match=r"its AP is 0.6121, but .*metrics.json has 0.3"):
+    with pytest.raises(ValueError, match=r"its AP is 0.61216, but .*metrics.json has 0.3"):
         checkpoint_card(run, analysis=ANALYSIS)
 
 
@@ -84,3 +84,13 @@ def test_wrong_files_are_named(run: Path, tmp_path: Path) -> None:
     config.write_text(json.dumps({"model_type": "detr"}))
     with pytest.raises(ValueError, match=r"config.json: field model_type is not 'drmm'"):
         checkpoint_card(run)
+
+
+def test_the_license_of_the_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--license", "cc-by-nc-4.0"]) == 0
+    card = ModelCard.load(run / "model" / "README.md")
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "The weights: cc-by-nc-4.0. The package drmm-hf: Apache-2.0." in card.text
+    assert main([str(run), "--overwrite", "--license", "CC BY 4.0"]) == 2
+    assert "license 'CC BY 4.0': give the Hub's name of it, such as apache-2.0, mit" in capsys.readouterr().err
+    assert ModelCard.load(run / "model" / "README.md").data.license == "cc-by-nc-4.0"

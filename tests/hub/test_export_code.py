@@ -138,7 +138,7 @@ def test_by_repository_id_with_a_pinned_revision_and_offline_the_second_time(
 
     model = DrmmForObjectDetection.from_pretrained(checkpoint)
     with torch.no_grad():
-        model.model.heads[-1].classifier.bias.add_(1)
+        model.model.heads[-1].objectness.bias.add_(1)
     model.save_pretrained(checkpoint)
     with plan_upload(checkpoint, with_code=True) as plan:
         publish(plan, REPO)

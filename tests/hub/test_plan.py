@@ -27,7 +27,7 @@ def test_only_known_files_are_published_and_the_others_named(checkpoint):
     )
     for name in (*known, *unknown):
         (checkpoint / name).parent.mkdir(exist_ok=True)
-        (checkpoint / name).write_text("x")
+        (checkpoint / name).write_text("1")
     with plan_upload(checkpoint) as plan:
         assert set(plan.files) == {*BASE, *known}
         assert list(plan.files) == sorted(plan.files)
@@ -35,8 +35,19 @@ def test_only_known_files_are_published_and_the_others_named(checkpoint):
         assert set(plan.left_out) == expected
         staged = {path.relative_to(plan.staged).as_posix() for path in plan.staged.rglob("*") if path.is_file()}
         assert staged == set(plan.files)
-        assert plan.size("metrics.json") == 1
+        assert plan.size("results.json") == 1
     assert not plan.staged.exists()
+
+
+def test_folders_of_the_machine_are_not_published(checkpoint):
+    """`scripts/analyze.py` names the annotations by their whole path."""
+    facts = {"data": {"annotations": str(checkpoint / "annotations" / "val.json"), "images": 87}, "AP": [0.5, None]}
+    text = json.dumps({**facts, "checkpoints": [{"checkpoint": "runs/mine/model", "results": "results-mine.json"}]})
+    (checkpoint / "analysis.json").write_text(text)
+    with plan_upload(checkpoint) as plan:
+        staged = json.loads((plan.staged / "analysis.json").read_text())
+    assert staged == {**json.loads(text), "data": {"annotations": "val.json", "images": 87}}
+    assert (checkpoint / "analysis.json").read_text() == text
 
 
 def test_code_is_added_to_the_plan_and_not_to_the_folder(checkpoint):
@@ -89,12 +100,13 @@ def test_a_disk_without_links(checkpoint, monkeypatch):
         ("config.json", None, FileNotFoundError, "no config.json in this folder"),
         ("preprocessor_config.json", None, FileNotFoundError, "no preprocessor_config.json in this folder"),
         ("model.safetensors", None, FileNotFoundError, "no weights"),
+        ("analysis.json", "{", ValueError, r"analysis.json: not valid JSON \(line 1, column 2"),
         ("model.safetensors", "x", ValueError, "the model cannot be loaded"),
         ("config.json", '{"model_type": "detr"}', ValueError, "model_type is 'detr', expected 'drmm'"),
     ],
 )
 def test_what_cannot_be_published(checkpoint, name, text, error, message):
-    (checkpoint / name).unlink()
+    (checkpoint / name).unlink(missing_ok=True)
     if text is not None:
         (checkpoint / name).write_text(text)
     with pytest.raises(error, match=message), plan_upload(checkpoint):

@@ -24,9 +24,9 @@ CLIP_TOLERANCE = 0.05
 class DatasetReport:
     """What is in a split and what was changed while reading it. All are counts.
 
-    `boxes` are those kept, crowd included; `boxless_images` have no box left to train on (crowd does not
-    count); `clipped_boxes` are kept and stuck out by more than 0.05 px; `dropped_zero_area` had no area in
-    the file; `dropped_outside` lie wholly outside their image.
+    `images` are all of the split, `boxes` those kept, crowd included; `boxless_images` have no box left to train on
+    (crowd does not count); `clipped_boxes` are kept and stuck out by more than 0.05 px; `dropped_zero_area` had no area
+    in the file; `dropped_outside` lie wholly outside their image.
     """
 
     images: int
@@ -54,6 +54,7 @@ class DetectionDataset:
     contiguous label), `area` float32 (px², as in the file; that of the box where the file has none) and
     `iscrowd` int8.
 
+    `id2label` and `label2id` are those for a model's configuration. `report` says what was changed while reading.
     `category_ids[label]` is the category id of the json, or -1 for a label (of a given `id2label`) it does
     not have. Data sets that do not come as COCO have a json too, made of the cleaned boxes, at `annotations_path` in
     the cache folder; `images_dir` is then that folder and holds no images.

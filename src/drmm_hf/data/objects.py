@@ -110,6 +110,9 @@ def objects_dataset(
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
     """The COCO instances dict of a detection data set, of its cleaned boxes.
 
+    Args:
+        dataset: one split, which stays as it is.
+
     Returns:
         `images` (id, file_name, width, height in pixels), `categories` (id, name: those of the data, not the further
         ones of a given `id2label`) and `annotations` (id, image_id, category_id, bbox `[x, y, width, height]` in pixels

@@ -27,6 +27,8 @@ footer { display: none !important; }
 """
 MAX_UPLOAD = "20mb"
 """Larger files are refused."""
+KEEP_FILES = (60, 3600)
+"""Seconds: how often to look for files that gradio made of uploads and results, and how old they may be."""
 
 
 def import_gradio() -> Any:
@@ -68,7 +70,9 @@ def build_app(
         view = show(image, detections, model.config, Options(threshold, level, nms), measured)
         return view.picture, view.text, expected, gr.Dataframe(value=view.rows, headers=view.columns)
 
-    with gr.Blocks(title="D-RMM object detection", analytics_enabled=False, fill_width=True) as app:
+    with gr.Blocks(
+        title="D-RMM object detection", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
+    ) as app:
         gr.Markdown(_INTRODUCTION)
         found = gr.State()
         with gr.Row():

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 from transformers.utils import cached_file
 
-from ..evaluation.command_line import run_command
+from ..evaluation.command_line import program, run_command
 from ..evaluation.loading import label_names, load_detector
 from .app import build_app, import_gradio, launch_app
 from .examples import example_files, example_scenes
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="demo.py",
+        prog=program("demo"),
         description="A page in the browser: upload or pick a picture, see its detections, the uncertainty of their "
         "edges, and how many of them to expect to be right.",
     )

@@ -27,7 +27,13 @@ Detections = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose: lowest score shown, probability of the bands (None: no bands), and whether to apply NMS."""
+    """What the user chose.
+
+    Attributes:
+        threshold: lowest score shown.
+        level: probability that the bands of the edges stand for; None for no bands.
+        nms: whether to apply NMS.
+    """
 
     threshold: float = 0.3
     level: float | None = 0.8
@@ -50,6 +56,10 @@ class View:
 
 def detect(model: DrmmForObjectDetection, processor: Any, image: Image.Image) -> Detections:
     """The 100 best detections of one image, on the CPU.
+
+    Args:
+        model, processor: a detector and its image processor.
+        image: of any mode.
 
     Returns:
         `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy and, where the model predicts a density, `scales` (n, 4) γ of

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from safetensors import SafetensorError
+
+from ..out_of_memory import is_out_of_memory
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -39,12 +40,18 @@ def add_model_arguments(parser: argparse.ArgumentParser, instead_of_model: Mappi
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def program(name: str) -> str:
+    """What the user typed to run a command: `drmm-NAME` where the package is installed, otherwise `NAME.py`."""
+    typed = Path(sys.argv[0]).stem
+    return typed if typed == f"drmm-{name}" else f"{name}.py"
+
+
 def run_command(run: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     """Exit status of `run`; an error about the input becomes one line on stderr and status 2, Ctrl-C one and 130."""
     try:
         return run(arguments)
-    except torch.OutOfMemoryError:
-        if arguments.debug:
+    except (MemoryError, RuntimeError) as error:
+        if arguments.debug or not is_out_of_memory(error):
             raise
         batch_size = getattr(arguments, "batch_size", None)  # not every command has one
         hint = "" if batch_size is None else f"; lower --batch-size (now {batch_size})"

@@ -108,6 +108,10 @@ def nms_sweep(
 ) -> dict[str, dict[str, float]]:
     """COCO numbers without and with NMS at several thresholds (paper, Fig. 7).
 
+    Args:
+        ground_truth, results: as in `evaluate_coco`.
+        thresholds, merge_scores: of `suppress`; winner takes all with `merge_scores=True`.
+
     Returns:
         "none" and each threshold as text -> the dict of `evaluate_coco`. A model without duplicates gains nothing.
     """

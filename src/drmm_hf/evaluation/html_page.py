@@ -79,7 +79,8 @@ svg .count { fill: var(--soft); fill-opacity: .55; }
 @media (max-width: 40rem) {
   main { padding: 1.2rem 1rem 3rem; }
   h1 { font-size: 1.4rem; }
-  th, td { padding: .34rem .55rem; }
+  th, td { padding: .34rem .4rem; }
+  thead th { max-width: 7rem; white-space: normal; }
   th:first-child { max-width: 12.5rem; } }
 @media print {
   :root { --page: #fff; }

@@ -100,12 +100,16 @@ def line_chart(
         from_zero: whether the y axis has to show 0.
         diagonal: draw y = x, where a perfect line would be.
     """
-    left, right, top, bottom = 50.0, 350.0, 10.0, 200.0
+    right, top, bottom = 350.0, 10.0, 200.0
     known = [[point for point in line.points if math.isfinite(point[1])] for line in lines]
     values = [y for points in known for _, y in points] or [0.0, 1.0]
     values += [0.0] if from_zero else []
     values += list(ticks) if diagonal else []
     scale = nice_ticks(min(values), max(values))
+    digits = max(0, -math.floor(math.log10(scale[1] - scale[0]) + 1e-9))
+    numbers = [f"{value:.{digits}f}".replace("-", "\u2212") for value in scale]
+    # room for the label of the axis beside the longest number, of about 6.5 a character
+    left = max(50.0, 24 + 6.5 * max(map(len, numbers)))
     first, last = min(ticks), max(ticks)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -115,13 +119,10 @@ def line_chart(
         )
 
     parts = []
-    digits = max(0, -math.floor(math.log10(scale[1] - scale[0]) + 1e-9))
-    for value in scale:
+    for value, number in zip(scale, numbers, strict=True):
         y = place(first, value)[1]
         draw = _axis if abs(value) < 1e-12 else _grid
-        parts.append(
-            draw(left, y, right, y) + _text(left - 6, y + 4, f"{value:.{digits}f}".replace("-", "\u2212"), "end")
-        )
+        parts.append(draw(left, y, right, y) + _text(left - 6, y + 4, number, "end"))
     parts += [_text(place(x, scale[0])[0], bottom + 16, text, "middle") for x, text in ticks.items()]
     if diagonal:
         (x1, y1), (x2, y2) = place(first, first), place(last, last)

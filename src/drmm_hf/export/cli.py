@@ -8,7 +8,7 @@ import torch
 
 from ..benchmark.timing import alternate, ratios
 from ..data import load_detection_dataset
-from ..evaluation.command_line import make_output_folder, positive_int, run_command
+from ..evaluation.command_line import make_output_folder, positive_int, program, run_command
 from ..evaluation.loading import label_names, load_checkpoint
 from ..evaluation.predict import predict_dataset
 from ..evaluation.report import evaluate_detections
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="export.py",
+        prog=program("export"),
         description="Export a checkpoint to ONNX or torch.export, and compare the file with the checkpoint.",
     )
     parser.add_argument("checkpoint", help="folder written by save_pretrained, or a Hub id")

@@ -78,14 +78,17 @@ class DetectorGraph(nn.Module):
 
     @property
     def input_names(self) -> list[str]:
+        """Names of the inputs in the order of `forward`; target_sizes only where the graph ranks."""
         return ["pixel_values", "pixel_mask", *(["target_sizes"] if self.top_k else [])]
 
     @property
     def output_names(self) -> list[str]:
+        """Names of the outputs in their order; that of the scales only where the model predicts a density."""
         names = ["scores", "labels", "boxes", "scales"] if self.top_k else ["logits", "pred_boxes", "pred_scales"]
         return names if self.model.config.head == "mixture" else names[:-1]
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, target_sizes: Tensor | None = None) -> tuple:
+        """Tensors by `input_names` to tensors by `output_names`."""
         outputs = self.model(pixel_values.to(self.model.dtype), pixel_mask=pixel_mask)
         raw = [outputs.logits.float(), outputs.pred_boxes.float()]
         if outputs.pred_scales is not None:

@@ -66,7 +66,7 @@ def write_onnx(program: ExportedProgram, path: Path, output_names: list[str], op
 
 
 def quantize_onnx(path: Path) -> None:
-    """Replace the weights of the linear layers in an ONNX file by bytes, one scale per output channel.
+    """Replace the weights of the linear layers in the ONNX file `path` by bytes, one scale per output channel.
 
     Their inputs are quantized as they come (dynamic quantization), so that no calibration images are needed;
     convolutions stay as they are.

@@ -31,6 +31,7 @@ class Deviation:
 
     @property
     def largest(self) -> float:
+        """The largest of all deviations."""
         return max(self.values.values())
 
 

@@ -14,6 +14,10 @@ from .parity import Run
 def load_run(path: Path, output_names: Sequence[str]) -> Run:
     """A function from inputs by name to the outputs in order, of a `.onnx` or a `.pt2` file.
 
+    Args:
+        path: the file; its ending says which kind it is.
+        output_names: of the outputs of an ONNX file, in the order wanted.
+
     Raises:
         ImportError: see `require_onnx`.
     """
@@ -50,6 +54,7 @@ class ExportedDetector(nn.Module):
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Any]:
+        """`logits`, `pred_boxes` and the other outputs of the file by name, as post-processing takes them."""
         # inference tensors cannot be passed to a captured program
         inputs = {"pixel_values": pixel_values.clone(), "pixel_mask": pixel_mask.clone()}
         return dict(zip(self.output_names, self.run(inputs), strict=True))

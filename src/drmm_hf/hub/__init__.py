@@ -1,7 +1,20 @@
-"""Checkpoints that carry their own code, and publishing to the Hugging Face Hub."""
+"""Checkpoints that carry their own code, model cards, and publishing to the Hugging Face Hub."""
 
+from .card import checkpoint_card, preset_card
+from .card_cli import write_checkpoint_card, write_preset_cards
 from .export_code import code_files, export_with_code
 from .plan import UploadPlan, plan_upload
 from .publish import Published, publish
 
-__all__ = ["Published", "UploadPlan", "code_files", "export_with_code", "plan_upload", "publish"]
+__all__ = [
+    "Published",
+    "UploadPlan",
+    "checkpoint_card",
+    "code_files",
+    "export_with_code",
+    "plan_upload",
+    "preset_card",
+    "publish",
+    "write_checkpoint_card",
+    "write_preset_cards",
+]

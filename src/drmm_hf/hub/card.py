@@ -15,7 +15,18 @@ from .card_facts import condense_analysis
 from .card_preset import CardData, limits, measured_data, paper_text, read_card_data, training_text, weights_text
 from .card_recipe import public_name, settings_text, training_command
 from .card_results import Measured, calibration_text, evaluation_results, measured_limits, results_text
-from .card_text import bullets, cell_text, citation, description, general_limits, license_text, method_name, usage
+from .card_text import (
+    APACHE,
+    bullets,
+    cell_text,
+    check_license,
+    citation,
+    description,
+    general_limits,
+    license_text,
+    method_name,
+    usage,
+)
 from .export_code import CONFIG, read_json
 
 _SAME_MODEL = 0.005  # two measurements of one model on different processors
@@ -24,7 +35,7 @@ Sections = Sequence[tuple[str, str | None]]
 
 
 def preset_card(path: str | Path, root: str | Path) -> ModelCard:
-    """The card of a preset.
+    """The card of a preset, or of the checkpoint in the repository that was trained from it.
 
     Args:
         path: its data, `model_cards/data/NAME.yaml`.
@@ -38,7 +49,7 @@ def preset_card(path: str | Path, root: str | Path) -> ModelCard:
     measured = measured_data(data, Path(root))
     sections = [
         ("Weights", weights_text(data)),
-        ("Use", usage(f"runs/{data.preset}" + ("" if data.released else "/model"), revision=False)),
+        ("Use", usage(data.checkpoint or f"runs/{data.preset}" + ("" if data.released else "/model"), revision=False)),
         ("Training", training_text(data)),
         ("Measured results", results_text(measured) if measured else _NOT_MEASURED),
         ("Results that the paper reports", paper_text(data)),
@@ -47,8 +58,9 @@ def preset_card(path: str | Path, root: str | Path) -> ModelCard:
         ("License", license_text(_origin(data))),
         ("Citation", citation(config)),
     ]
-    title = f"{method_name(config)}: `{data.preset}`"
-    return _card(title, description(config, data.parameters), sections, config, data.preset, measured)
+    domain = f" for {measured.dataset}" if measured and data.checkpoint else ""
+    title = f"{method_name(config)}{domain}: `{data.name}`"
+    return _card(title, description(config, data.parameters), sections, config, data.name, measured)
 
 
 def checkpoint_card(
@@ -57,6 +69,7 @@ def checkpoint_card(
     analysis: str | Path | None = None,
     data_name: str | None = None,
     repo_id: str | None = None,
+    license_id: str = APACHE,
 ) -> ModelCard:
     """The card of a trained detector, from what training and analysis left: classes, recipe, command and results.
 
@@ -68,11 +81,13 @@ def checkpoint_card(
         analysis: analysis.json of `scripts/analyze.py`, if it lies elsewhere.
         data_name: name of the data set; the folder's name by default.
         repo_id: where it will be published.
+        license_id: of the weights, as the Hub names it, such as `mit` or `cc-by-4.0`.
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: one of the files cannot be used; the message names it.
+        ValueError: one of the files cannot be used, or a license of that form is none; the message names it.
     """
+    check_license(license_id)
     checkpoint = checkpoint_folder(folder)
     content = read_json(checkpoint / CONFIG)
     if content.get("model_type") != DrmmConfig.model_type:
@@ -95,11 +110,11 @@ def checkpoint_card(
         ("Measured results", results_text(measured) if measured else _NOT_MEASURED),
         ("Calibration and thresholds", (calibration_text(measured) if measured else None) or _NO_CALIBRATION),
         ("Limits and biases", bullets([*(measured_limits(measured) if measured else ()), *general_limits(config)])),
-        ("License", license_text("The data that it was trained on has a license of its own.")),
+        ("License", license_text("The data that it was trained on has a license of its own.", license_id)),
         ("Citation", citation(config)),
     ]
     title = f"{cell_text(name)}: {method_name(config)} for {cell_text(dataset)}"
-    return _card(title, description(config, _parameters(checkpoint)), sections, config, name, measured)
+    return _card(title, description(config, _parameters(checkpoint)), sections, config, name, measured, license_id)
 
 
 def checkpoint_folder(folder: str | Path) -> Path:
@@ -121,11 +136,17 @@ def checkpoint_analysis(checkpoint: Path, analysis: str | Path | None) -> dict[s
 
 
 def _card(
-    title: str, text: str, sections: Sections, config: DrmmConfig, name: str, measured: Measured | None
+    title: str,
+    text: str,
+    sections: Sections,
+    config: DrmmConfig,
+    name: str,
+    measured: Measured | None,
+    license_id: str = APACHE,
 ) -> ModelCard:
     data = ModelCardData(
         language=None,
-        license="apache-2.0",
+        license=license_id,
         library_name="transformers",
         pipeline_tag="object-detection",
         tags=["drmm", "object-detection", config.decoder.replace("_", "-")]
@@ -184,7 +205,7 @@ def _recipe_text(recipe: Mapping[str, Any] | None, dataset: str) -> str:
 
 def _origin(data: CardData) -> str | None:
     if data.released is None:
-        return None
+        return data.data_license
     return "Converted weights keep the license of where they come from."
 
 

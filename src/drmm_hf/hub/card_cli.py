@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.command_line import run_command, write_json
+from ..evaluation.command_line import program, run_command, write_json
 from ..evaluation.reliability import save_reliability_diagram
 from .card import checkpoint_analysis, checkpoint_card, checkpoint_folder, preset_card
 from .card_facts import condense_analysis, reliability
-from .card_preset import measured_data, read_card_data
-from .card_text import DIAGRAM
+from .card_preset import CARDS, measured_data, read_card_data
+from .card_text import APACHE, DIAGRAM
 from .plan import CARD
-
-CARDS = "model_cards"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,11 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
-    """Write `output`/NAME/README.md for every `model_cards/data/NAME.yaml` of a repository, with its diagram.
+    """Write the card, and its diagram, of every `model_cards/data/NAME.yaml` of a repository.
+
+    It goes to `model_cards/NAME/README.md`, or into the folder of the checkpoint that the data names.
 
     Args:
         root: of the repository.
-        output: its `model_cards`, or another folder.
+        output: the same, or another folder to write them to.
 
     Raises:
         FileNotFoundError, ValueError: the data of a card is missing or wrong.
@@ -36,11 +36,12 @@ def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
         raise FileNotFoundError(f"{Path(root) / CARDS / 'data'}: no data of cards; run this in the repository")
     written = []
     for source in sources:
-        folder = Path(output) / source.stem
+        data = read_card_data(source)
+        folder = Path(output) / data.card_folder
         card = preset_card(source, root)
-        measured = measured_data(read_card_data(source), Path(root))
+        measured = measured_data(data, Path(root))
         if measured is not None and measured.split in measured.facts:
-            _diagram(folder, source.stem, measured.facts[measured.split])
+            _diagram(folder, data.name, measured.facts[measured.split])
         folder.mkdir(parents=True, exist_ok=True)
         card.save(folder / CARD)
         written.append(folder / CARD)
@@ -53,12 +54,13 @@ def write_checkpoint_card(
     analysis: str | Path | None = None,
     data_name: str | None = None,
     repo_id: str | None = None,
+    license_id: str = APACHE,
     overwrite: bool = False,
 ) -> Path:
     """Write README.md, and images/reliability.png if there is an analysis, into the folder of a checkpoint.
 
     Args:
-        folder, analysis, data_name, repo_id: see `checkpoint_card`.
+        folder, analysis, data_name, repo_id, license_id: see `checkpoint_card`.
         overwrite: replace a README.md that is there.
 
     Raises:
@@ -69,7 +71,7 @@ def write_checkpoint_card(
     path = checkpoint / CARD
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; --overwrite replaces it")
-    card = checkpoint_card(folder, analysis=analysis, data_name=data_name, repo_id=repo_id)
+    card = checkpoint_card(folder, analysis=analysis, data_name=data_name, repo_id=repo_id, license_id=license_id)
     facts = checkpoint_analysis(checkpoint, analysis)
     if facts is not None:
         _diagram(checkpoint, repo_id or Path(folder).resolve().name, facts)
@@ -85,14 +87,15 @@ def _diagram(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cards.py",
-        description="Without arguments: write all cards in model_cards/ anew from model_cards/data/. With a folder: "
-        "write the model card (README.md) of the trained model in it.",
+        prog=program("cards"),
+        description="Without arguments: write all cards in model_cards/ and checkpoints/ anew from model_cards/data/. "
+        "With a folder: write the model card (README.md) of the trained model in it.",
     )
     parser.add_argument("folder", nargs="?", help="checkpoint, or the output folder of a training")
     parser.add_argument("--analysis", help="analysis.json of scripts/analyze.py, for calibration and thresholds")
     parser.add_argument("--data-name", help="what the data set is called (default: the name of its folder)")
     parser.add_argument("--repo-id", help="where it will be published, user/name")
+    parser.add_argument("--license", default=APACHE, help=f"of the weights, as the Hub names it (default: {APACHE})")
     parser.add_argument("--overwrite", action="store_true", help="replace a card that is there")
     parser.add_argument("--extract", metavar="FILE", help="write what a card shows of --analysis to FILE, and no card")
     parser.add_argument("--root", default=".", help="of the repository, for the cards of the presets (default: .)")
@@ -113,10 +116,11 @@ def _run(arguments: argparse.Namespace) -> int:
                 analysis=arguments.analysis,
                 data_name=arguments.data_name,
                 repo_id=arguments.repo_id,
+                license_id=arguments.license,
                 overwrite=arguments.overwrite,
             )
         )
     else:
-        for path in write_preset_cards(arguments.root, Path(arguments.root) / CARDS):
+        for path in write_preset_cards(arguments.root, arguments.root):
             print(path)
     return 0

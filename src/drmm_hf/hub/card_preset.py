@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -17,6 +17,7 @@ from .card_results import Measured, measured_limits
 from .card_text import PAPER_URL, general_limits, table
 from .export_code import read_json
 
+CARDS = "model_cards"
 _PAPER_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
 _MEASURED = (
     "train", "analyze", "dataset", "dataset_type", "split", "runs", "analyses", "date", "machine", "versions", "page",
@@ -31,11 +32,14 @@ class CardData:
     Attributes:
         preset: name of the preset.
         parameters: in millions, as `scripts/presets.py` counts them.
-        recipe: name of the recipe that trains it, None where `measured` has the command.
+        recipe: name of the recipe that trains it; it may be left out where `measured` has the command.
         paper: rows of the paper's tables, in the paper's units (percent): `table`, `data` and numbers.
         released: `where` and `url` of weights that others published.
         note: a sentence on the paper's numbers.
         measured: dataset, dataset_type, split, runs, train, analyze, date, machine, versions, page, analyses.
+        checkpoint: folder of the repository with the weights that were measured; the card goes there.
+        storage: a sentence on how those weights are stored.
+        data_license: a sentence on the license of the data that it was trained on.
         limits: sentences on the data.
     """
 
@@ -46,8 +50,21 @@ class CardData:
     released: Mapping[str, str] | None = None
     note: str | None = None
     measured: Mapping[str, Any] | None = None
+    checkpoint: str | None = None
+    storage: str | None = None
+    data_license: str | None = None
     limits: Sequence[str] = ()
     folder: Path = Path()
+
+    @property
+    def name(self) -> str:
+        """What the model is called: by its checkpoint if there is one, else by its preset."""
+        return PurePosixPath(self.checkpoint).name if self.checkpoint else self.preset
+
+    @property
+    def card_folder(self) -> PurePosixPath:
+        """Where in the repository its card lies."""
+        return PurePosixPath(self.checkpoint or f"{CARDS}/{self.preset}")
 
 
 def read_card_data(path: str | Path) -> CardData:
@@ -68,8 +85,10 @@ def read_card_data(path: str | Path) -> CardData:
         for row in data.paper:
             if unknown := set(row) - {"table", "data", *_PAPER_COLUMNS}:
                 raise ValueError(f"field paper: unknown column {sorted(unknown)[0]!r}")
-        if (data.recipe is None) == (data.measured is None):
-            raise ValueError("give one of recipe and measured")
+        if data.recipe is None and data.measured is None:
+            raise ValueError("give recipe, measured or both")
+        if data.checkpoint is not None and data.measured is None:
+            raise ValueError("field checkpoint: give measured, too")
         for name in _MEASURED:
             if data.measured is not None and name not in data.measured:
                 raise ValueError(f"field measured has no {name!r}")
@@ -106,6 +125,8 @@ def measured_data(data: CardData, root: Path) -> Measured | None:
 
 def weights_text(data: CardData) -> str:
     """Where weights are to be had."""
+    if data.checkpoint is not None:
+        return f"`model.safetensors` beside this card, `{data.checkpoint}` in the repository of drmm-hf. {data.storage}"
     text = "**No weights are published here.** "
     if data.released is None:
         how = (
@@ -129,7 +150,13 @@ def training_text(data: CardData) -> str:
     """Recipe and command."""
     if data.measured is not None:
         command = data.measured["train"]
-        return f"From random weights; the settings are those of the recipe `scratch-small`.\n\n    {command}"
+        if data.recipe is None:
+            return f"From random weights; the settings are those of the recipe `scratch-small`.\n\n    {command}"
+        recipe = read_recipe(data.recipe)
+        return (
+            f"On {data.measured['dataset']} from random weights, recipe `{data.recipe}`: "
+            f"{settings_text(recipe, recipe.get('batch_size', 2))}\n\n    {command}"
+        )
     assert data.recipe is not None
     recipe = read_recipe(data.recipe)
     step = recipe.get("batch_size", 2) * recipe.get("gradient_accumulation", 1) * _PROCESSES

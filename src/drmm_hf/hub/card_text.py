@@ -1,6 +1,7 @@
 """Sentences and tables that model cards share."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from ..configuration_drmm import DrmmConfig
 
 PAPER_URL, PAPER_CODE = "https://arxiv.org/abs/2205.08714", "https://github.com/lhj815/D-RMM"
 DIAGRAM = "images/reliability.png"
+APACHE = "apache-2.0"
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 _DECODERS = {"sparse_rcnn": "Sparse R-CNN", "adamixer": "AdaMixer"}
 _METHOD = f"""@inproceedings{{yoo2023drmm,
@@ -133,10 +136,28 @@ def general_limits(config: DrmmConfig) -> list[str]:
     return lines
 
 
-def license_text(origin: str | None = None) -> str:
-    """Licence and attribution; `origin` says where weights come from that are not of this package."""
+def check_license(license_id: str) -> None:
+    """ValueError if the Hub would take it for no license: it names them in small letters, without spaces."""
+    if not _LICENSE.fullmatch(license_id):
+        raise ValueError(
+            f"license {license_id!r}: give the Hub's name of it, such as apache-2.0, mit, cc-by-4.0 or other"
+        )
+
+
+def license_text(origin: str | None = None, license_id: str = APACHE) -> str:
+    """Licence and attribution.
+
+    Args:
+        origin: sentence on weights that are not of this package, or on the data.
+        license_id: of the weights.
+    """
+    own = (
+        "Apache-2.0, as is the package drmm-hf"
+        if license_id == APACHE
+        else f"The weights: {license_id}. The package drmm-hf: Apache-2.0"
+    )
     text = (
-        "Apache-2.0, as is the package drmm-hf. The method is that of Yoo, Lee, Seo, Chung and Kwak "
+        f"{own}. The method is that of Yoo, Lee, Seo, Chung and Kwak "
         f"([paper]({PAPER_URL}), ICML 2023); drmm-hf is an independent implementation, compared with [their released "
         f"code]"
         f"({PAPER_CODE}) (Apache-2.0, Copyright 2022-present NAVER WEBTOON)."

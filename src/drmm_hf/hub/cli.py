@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from ..evaluation.command_line import run_command
+from ..evaluation.command_line import program, run_command
 from .plan import UploadPlan, plan_upload
 from .publish import publish
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="publish.py",
+        prog=program("publish"),
         description="Publish a checkpoint on the Hugging Face Hub. Without --push nothing is sent: the command shows "
         "what would be. The token is the one of `hf auth login` or HF_TOKEN.",
     )

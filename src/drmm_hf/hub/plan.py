@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
 
+from ..evaluation.coco_input import read_json as read_any_json
+from ..evaluation.command_line import write_json
 from ..evaluation.loading import load_checkpoint
 from .export_code import CONFIG, PROCESSOR, code_files, export_with_code, read_json
 
@@ -21,6 +24,9 @@ _KNOWN = re.compile(
     r"|(metrics|results|analysis)\.json"
     r"|(images/)?[^/.][^/]*\.(png|jpe?g|svg|webp)"
 )
+
+
+_MEASURED = ("metrics.json", "analysis.json")
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
 
     Known files only: configuration, image processor, safetensors weights, README.md, LICENSE, metrics.json,
     results.json, analysis.json, and pictures in the folder or in its images/. Optimizer states, pickles, logs and all
-    else stay. A folder that carries code is published with the code of this package, written anew.
+    else stay. Of the folders that metrics and analysis name, only the last part is published: the rest tells of the
+    machine. A folder that carries code is published with the code of this package, written anew.
 
     Args:
         folder: checkpoint with a README.md.
@@ -65,7 +72,7 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
 
     Raises:
         FileNotFoundError: the folder, or one of the files that a published model needs, is missing.
-        ValueError: the checkpoint cannot be loaded, or README.md is no model card.
+        ValueError: the checkpoint cannot be loaded, README.md is no model card, or a measurement no JSON.
     """
     source = Path(folder)
     load_checkpoint(str(source.resolve()))  # a folder only, never a name on the Hub
@@ -79,8 +86,11 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
             name = path.relative_to(source).as_posix()
             if path.is_file() and _KNOWN.fullmatch(name):
                 (staged / name).parent.mkdir(exist_ok=True)
-                # links, because weights are large; the temporary folder may lie on another disk
-                _link(path.resolve(), staged / name)
+                if name in _MEASURED:
+                    write_json(staged / name, _without_folders(read_any_json(path)))
+                else:
+                    # links, because weights are large; the temporary folder may lie on another disk
+                    _link(path.resolve(), staged / name)
         if with_code:
             export_with_code(staged)
         files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
@@ -96,6 +106,14 @@ def _left_out(source: Path, code: set[str]) -> Iterator[str]:
             yield from [f"{path.name}/"] if inside and len(unknown) == len(inside) else unknown
         elif not _KNOWN.fullmatch(path.name) and path.name not in code:
             yield path.name
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _link(target: Path, place: Path) -> None:

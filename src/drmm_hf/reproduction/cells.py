@@ -52,7 +52,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: `folder` has metrics.json, results.json and model/, as `drmm_hf.training.train` leaves."""
+    """A finished training of `cell` with this `seed`, `learning_rate` and `preset`.
+
+    `folder` has metrics.json, results.json and model/, as `drmm_hf.training.train` leaves them.
+    """
 
     cell: Cell
     seed: int

@@ -37,7 +37,7 @@ _BACKBONE = ("model_type", "backbone", "out_indices")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A training that a table needs."""
+    """A training that a table needs: one seed of `cell`, with all its settings in `config`."""
 
     cell: Cell
     config: TrainConfig

@@ -52,7 +52,10 @@ def to_markdown(table: Table, measured: Measured, header: Mapping[str, str], not
 def to_plain_values(
     table: Table, measured: Measured, header: Mapping[str, str], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything that `to_markdown` shows, with the value of every seed, as plain values for JSON."""
+    """Everything that `to_markdown` shows, with the value of every seed, as plain values for JSON.
+
+    `table`, `measured`, `header` and `notes` are those given to `to_markdown`.
+    """
     rows = {
         row: {
             column: {

@@ -29,11 +29,13 @@ _HEADLINE = ("AP", "AP50", "AP75", "AR100", "ECE", "train_seconds")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the quick start; exit status 0, or 2 with one line on stderr for bad input."""
     parser = argparse.ArgumentParser(
-        description="Train a small D-RMM detector from scratch and look at it: on generated scenes, or on your data."
+        description="Train a small D-RMM detector and look at it: on generated scenes, or on your data; from random "
+        "weights, or from a checkpoint."
     )
     parser.add_argument(
         "--data", help="COCO-format folder (annotations/instances_{train,val}.json, images/); default: generated scenes"
     )
+    parser.add_argument("--model", help="checkpoint to start from, whose classes are replaced; default: random weights")
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything that is made")
     parser.add_argument(
         "--train-images", type=positive_int, default=8000, help="length of the training, in images seen"
@@ -55,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print("Making generated scenes ...", flush=True)
         data = generate_scenes(output / "scenes", **_SCENES)
     config = TrainConfig(
+        model=arguments.model,
         data=str(data),
         output=str(output),
         train_images=arguments.train_images,
@@ -62,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         vertical_flip=arguments.vertical_flip,
         seed=arguments.seed,
     )
-    print(f"Training {config.preset} on {data} for {config.train_images} images ...", flush=True)
+    print(f"Training {config.model or config.preset} on {data} for {config.train_images} images ...", flush=True)
     result = train(config)
     pictures = draw_validation_images(config, result, output / "pictures", arguments.num_pictures, arguments.threshold)
     print(summary(result, data, output, pictures))

@@ -1,8 +1,11 @@
 """D-RMM in transformers: the pretrained base, the mixture model and the detector with its loss."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -23,6 +26,7 @@ from .proposals_drmm import DrmmProposals
 from .pyramid_drmm import DrmmChannelMapping, DrmmFeaturePyramid
 from .stage_adamixer import AdaMixerStage, IntersectionBias
 from .stage_sparse_rcnn import SparseRcnnStage
+from .weight_files import check_timm_file
 
 _STAGES = {"sparse_rcnn": SparseRcnnStage, "adamixer": AdaMixerStage}
 _PYRAMIDS = {"sparse_rcnn": DrmmFeaturePyramid, "adamixer": DrmmChannelMapping}
@@ -123,12 +127,35 @@ class DrmmPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in `PreTrainedModel`; frozen backbone stages stay frozen."""
-        result = super().from_pretrained(*args, **kwargs)
-        model = result[0] if isinstance(result, tuple) else result
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in `PreTrainedModel`; frozen backbone stages stay frozen.
+
+        Raises:
+            ValueError: a file of the weights is damaged.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except SafetensorError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: model.safetensors is damaged or cut off ({error}); download or save "
+                "it again."
+            ) from error
+        model._start_backbone({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         model.freeze_backbone_stages()
-        return result
+        return (model, info) if with_info else model
+
+    @torch.no_grad()
+    def _start_backbone(self, names: Collection[str]) -> None:
+        """Initial values for tensors of the backbone that a checkpoint lacks: transformers leaves timm's undefined."""
+        for path, module in self.named_modules():
+            lacking = {name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")}
+            if isinstance(module, DrmmBackbone) and lacking:
+                fresh, state = DrmmBackbone(self.config).state_dict(), module.state_dict()
+                for name in lacking & fresh.keys():
+                    state[name].copy_(fresh[name])
 
     def freeze_backbone_stages(self) -> None:
         """Freeze the first `config.frozen_stages` stages of the backbone again, if something enabled them."""
@@ -227,8 +254,18 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         self.post_init()
 
     def load_backbone(self, source: str | None = None) -> None:
-        """Load ImageNet weights into a timm backbone: from the Hub, or from the local file `source`."""
-        load_imagenet_weights(self.model.backbone, source)
+        """Load ImageNet weights into a timm backbone: from the Hub, or from the local file `source`.
+
+        Raises:
+            FileNotFoundError: no such file, or the Hub cannot be reached.
+            ValueError: the weights are damaged, not finite, or of another backbone; or the backbone is not timm's.
+        """
+        backbone = self.model.backbone
+        config = backbone.model.config
+        if source is not None and Path(source).is_file() and config.model_type == "timm_backbone":
+            options = {"features_only": True, "out_indices": tuple(config.out_indices), **backbone.model_kwargs}
+            check_timm_file(source, config.backbone, **options)
+        load_imagenet_weights(backbone, source)
 
     @can_return_tuple
     def forward(

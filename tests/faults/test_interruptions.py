@@ -15,10 +15,19 @@ from drmm_hf.evaluation.spool import ResultsSpool
 BOTH = pytest.mark.parametrize("name", ["evaluate", "predict"])
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
 @pytest.mark.parametrize("name", ["evaluate", "predict", "analyze"])
-def test_no_memory_names_the_option(commands, tmp_path: Path, capsys, monkeypatch, name: str) -> None:
+def test_no_memory_names_the_option(commands, tmp_path: Path, capsys, monkeypatch, name: str, error) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(DrmmForObjectDetection, "forward", full)
     assert commands[name].run(tmp_path) == 2

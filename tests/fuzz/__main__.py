@@ -19,13 +19,13 @@ from random import Random
 from typing import Any
 
 from fuzz.annotation_targets import AnnotationTarget, CocoTarget, ResultsTarget
-from fuzz.file_targets import CheckpointTarget, ParquetTarget, ReleasedTarget, TarTarget
+from fuzz.file_targets import BackboneTarget, CheckpointTarget, ParquetTarget, ReleasedTarget, TarTarget
 from fuzz.image_targets import ImageTarget, ProcessorTarget
 from fuzz.judge import Target, judge
 from fuzz.settings_targets import ConfigTarget, RecipeTarget
 
 SHARES: dict[type, float] = {
-    CocoTarget: 0.25,
+    CocoTarget: 0.24,
     ResultsTarget: 0.12,
     AnnotationTarget: 0.1,
     ConfigTarget: 0.15,
@@ -34,6 +34,7 @@ SHARES: dict[type, float] = {
     ProcessorTarget: 0.06,
     CheckpointTarget: 0.02,
     ReleasedTarget: 0.04,
+    BackboneTarget: 0.01,
     TarTarget: 0.02,
     ParquetTarget: 0.02,
 }

@@ -16,6 +16,7 @@ import datasets
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
+import safetensors.torch
 import torch
 
 from drmm_hf import DrmmImageProcessor
@@ -88,6 +89,50 @@ class ReleasedTarget:
 
     def names(self, value: dict[str, str]) -> Sequence[str]:
         return (f"released.{value['suffix']}",)
+
+
+class BackboneTarget:
+    """Files of timm weights, damaged or with odd tensors."""
+
+    name = "backbone"
+
+    def __init__(self) -> None:
+        self.model = small_model(num_stages=1, backbone_kwargs={"channels": [8] * 4, "stem_width": 4})
+        self.state = self.model.model.backbone.model._backbone.state_dict()
+
+    def draw(self, random: Random) -> dict[str, str]:
+        how = random.choice(("bytes", "bytes", "drop", "type", "nan", "shape", "value", "name"))
+        return {
+            "suffix": random.choice(("pth", "safetensors", "old")),
+            "how": how,
+            "seed": str(random.randrange(10**6)),
+        }
+
+    def run(self, value: dict[str, str], folder: Path) -> None:
+        random, state = Random(value["seed"]), dict(self.state)
+        suffix, name = value["suffix"], random.choice(list(state))
+        if value["how"] == "drop":
+            del state[name]
+        elif value["how"] == "type":
+            state[name] = state[name].to(random.choice((torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn)))
+        elif value["how"] == "nan":
+            state[name] = torch.full_like(state[name].float(), random.choice((float("nan"), float("-inf"))))
+        elif value["how"] == "shape":
+            state[name] = torch.ones(random.choice(((0,), (), (2, 2), (1, 1, 1, 1, 1))))
+        elif value["how"] == "value" and suffix != "safetensors":
+            state[name] = random.choice(
+                (None, "x", 3, [1], {}, torch.ones(2).to_sparse(), torch.ones(2, device="meta"))
+            )
+        elif value["how"] == "name":
+            state[random.choice(("x", "") if suffix == "safetensors" else ("x", "", 3, None, (1,)))] = state.pop(name)
+        content = _saved(state, suffix)
+        path = folder / f"timm.{suffix}"
+        path.write_bytes(mutate_bytes(random, content) if value["how"] == "bytes" else content)
+        self.model.load_backbone(str(path))
+        assert all(tensor.isfinite().all() for tensor in self.model.state_dict().values())
+
+    def names(self, value: dict[str, str]) -> Sequence[str]:
+        return (f"timm.{value['suffix']}",)
 
 
 class TarTarget:
@@ -181,12 +226,14 @@ def _safetensors(header: Any, data: bytes) -> bytes:
 @cache
 def _released(suffix: str) -> bytes:
     state = {f"module.layer{i}.weight": torch.ones(2, 3) for i in range(3)}
-    buffer = io.BytesIO()
-    if suffix == "safetensors":
-        from safetensors.torch import save
+    meta = {"CLASSES": ("a", "b"), "epoch": 3}
+    return _saved(state if suffix == "safetensors" else {"state_dict": state, "meta": meta}, suffix)
 
-        return save(state)
-    content = {"state_dict": state, "meta": {"CLASSES": ("a", "b"), "epoch": 3}}
+
+def _saved(content: dict[Any, Any], suffix: str) -> bytes:
+    if suffix == "safetensors":
+        return safetensors.torch.save(content)
+    buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=suffix != "old")
     return buffer.getvalue()
 
@@ -209,4 +256,4 @@ def _tar(record: bytes, key: str) -> bytes:
 
 
 datasets.disable_progress_bars()
-__all__ = ["HOSTILE", "CheckpointTarget", "ParquetTarget", "ReleasedTarget", "TarTarget"]
+__all__ = ["HOSTILE", "BackboneTarget", "CheckpointTarget", "ParquetTarget", "ReleasedTarget", "TarTarget"]

@@ -11,7 +11,7 @@ from fuzz.__main__ import SHARES, run_cases
 from fuzz.judge import Refusal, Target, judge
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
-CASES = {"checkpoints": 4, "tars": 12, "parquet": 12, "images": 30}
+CASES = {"checkpoints": 4, "backbone": 12, "tars": 12, "parquet": 12, "images": 30}
 TARGETS = {kind.name: kind for kind in SHARES}
 
 

@@ -16,10 +16,12 @@ from drmm_hf.boxes_drmm import EdgeOffsets, ScaleSpace
 from drmm_hf.data import load_detection_dataset
 from drmm_hf.evaluation import calibration_report
 from drmm_hf.postprocessing_drmm import select_detections
+from properties.examples import few_examples
 
 seeds = st.integers(0, 10**6)
 
 
+@few_examples
 @given(seeds, st.integers(1, 4), st.integers(1, 20), st.integers(1, 5), st.integers(1, 60), st.floats(0, 1))
 def test_post_processing(seed: int, batch: int, components: int, classes: int, top_k: int, threshold: float) -> None:
     g = torch.Generator().manual_seed(seed)
@@ -41,6 +43,7 @@ def test_post_processing(seed: int, batch: int, components: int, classes: int, t
         torch.testing.assert_close(again[position], one)
 
 
+@few_examples
 @given(
     seeds, st.integers(1, 90), st.integers(1, 90), st.sampled_from([{}, {"pad_size": {"height": 320, "width": 320}}])
 )
@@ -61,6 +64,7 @@ def test_boxes_go_to_the_network_and_come_back(seed: int, width: int, height: in
     assert batch["pixel_mask"].sum() == resized_height * resized_width
 
 
+@few_examples
 @given(seeds, st.floats(0.01, 2000), st.floats(0.01, 2000))
 def test_regions_are_boxes_again(seed: int, width: float, height: float) -> None:
     low = 1000 * torch.rand(1, 5, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -111,6 +115,7 @@ def read(folder: Path, content: dict) -> dict:
     return {"rows": rows, "names": data.id2label, "ids": data.category_ids, "report": data.report}
 
 
+@few_examples
 @given(seeds)
 def test_the_order_in_a_coco_file_does_not_matter(folder: Path, seed: int) -> None:
     random = Random(seed)
@@ -144,6 +149,7 @@ def detections(seed: int, images: int, right: float | None) -> tuple[dict, list[
     return truth, results
 
 
+@few_examples
 @given(seeds, st.integers(1, 30), st.floats(0, 1), st.integers(1, 20))
 def test_calibration_error_is_a_fraction_whatever_the_order(seed: int, images: int, right: float, bins: int) -> None:
     truth, results = detections(seed, images, right)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drmm_hf.mixture import DENSITIES, OBJECTIVES, MixtureParameters, effective_scales, mixture_loss
+from properties.examples import few_examples
 
 
 class Case(NamedTuple):
@@ -54,6 +55,7 @@ def permuted(tensors, order: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(t[:, order] for t in tensors)
 
 
+@few_examples
 @given(cases(), densities, objectives, seeds)
 def test_the_order_of_components_does_not_matter(case: Case, density: str, objective: str, seed: int) -> None:
     order = torch.randperm(case.parameters.objectness_logits.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -62,6 +64,7 @@ def test_the_order_of_components_does_not_matter(case: Case, density: str, objec
     torch.testing.assert_close(terms(other, **options), terms(case, **options))
 
 
+@few_examples
 @given(cases(), densities, objectives, seeds)
 def test_the_order_of_ground_truths_does_not_matter(case: Case, density: str, objective: str, seed: int) -> None:
     order = torch.randperm(case.labels.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -70,6 +73,7 @@ def test_the_order_of_ground_truths_does_not_matter(case: Case, density: str, ob
     torch.testing.assert_close(terms(other, **options), terms(case, **options)[:, order])
 
 
+@few_examples
 @given(cases(), densities, objectives, st.floats(-1e4, 1e4), st.floats(-1e4, 1e4))
 def test_the_place_does_not_matter(case: Case, density: str, objective: str, x: float, y: float) -> None:
     shift = torch.tensor([x, y, x, y], dtype=torch.float64)
@@ -79,6 +83,7 @@ def test_the_place_does_not_matter(case: Case, density: str, objective: str, x: 
     torch.testing.assert_close(terms(other, **options), terms(case, **options), rtol=1e-6, atol=1e-6)
 
 
+@few_examples
 @given(cases(), densities, st.floats(0.1, 10))
 def test_a_unit_of_length_adds_a_constant(case: Case, density: str, unit: float) -> None:
     """The density is per px^4: lengths times u add 4 log u to every NLL and leave MCM alone."""
@@ -92,6 +97,7 @@ def test_a_unit_of_length_adds_a_constant(case: Case, density: str, unit: float)
     torch.testing.assert_close(other_mcm, mcm)
 
 
+@few_examples
 @given(cases(), densities, st.sampled_from(["nll_mcm", "nll", "nll_max", "nll_mcm_bipartite"]))
 def test_an_impossible_component_changes_nothing(case: Case, density: str, objective: str) -> None:
     extra = MixtureParameters(*(torch.cat((t, t[:, :1] + 1), dim=1) for t in case.parameters[:4]))
@@ -102,6 +108,7 @@ def test_an_impossible_component_changes_nothing(case: Case, density: str, objec
     torch.testing.assert_close(terms(case._replace(parameters=extra), **options), terms(case, **options))
 
 
+@few_examples
 @given(cases(), densities)
 def test_the_likelihood_is_at_most_that_of_the_narrowest_peak(case: Case, density: str) -> None:
     """p(b, c) <= N * max_k F_k(mu_k), since the mixing weights (times N) and the class probabilities are at most 1."""
@@ -112,6 +119,7 @@ def test_the_likelihood_is_at_most_that_of_the_narrowest_peak(case: Case, densit
     assert (nll >= bound - 1e-9).all()
 
 
+@few_examples
 @given(cases(), densities)
 def test_mcm_is_the_logarithm_of_at_most_k(case: Case, density: str) -> None:
     """The largest of K shares is at least 1/K: 0 <= MCM <= log K, and 0 for one component."""
@@ -122,7 +130,7 @@ def test_mcm_is_the_logarithm_of_at_most_k(case: Case, density: str) -> None:
     torch.testing.assert_close(mixture_loss(*one, density=density, likelihood_floor=0.0).mcm, torch.zeros_like(mcm))
 
 
-@settings(max_examples=8)
+@settings(few_examples, max_examples=8)
 @given(cases(), densities, objectives)
 def test_the_gradient_is_that_of_finite_differences(case: Case, density: str, objective: str) -> None:
     leaves = [t.clone().requires_grad_() for t in case.parameters[:4]]
@@ -138,6 +146,7 @@ def test_the_gradient_is_that_of_finite_differences(case: Case, density: str, ob
     assert torch.autograd.gradcheck(both, leaves, eps=1e-7, atol=2e-4, rtol=1e-3)
 
 
+@few_examples
 @given(cases(), densities, objectives)
 def test_autocast_changes_nothing(case: Case, density: str, objective: str) -> None:
     single = Case(MixtureParameters(*(t.float() for t in case.parameters[:4])), case.boxes.float(), case.labels)

@@ -130,6 +130,16 @@ def test_runs_of_another_model_are_refused(
     assert "num_proposals=16 where" in error
 
 
+def test_the_weight_of_mcm_says_nothing_of_a_run_without_mcm(words: Words, table3: Path, tmp_path: Path) -> None:
+    for name in ("nll", "nll_mcm"):
+        shutil.copytree(table3 / f"runs/{name}-seed0", tmp_path / name)
+        path = tmp_path / name / "model/config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({**config, "mcm_weight": config["mcm_weight"] / 2}))
+    assert main(words(tmp_path / "out", "--runs", str(tmp_path), table="table2")) == 0
+    assert list(json.loads((tmp_path / "out/table2.json").read_text())["rows"]) == ["nll"]
+
+
 def test_the_same_run_twice_is_refused(
     words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

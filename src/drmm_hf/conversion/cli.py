@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..evaluation.command_line import run_command, writing
+from ..evaluation.command_line import program, run_command, writing
 from ..evaluation.loading import load_checkpoint
 from .convert import Converted, convert_checkpoint, released_state_dict
 from .verify import verify_golden
@@ -61,7 +61,7 @@ Accuracy was not measured for this card; `scripts/evaluate.py` does it. See the 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="convert.py",
+        prog=program("convert"),
         description="Convert a checkpoint of the authors' D-RMM, mmdet's Sparse R-CNN or AdaMixer.",
     )
     parser.add_argument("source", help=".pth or .safetensors as released; with --reverse a folder of this package")

@@ -36,7 +36,7 @@ class ConversionReport:
 
 @dataclass(frozen=True)
 class Converted:
-    """Result of `convert_checkpoint`."""
+    """Result of `convert_checkpoint`: `model`, the image `processor` of its preset, and the `report` on the keys."""
 
     model: DrmmForObjectDetection
     processor: DrmmImageProcessor
@@ -103,11 +103,16 @@ def convert_state_dict(
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """Tensors by released names to the state dict of `model` (which may be on the meta device).
 
+    Args:
+        released: tensors as `read_released_file` gives them.
+        model: says which tensors are wanted, and of which shapes; it is not changed.
+        where: what the messages of errors call the source.
+
     Raises:
         ValueError: keys are missing, left over, or of another shape.
     """
     state: dict[str, Tensor] = {}
-    missing, misfits, used, added = [], [], set(), {}
+    missing, misfits, odd, used, added = [], [], [], set(), {}
     for ours, target in model.state_dict().items():
         source = released_source(ours, model.config.decoder, model.config.head)
         if source.name not in released:
@@ -120,11 +125,18 @@ def convert_state_dict(
         tensor = _take(released[source.name], source)
         if tensor.shape != target.shape:
             misfits.append(f"{source.name} is {tuple(tensor.shape)}, not {tuple(target.shape)}")
+        if target.is_floating_point() and not tensor.is_floating_point():
+            odd.append(f"{source.name} is {tensor.dtype}, not {target.dtype}")
         state[ours] = tensor.to(target.dtype).clone()
     extra = [key for key in released if key not in used]
     problems = [
         f"{len(keys)} {what}: {', '.join(keys[:_LISTED])}{', ...' if len(keys) > _LISTED else ''}"
-        for what, keys in (("keys missing", missing), ("unexpected keys", extra), ("tensors of another shape", misfits))
+        for what, keys in (
+            ("keys missing", missing),
+            ("unexpected keys", extra),
+            ("tensors of another shape", misfits),
+            ("tensors of another kind of numbers", odd),
+        )
         if keys
     ]
     if problems:

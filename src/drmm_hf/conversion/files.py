@@ -1,16 +1,14 @@
 """Reading checkpoint files of others without running any code in them."""
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
+
+from ..weight_files import check_tensors, read_weights
 
 _WRAPPERS = {
     "raw": ("state_dict", "model", "model_state_dict"),
@@ -46,14 +44,15 @@ def read_released_file(path: str | Path, weights: str = "raw") -> ReleasedFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, needs code to be unpickled, holds no state dict, or no EMA weights.
+        ValueError: the file is damaged, needs code to be unpickled, holds no state dict, no EMA weights, or NaN.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a checkpoint (.pth, .pt or .safetensors).")
-    content = _load(path)
+    content = read_weights(path)
     meta = content.get("meta") if isinstance(content.get("meta"), Mapping) else {}
     state, own_ema = _state_dict(path, content, weights)
+    check_tensors(path, state)
     prefix = re.compile(r"^(module\.)+")
     tensors = {prefix.sub("", key): value for key, value in state.items() if isinstance(value, Tensor)}
     skipped = {key: "not a tensor" for key, value in state.items() if not isinstance(value, Tensor)}
@@ -64,28 +63,6 @@ def read_released_file(path: str | Path, weights: str = "raw") -> ReleasedFile:
         skipped |= dict.fromkeys(buffers, "the other weights of a moving average; weights='ema' takes them")
     classes = meta.get("CLASSES") or meta.get("classes") if meta else None
     return ReleasedFile(path, tensors, tuple(map(str, classes)) if classes else None, skipped)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needed = re.search(r"GLOBAL (\S+)", str(error))
-        if needed is None and not zipfile.is_zipfile(path):
-            raise ValueError(f"{path}: not a checkpoint that torch can read; download it again.") from error
-        raise ValueError(
-            f"{path}: reading it would run code of the file ({needed[1] if needed else 'a pickled object'}). Only "
-            "tensors and plain values are read. If you trust the file, load it with the code it came from and save its "
-            "state_dict alone."
-        ) from error
-    except Exception as error:  # a damaged pickle has torch's reader raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: damaged or cut off ({reason[:200]}); download it again.") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict.")
-    return dict(content)
 
 
 def _state_dict(path: Path, content: dict[str, Any], weights: str) -> tuple[Mapping[str, Any], bool]:

@@ -13,7 +13,7 @@ from typing import Any
 from ..data import DetectionDataset, load_detection_dataset
 from .analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds, result_names
 from .coco_input import CocoGroundTruth, prepare_ground_truth, prepare_results, read_json
-from .command_line import count, make_output_folder, positive_int, run_command, write_json, write_text
+from .command_line import count, make_output_folder, positive_int, program, run_command, write_json, write_text
 from .html_report import WorstImage, render_report
 from .likelihood import likelihood_report
 from .loading import label_names, load_detector, weights_written
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="analyze.py",
+        prog=program("analyze"),
         description="Accuracy, calibration, thresholds, duplicates and the worst images of one or several "
         f"checkpoints, side by side: {REPORT} (one file, nothing else needed) and {NUMBERS}.",
     )

@@ -26,6 +26,7 @@ from .command_line import (
     count,
     make_output_folder,
     positive_int,
+    program,
     run_command,
     write_json,
     write_json_lines,
@@ -86,7 +87,7 @@ def _table(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="evaluate.py",
+        prog=program("evaluate"),
         description="COCO AP and calibration of a detector on a data set.",
     )
     results_help = "evaluate this results.json (COCO results) again, without a model and without the images"

@@ -1,16 +1,20 @@
 """Loads a trained detector for use, with one clear error where the folder holds something else."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ..configuration_drmm import DrmmConfig
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
+from ..weight_files import check_tensors
 
 
 def load_detector(
@@ -49,19 +53,7 @@ def load_checkpoint(model: str, **options: Any) -> tuple[DrmmForObjectDetection,
         processor = DrmmImageProcessor.from_pretrained(model)
     except Exception as error:
         raise ValueError(f"{model}: preprocessor_config.json cannot be used: {_first_line(error)}") from error
-    try:
-        detector, info = DrmmForObjectDetection.from_pretrained(model, output_loading_info=True, **options)
-    except Exception as error:  # timm asserts, transformers raises KeyError for what a configuration asks for
-        reason = _first_line(error)[:500]
-        raise ValueError(f"{model}: the model cannot be loaded: {reason}") from error
-    # transformers only warns of these and leaves random weights, which would be evaluated as if they were
-    # trained.
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{model}: the weights lack {len(missing)} tensors that config.json asks for, such as "
-            f"{missing[0]}; weights and config.json must come from the same save_pretrained"
-        )
+    detector = _load_weights(model, options)
     return detector, processor
 
 
@@ -89,6 +81,49 @@ def weights_written(model: str) -> str | None:
 def label_names(model: DrmmForObjectDetection) -> dict[int, str]:
     """Name of each label of a model."""
     return {int(label): name for label, name in (model.config.id2label or {}).items()}
+
+
+def _load_weights(model: str, options: Mapping[str, Any]) -> DrmmForObjectDetection:
+    # A misfit is an error here, whose message names it; transformers prints a table of several lines.
+    forced = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        detector, info = DrmmForObjectDetection.from_pretrained(model, **forced)
+    except Exception as error:  # timm asserts, transformers raises KeyError for what a configuration asks for
+        reason = _first_line(error).removeprefix(f"{model}: ")[:500]
+        raise ValueError(f"{model}: the model cannot be loaded: {reason}") from error
+    # transformers only warns of missing ones and leaves random weights, which would be evaluated as if they were
+    # trained; of what is left over it says nothing, as when config.json has fewer stages.
+    same = "weights and config.json must come from the same save_pretrained"
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{model}: the weights lack {len(missing)} tensors that config.json asks for, such as {missing[0]}; {same}"
+        )
+    if not options.get("ignore_mismatched_sizes"):
+        if misfits := sorted(info["mismatched_keys"]):
+            name, found, wanted = misfits[0]
+            raise ValueError(
+                f"{model}: {len(misfits)} tensors of the weights have another shape than config.json asks for, such as "
+                f"{name}, which is {tuple(found)}, not {tuple(wanted)}; {same}"
+            )
+        if extra := sorted(info["unexpected_keys"]):
+            raise ValueError(
+                f"{model}: the weights hold {len(extra)} tensors that config.json does not ask for, such as "
+                f"{extra[0]}; {same}"
+            )
+    _check_kinds(model, detector.state_dict())
+    check_tensors(model, detector.state_dict())
+    return detector
+
+
+def _check_kinds(model: str, state: Mapping[str, Tensor]) -> None:
+    """transformers takes whole numbers where the model has fractions."""
+    whole = Path(model) / "model.safetensors"  # comes before the parts, and other files are not read
+    for path in [whole] if whole.is_file() else sorted(Path(model).glob("model-*-of-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                kind = file.get_slice(name).get_dtype()
+                if name in state and state[name].is_floating_point() and "F" not in kind:  # F32, BF16, F8_E4M3, ...
+                    raise ValueError(f"{path}: {name} has numbers of type {kind}, not floating point; save it again")
 
 
 def _check_folder(model: str) -> None:

@@ -22,6 +22,7 @@ from .command_line import (
     count,
     fraction,
     make_output_folder,
+    program,
     run_command,
     write_json_lines,
     writing,
@@ -91,7 +92,7 @@ def name_outputs(files: Sequence[Path], output: Path) -> dict[Path, Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="predict.py",
+        prog=program("predict"),
         description="Detect objects in images. Writes a drawing of each and predictions.json (COCO results).",
     )
     add_model_arguments(parser)

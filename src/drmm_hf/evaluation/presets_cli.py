@@ -7,13 +7,15 @@ from transformers.utils import logging
 
 from ..configuration_drmm import DrmmConfig
 from ..presets import PRESETS, preset_fields
-from .command_line import positive_int, run_command
+from .command_line import positive_int, program, run_command
 from .complexity import count_complexity
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser(prog="presets.py", description="The presets with parameters and multiply-adds.")
+    parser = argparse.ArgumentParser(
+        prog=program("presets"), description="The presets with parameters and multiply-adds."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="presets to list (default: all)")
     parser.add_argument("--height", type=positive_int, default=800, help="network input, pixels (default: 800)")
     parser.add_argument("--width", type=positive_int, default=1280, help="network input, pixels (default: 1280)")

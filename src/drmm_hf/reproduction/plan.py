@@ -131,6 +131,10 @@ def check_same_settings(run: PlannedRun) -> None:
             )
 
 
+_WITHOUT_MCM = ("nll", "nll_max", "nll_bipartite", "set_prediction")
+"""Objectives to which the settings of MCM do nothing."""
+
+
 def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: str, folder: Path) -> list[Run]:
     """Finished runs below a folder that are a cell of one of the tables: their models have its configuration.
 
@@ -158,6 +162,8 @@ def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: st
         recipe = saved_settings(path)
         for cell, preset, wanted in cells.values():
             differing = [name for name in wanted if fields.get(name) != wanted[name]]
+            if wanted["objective"] in _WITHOUT_MCM:
+                differing = [name for name in differing if not name.startswith("mcm_")]
             if not differing:
                 rate = recipe.get("learning_rate", base[0].learning_rate)
                 _add(runs, Run(cell, recipe.get("seed", 0), rate, path, preset))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from ..evaluation.command_line import INTERRUPTED, run_command
+from ..evaluation.command_line import INTERRUPTED, program, run_command
 from .checkpoints import Checkpoints
 from .loop import train
 from .options import parse_config
@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             if PartialState().is_main_process:
                 kept = Checkpoints(Path(config.output) / "checkpoints")
-                hint = f"; go on with: train.py --recipe {shlex.quote(f'{config.output}/recipe.yaml')} --resume"
+                recipe = shlex.quote(f"{config.output}/recipe.yaml")
+                hint = f"; go on with: {program('train')} --recipe {recipe} --resume"
                 print(f"\ninterrupted {stop}".rstrip() + hint * bool(kept), file=sys.stderr)
             return INTERRUPTED
         if not PartialState().is_main_process:

@@ -8,10 +8,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..out_of_memory import is_out_of_memory
 from .config import TrainConfig
 
-# torch.OutOfMemoryError is a RuntimeError with the first of these; its CPU allocator has no class of its own
-_NO_MEMORY = ("out of memory", "DefaultCPUAllocator")
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 
 
@@ -32,7 +31,7 @@ def explained_faults(config: TrainConfig, num_processes: int, memory_use: Callab
         yield
     except (RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:300]
-        if isinstance(error, MemoryError) or any(word in reason for word in _NO_MEMORY):
+        if is_out_of_memory(error):
             raise TrainingStopped(f"Out of memory {memory_use()}; then go on with --resume. ({reason})") from error
         if num_processes > 1 and any(word in reason.lower() for word in _LOST):
             raise TrainingStopped(

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from ..annotations_drmm import shown
+from ..evaluation.command_line import program
 from .config import TrainConfig
 
 _FIELDS = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
@@ -111,7 +112,8 @@ def _recipe_folder() -> Any:
 def _parser() -> argparse.ArgumentParser:
     # SUPPRESS: what was not given stays out, so that a recipe can fill it
     parser = argparse.ArgumentParser(
-        usage="train.py [--recipe NAME] --data FOLDER [options]",
+        prog=program("train"),
+        usage="%(prog)s [--recipe NAME] --data FOLDER [options]",
         description="Train or fine-tune a detector.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,

@@ -1,13 +1,11 @@
-"""The same examples on every run, few enough for the quick tests."""
+"""How the property tests choose examples: the same on every run, few enough for the quick tests."""
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "properties",
+few_examples = settings(
     derandomize=True,
     max_examples=25,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-settings.load_profile("properties")

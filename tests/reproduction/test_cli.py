@@ -113,11 +113,13 @@ def test_finished_runs_of_a_folder_make_another_figure(
     assert values["NMS 0.7"]["nll"]["mean"] == expected["nll + NMS"]["AP"]["mean"]
 
 
-@pytest.mark.parametrize("table", ["table9", "fig8", "fig9", "anchor"])
+@pytest.mark.parametrize("table", ["table9", "fig8", "fig9", "anchor", "duplicates", "recalibration"])
 def test_runs_measured_by_other_tables(words: Words, table3: Path, tmp_path: Path, table: str) -> None:
     assert main(words(tmp_path, "--runs", str(table3 / "runs"), table=table)) == 0
     rows = json.loads((tmp_path / f"{table}.json").read_text())["rows"]
-    assert all(cell["seeds"] for row in rows.values() for cell in row.values()) or table == "anchor"
+    # after so short a training nothing has the score that D-ECE asks for, and no image is without objects
+    absent = ("D-ECE", "OCE", "false positives")
+    assert all(cell["seeds"] for row in rows.values() for name, cell in row.items() if not name.startswith(absent))
 
 
 def test_runs_of_another_model_are_refused(

@@ -13,8 +13,8 @@ from .measurements import NMS_BEST, reliability_reports
 _COLORS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#8d6a9f")
 
 
-def draw_lines(table: Table, measured: Measured, context: Context, path: Path) -> None:
-    """One line for each column of AP over the rows, with the standard deviation over the seeds as a band.
+def draw_lines(table: Table, measured: Measured, context: Context, path: Path, unit: str = "AP") -> None:
+    """One line for each column of AP, or whatever else, over the rows; the standard deviation over seeds is a band.
 
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
@@ -36,7 +36,7 @@ def draw_lines(table: Table, measured: Measured, context: Context, path: Path) -
         axes.plot(range(len(rows)), mean, "o-", color=color, label=column, linewidth=1.8, markersize=5)
         axes.fill_between(range(len(rows)), mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
     axes.set_xticks(range(len(rows)), rows)
-    axes.set_ylabel("AP", color=INK)
+    axes.set_ylabel(unit, color=INK)
     axes.set_title(f"{table.title[0].upper()}{table.title[1:]} ({table.source})", fontsize=10.5, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)

@@ -16,6 +16,7 @@ from ..evaluation import (
     object_calibration_report,
     part_calibration_report,
     predict_dataset,
+    split_half_report,
     suppress,
 )
 from ..evaluation.coco_input import GroundTruth, prepare_ground_truth
@@ -29,6 +30,7 @@ from .training_memory import training_memory
 # Table 3 and Fig. 8 do not say their threshold; Fig. 7 has its best at 0.7 to 0.9.
 NMS_IOU = 0.7
 NMS_NONE, NMS_BEST = "without NMS", "best threshold"
+DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 # Table 11 gives the memory of two images on a GPU.
 _MEMORY_IMAGES = 2
 
@@ -110,6 +112,30 @@ def reliability(run: Run, context: Context) -> Rows:
 def parts(run: Run, context: Context) -> Rows:
     """ECE of p, of o and of p·o on the same detections (Fig. 9)."""
     return {row: {"ECE": report.ece} for row, report in part_reports(run, context).items()}
+
+
+def recalibration(run: Run, context: Context) -> Rows:
+    """ECE and D-ECE as they are, and after isotonic regression and temperature fitted on the other half of the images.
+
+    Not in the paper.
+    """
+    values = split_half_report(_truth(context), run.results).values
+    names = {"raw": "", "isotonic": ", isotonic", "temperature": ", temperature"}
+    return {
+        run.cell.label: {
+            f"{metric}{names[name]}": values[name][metric] for metric in ("ECE", "D-ECE") for name in names
+        }
+    }
+
+
+def duplicates(run: Run, context: Context) -> Rows:
+    """Duplicates an image over the lowest score that counts. Not in the paper."""
+    return {
+        f"score {score:g}": {
+            run.cell.label: count_duplicates(_truth(context), run.results, score_threshold=score).duplicates_per_image
+        }
+        for score in DUPLICATE_SCORES
+    }
 
 
 def anchors(run: Run, context: Context) -> Rows:

@@ -221,6 +221,30 @@ _ALL = (
         draw=partial(draw_reliability, reports_of=part_reports),
     ),
     Table(
+        "recalibration",
+        "calibration errors, as they are and after a fit",
+        "not in the paper",
+        _fixed(SET_PREDICTION, NLL, NLL_MCM),
+        measurements.recalibration,
+        notes=(
+            "Isotonic regression and temperature are fitted on one half of the validation images and measured on the "
+            "other, both ways, and averaged; so are the errors without a fit.",
+            _ECE,
+            _D_ECE,
+        ),
+    ),
+    Table(
+        "duplicates",
+        "duplicates an image over the lowest score that counts",
+        "not in the paper",
+        _fixed(SET_PREDICTION, NLL, NLL_MCM),
+        measurements.duplicates,
+        notes=(
+            "Duplicates: detections on an object that a higher-scored one has already, at IoU 0.5, any score floor.",
+        ),
+        draw=partial(draw_lines, unit="duplicates an image"),
+    ),
+    Table(
         "anchor",
         "terms that tie the level of the objectness to the number of objects",
         "not in the paper",

@@ -23,7 +23,6 @@ PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(
 OUTSIDE = ("me/my-detector", "OWNER/NAME", "ORG/NAME", "sparse_rcnn.pth")
 # tests/export/test_export_docs.py and tests/demo/test_docs.py run their blocks
 ELSEWHERE = ("docs/export.md", "docs/demo.md")
-WRITTEN = "docs/results/speed.md"  # the benchmark writes its own command there
 
 
 def script_commands(page: str) -> list[str]:
@@ -37,7 +36,7 @@ def python_blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-COMMANDS = [(page, command) for page in PAGES if page != WRITTEN for command in script_commands(page)]
+COMMANDS = [(page, command) for page in PAGES for command in script_commands(page)]
 PAGES_WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and python_blocks(page)]
 
 

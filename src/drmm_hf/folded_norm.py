@@ -46,10 +46,11 @@ class _FoldingConv2d(nn.Conv2d):
             return super().forward(input)
         assert norm.running_mean is not None  # checked when they were paired
         assert norm.running_var is not None
-        # in float32, as BatchNorm computes for maps of any type
-        scale = norm.weight.float() * torch.rsqrt(norm.running_var.float() + norm.eps)
-        shift = norm.bias.float() - norm.running_mean.float() * scale
-        weight = self.weight.float() * scale[:, None, None, None]
+        # in float32 at least, as BatchNorm computes for maps of half precision
+        exact = torch.promote_types(self.weight.dtype, torch.float32)
+        scale = norm.weight.to(exact) * torch.rsqrt(norm.running_var.to(exact) + norm.eps)
+        shift = norm.bias.to(exact) - norm.running_mean.to(exact) * scale
+        weight = self.weight.to(exact) * scale[:, None, None, None]
         return self._conv_forward(input, weight.to(self.weight.dtype), shift.to(self.weight.dtype))
 
 

@@ -1,0 +1,42 @@
+"""The numbers of docs/results/small-scale.md are those of the files beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).parents[1] / "docs/results"
+FILES = sorted((RESULTS / "small-scale").glob("*/*.json"))
+IN_WORDS = ("fig2", "fig7", "fig8", "duplicates")  # shown as pictures
+
+
+def test_both_decoders_are_there() -> None:
+    assert {path.parent.name for path in FILES} == {"sparse-rcnn", "adamixer"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_table_is_that_of_its_file(path: Path) -> None:
+    page = (RESULTS / "small-scale.md").read_text()
+    if path.stem in IN_WORDS:
+        assert path.with_suffix(".png").is_file()
+        assert f"small-scale/{path.parent.name}/{path.stem}.png" in page or path.stem == "fig8"
+        return
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for label, columns in json.loads(path.read_text())["rows"].items():
+        values = [_shown(list(cell["seeds"].values()), cell["mean"], cell["std"]) for cell in columns.values()]
+        assert any(row.startswith(f"| {label} |") and all(f"| {v} |" in row for v in values) for row in rows), label
+
+
+def test_the_table_of_the_readme_has_the_means() -> None:
+    readme = (RESULTS.parents[1] / "README.md").read_text().replace("**", "")
+    labels = {"nll_mcm": "D-RMM", "nll": "likelihood alone, no MCM", "set_prediction": "Hungarian matching"}
+    tables = [
+        json.loads((RESULTS / f"small-scale/{d}/table2.json").read_text())["rows"] for d in ("sparse-rcnn", "adamixer")
+    ]
+    for cell, label in labels.items():
+        means = [f"{rows[cell][name]['mean']:.3f}" for rows in tables for name in ("AP", "AR100", "ECE")]
+        assert f"| {label} | {' | '.join(means)} |" in readme
+
+
+def _shown(seeds: list[float], mean: float, spread: float | None) -> str:
+    return f"{mean:.3f} ± {spread:.3f}" if len(seeds) > 1 else f"{mean:.3f}"

@@ -28,6 +28,7 @@ ARGUMENTS = {
     "quickstart": ["--data", "data", *FEW_IMAGES, "--num-pictures", "2"],
     "train": FEW_IMAGES,
     "presets": ["drmm-sparse-rcnn-tiny"],
+    "reproduce": ["--seeds", "0", *FEW_IMAGES[:2]],
 }
 PLACEHOLDERS = {"PICTURES": "data/images", "FOLDER": "data", "CHECKPOINT": "runs/quickstart/model"}
 NOT_RUN = {

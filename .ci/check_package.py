@@ -7,6 +7,7 @@ known here is a failure: the README has no command that nobody ever ran.
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -38,6 +39,8 @@ NOT_RUN = {
     r"scripts/demo\.py": "it serves until it is stopped; tests/demo drives it in a browser",
     r"scripts/train\.py --warm-start": "needs released weights; tests/conversion starts from generated ones",
 }
+if importlib.util.find_spec("onnxruntime") is None:
+    NOT_RUN[r"scripts/export\.py"] = "needs the extra export; with EXTRAS=dev,plots,baselines,export it is run"
 SNIPPET_INPUT = """
 import torch
 from PIL import Image

@@ -11,6 +11,7 @@ from transformers import AutoBackbone
 
 from .configuration_drmm import DrmmConfig
 from .folded_norm import fold_batch_norms
+from .weight_files import check_timm_file
 
 
 class DrmmBackbone(nn.Module):
@@ -144,7 +145,7 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
 
     Raises:
         FileNotFoundError: no such file, or the Hub cannot be reached.
-        ValueError: the weights do not fit the backbone, or it is not timm's.
+        ValueError: the weights are damaged, not finite, or of another backbone; or the backbone is not timm's.
     """
     import timm
 
@@ -159,15 +160,12 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
             f"{source}: no such file; give a file of timm weights of {backbone.model.config.backbone}."
         )
     config = backbone.model.config
+    options = {"features_only": True, "out_indices": tuple(config.out_indices), **backbone.model_kwargs}
+    if source is not None:
+        check_timm_file(source, config.backbone, **options)
     try:
-        reference = timm.create_model(
-            config.backbone,
-            pretrained=True,
-            pretrained_cfg_overlay=None if source is None else {"file": source},
-            features_only=True,
-            out_indices=tuple(config.out_indices),
-            **backbone.model_kwargs,
-        )
+        overlay = None if source is None else {"file": source}
+        reference = timm.create_model(config.backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         missing, unexpected = target.load_state_dict(reference.state_dict(), strict=False)
     except OSError as error:
         raise FileNotFoundError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +25,6 @@ from .proposals_drmm import DrmmProposals
 from .pyramid_drmm import DrmmChannelMapping, DrmmFeaturePyramid
 from .stage_adamixer import AdaMixerStage, IntersectionBias
 from .stage_sparse_rcnn import SparseRcnnStage
-from .weight_files import check_timm_file
 
 _STAGES = {"sparse_rcnn": SparseRcnnStage, "adamixer": AdaMixerStage}
 _PYRAMIDS = {"sparse_rcnn": DrmmFeaturePyramid, "adamixer": DrmmChannelMapping}
@@ -260,12 +258,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             FileNotFoundError: no such file, or the Hub cannot be reached.
             ValueError: the weights are damaged, not finite, or of another backbone; or the backbone is not timm's.
         """
-        backbone = self.model.backbone
-        config = backbone.model.config
-        if source is not None and Path(source).is_file() and config.model_type == "timm_backbone":
-            options = {"features_only": True, "out_indices": tuple(config.out_indices), **backbone.model_kwargs}
-            check_timm_file(source, config.backbone, **options)
-        load_imagenet_weights(backbone, source)
+        load_imagenet_weights(self.model.backbone, source)
 
     @can_return_tuple
     def forward(

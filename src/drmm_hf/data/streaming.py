@@ -101,7 +101,7 @@ class StreamingDetectionDataset(IterableDataset):
         rows = self.rows
         # Not `rows.set_epoch`, which would change the epoch of all DataLoader workers at once.
         if self._seed is not None:
-            rows = rows.shuffle(seed=_mix(self._seed, self._epoch), buffer_size=self._buffer_size)
+            rows = rows.shuffle(seed=mixed_seed(self._seed, self._epoch), buffer_size=self._buffer_size)
         if self._world_size > 1:
             rows = split_dataset_by_node(rows, self._rank, self._world_size)
         scale = _ScaleCheck(self.name)
@@ -265,7 +265,8 @@ def _readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, A
         ) from error
 
 
-def _mix(*parts: int) -> int:
+def mixed_seed(*parts: int) -> int:
+    """One seed of several numbers, for `torch` and `datasets`."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .coco_input import GroundTruth, Results
-from .matches import BinnedReport, Matches, match_detections, score_bins
+from .matches import BinnedReport, Matches, check_overlap, match_detections, score_bins
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def calibration_report(
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
-    if not 0.0 < iou_threshold <= 1.0:
-        raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
+    check_overlap("iou_threshold", iou_threshold)
     matches = match_detections(
         ground_truth, results, iou_threshold=iou_threshold, max_detections=max_detections, image_ids=image_ids
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from .calibration import CalibrationReport, report_from_matches
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
-from .matches import Matches, match_detections
+from .matches import Matches, check_overlap, match_detections
 
 PARTS = ("score", "class_probability", "objectness")
 
@@ -41,8 +41,7 @@ def part_calibration_report(
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
-    if not 0.0 < iou_threshold <= 1.0:
-        raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
+    check_overlap("iou_threshold", iou_threshold)
     truth, (rows, source) = prepare_ground_truth(ground_truth), read_results(results)
     found = prepare_results(rows, truth, source)
     matches = match_detections(

@@ -53,8 +53,7 @@ def load_checkpoint(model: str, **options: Any) -> tuple[DrmmForObjectDetection,
         processor = DrmmImageProcessor.from_pretrained(model)
     except Exception as error:
         raise ValueError(f"{model}: preprocessor_config.json cannot be used: {_first_line(error)}") from error
-    detector = _load_weights(model, options)
-    return detector, processor
+    return _load_weights(model, options), processor
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -110,8 +109,9 @@ def _load_weights(model: str, options: Mapping[str, Any]) -> DrmmForObjectDetect
                 f"{model}: the weights hold {len(extra)} tensors that config.json does not ask for, such as "
                 f"{extra[0]}; {same}"
             )
-    _check_kinds(model, detector.state_dict())
-    check_tensors(model, detector.state_dict())
+    state = detector.state_dict()
+    _check_kinds(model, state)
+    check_tensors(model, state)
     return detector
 
 

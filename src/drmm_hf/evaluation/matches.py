@@ -178,6 +178,13 @@ def score_bins(scores: np.ndarray, num_bins: int) -> np.ndarray:
     return np.minimum(np.searchsorted(edges, scores, side="right") - 1, num_bins - 1)
 
 
+def check_overlap(name: str, value: float) -> float:
+    """The value; ValueError that names it unless it is an IoU above 0, since 0 would match what does not touch."""
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{name} must lie in (0, 1], not {value}")
+    return value
+
+
 def check_probability(name: str, value: float) -> None:
     """A `ValueError` that names the setting unless it lies in [0, 1]."""
     if not 0.0 <= value <= 1.0:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .coco_input import GroundTruth, Results
-from .matches import Report, check_probability, iou_text, match_detections
+from .matches import Report, check_overlap, check_probability, iou_text, match_detections
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,7 @@ def operating_points(
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
-    if not 0.0 < iou_threshold <= 1.0:
-        raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
+    check_overlap("iou_threshold", iou_threshold)
     for threshold in thresholds:
         check_probability("thresholds", threshold)
     matches = match_detections(

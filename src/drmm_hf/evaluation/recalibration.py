@@ -17,7 +17,7 @@ from .calibration_parts import with_score
 from .coco import MatchedEvaluation, run_coco_eval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 from .localization_calibration import localization_report_from_matches
-from .matches import ANY_OVERLAP, Matches, Report, iou_text, match_detections, matches_at, to_plain
+from .matches import ANY_OVERLAP, Matches, Report, check_overlap, iou_text, match_detections, matches_at, to_plain
 from .scoring_rules import brier_report_from_matches
 
 Method: TypeAlias = Literal["isotonic", "temperature"]
@@ -270,8 +270,7 @@ def split_half_report(
         FileNotFoundError, ValueError: bad input, fewer than two images, or a half without detections to fit to.
         ImportError: scipy is missing; the message names the extra.
     """
-    if not 0.0 < iou_threshold <= 1.0:
-        raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
+    check_overlap("iou_threshold", iou_threshold)
     truth = prepare_ground_truth(ground_truth)
     images = sorted(truth.image_ids if image_ids is None else set(image_ids), key=str)
     if len(images) < 2:

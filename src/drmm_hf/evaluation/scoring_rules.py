@@ -10,7 +10,7 @@ import numpy as np
 
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
 from .duplicates import box_iou
-from .matches import BinnedReport, Matches, Report, check_probability, match_detections, score_bins
+from .matches import BinnedReport, Matches, Report, check_overlap, check_probability, match_detections, score_bins
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def brier_report(
     matches = match_detections(
         ground_truth,
         results,
-        iou_threshold=_positive_iou("iou_threshold", iou_threshold),
+        iou_threshold=check_overlap("iou_threshold", iou_threshold),
         max_detections=max_detections,
         image_ids=image_ids,
     )
@@ -165,7 +165,7 @@ def object_calibration_report(
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
-    thresholds = np.array([_positive_iou("iou_thresholds", threshold) for threshold in iou_thresholds])
+    thresholds = np.array([check_overlap("iou_thresholds", threshold) for threshold in iou_thresholds])
     if not thresholds.size:
         raise ValueError("iou_thresholds is empty; give at least one")
     check_probability("score_threshold", score_threshold)
@@ -227,9 +227,3 @@ def _class_vectors(
         vectors.setdefault((copy, box), np.zeros(len(index_of)))[index_of[category_id]] = row["score"]
     boxes = np.array([box for _, box in vectors], dtype=float).reshape(-1, 4)
     return boxes, np.array(list(vectors.values())).reshape(len(vectors), len(index_of))
-
-
-def _positive_iou(name: str, value: float) -> float:
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{name} must lie in (0, 1], not {value}")
-    return value

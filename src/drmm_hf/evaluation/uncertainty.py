@@ -18,7 +18,7 @@ import numpy as np
 from ..intervals_drmm import box_intervals, half_width
 from .coco import run_coco_eval
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
-from .matches import Report, check_probability, iou_text, matches_at
+from .matches import Report, check_overlap, check_probability, iou_text, matches_at
 
 __all__ = [
     "EdgeErrors", "IntervalReport", "ScaleFactorReport", "box_intervals", "fit_scale_factor", "half_width",
@@ -311,8 +311,7 @@ def match_edges(
     image_ids: Sequence[int] | None = None,
 ) -> EdgeErrors:
     """Errors and scales of the edges of true positives; arguments and errors as in `interval_report`."""
-    if not 0.0 < iou_threshold <= 1.0:
-        raise ValueError(f"iou_threshold must lie in (0, 1], not {iou_threshold}")
+    check_overlap("iou_threshold", iou_threshold)
     check_probability("score_threshold", score_threshold)
     truth, (rows, source) = prepare_ground_truth(ground_truth), read_results(results)
     evaluation = run_coco_eval(

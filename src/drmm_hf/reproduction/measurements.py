@@ -130,9 +130,10 @@ def recalibration(run: Run, context: Context) -> Rows:
 
 def duplicates(run: Run, context: Context) -> Rows:
     """Duplicates an image over the lowest score that counts. Not in the paper."""
+    truth = prepare_ground_truth(_truth(context)).coco  # read once for all scores
     return {
         f"score {score:g}": {
-            run.cell.label: count_duplicates(_truth(context), run.results, score_threshold=score).duplicates_per_image
+            run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
         }
         for score in DUPLICATE_SCORES
     }

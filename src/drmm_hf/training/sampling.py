@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from ..data.streaming import mixed_seed
+
 
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Endless batches of one process, as lists of (epoch, image index).
@@ -68,4 +70,4 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
 
 def sample_seed(seed: int, epoch: int, *image: int) -> int:
     """Seed of the augmentation of one image in one epoch, whichever process and worker makes it."""
-    return int(np.random.SeedSequence([seed, epoch, *image]).generate_state(1, np.uint64)[0] >> 1)
+    return mixed_seed(seed, epoch, *image)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drmm_hf.benchmark.linear_mixture import linear_mixture_loss
-from drmm_hf.benchmark.loss import LINEAR, OURS, losses, make_case, object_counts
+from drmm_hf.benchmark.loss import LINEAR, LOOKUP, OURS, losses, make_case, object_counts
 from drmm_hf.benchmark.models import build_preset, stages_of
 from drmm_hf.benchmark.released_forward import ReleasedPyramid, ReleasedStages, released_regions
 from drmm_hf.roi_align_drmm import multilevel_roi_align
@@ -12,14 +12,15 @@ from drmm_hf.roi_align_drmm import multilevel_roi_align
 STRIDES = (4, 8, 16, 32)
 
 
-def test_linear_space_loss_equals_ours() -> None:
+@pytest.mark.parametrize("name", [LINEAR, LOOKUP])
+def test_linear_space_loss_equals_ours(name: str) -> None:
     case = make_case(batch=8, proposals=30, stages=2)
     assert 0 in [len(label["class_labels"]) for label in case.labels]
     found = losses(case)
-    torch.testing.assert_close(found[LINEAR](), found[OURS](), rtol=1e-5, atol=0)
-    leaf = case.stages[0].scales
-    gradients = [torch.autograd.grad(found[name](), leaf)[0] for name in (LINEAR, OURS)]
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[name](), found[OURS](), rtol=1e-5, atol=0)
+    for leaf in (case.stages[0].scales, case.stages[1].class_logits):
+        gradients = [torch.autograd.grad(found[loss](), leaf)[0] for loss in (name, OURS)]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
 def test_linear_space_loss_of_a_batch_without_objects_is_almost_nothing() -> None:

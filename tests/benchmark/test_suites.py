@@ -31,9 +31,9 @@ def timed(suite: Suite) -> list[str]:
 def test_loss() -> None:
     suite = loss.run(ONCE, loss.Sizes(batch=3, proposals=20, stages=2, sweep_proposals=(10, 20), sweep_batch=(2,)))
     rows = suite.tables[0].rows
-    assert list(rows) == [loss.OURS, loss.LINEAR, "RT-DETR", "Deformable DETR", "DETR", "D-FINE"]
+    assert list(rows) == [loss.OURS, loss.LINEAR, loss.LOOKUP, "RT-DETR", "Deformable DETR", "DETR", "D-FINE"]
     assert all(row.extra["saved for backward (MB)"] > 0 and row.extra["peak (MB)"] > 0 for row in rows.values())
-    assert [len(points) for points in suite.figures[0].curves.values()] == [2, 2, 2]
+    assert [len(points) for points in suite.figures[0].curves.values()] == [2, 2, 2, 2]
     timed(suite)
 
 

@@ -180,6 +180,13 @@ def test_factor_by_hand():
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+def test_factor_of_boxes_without_an_error_can_be_used():
+    truth = make_truth((100, 100, 100, 100), (100, 100, 100, 100))
+    results = [found(image, (100, 100, 200, 200)) for image in (1, 2)]
+    factor = fit_scale_factor(truth, results).factor
+    assert interval_report(truth, results, scale_factor=factor).coverage == (1.0, 1.0, 1.0)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.05, 0.95))
 def test_fitted_factor_reaches_its_level_and_no_smaller_one_does(seed, level):

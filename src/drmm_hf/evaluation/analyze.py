@@ -10,7 +10,7 @@ from .calibration import report_from_matches
 from .calibration_parts import has_objectness, parts_from_matches, read_objectness
 from .coco import MatchedEvaluation, evaluate_coco, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth
-from .duplicates import NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
+from .duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
 from .localization_calibration import localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
 from .matches import ANY_OVERLAP, matches_at, to_plain
@@ -20,7 +20,6 @@ from .uncertainty import LEVELS, fit_scale_factor, interval_report
 from .worst_images import at_thresholds, image_errors
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-DUPLICATE_SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5)
 IOU = 0.5
 NUM_BINS = 10
 # What a class without objects is cut at where an operating point is needed: it has no optimum of its own.
@@ -37,7 +36,7 @@ def describe_data(truth: CocoGroundTruth, data: str, split: str) -> dict[str, An
     return {
         "data": data,
         "split": split,
-        "annotations": truth.source,
+        "annotations": Path(truth.source).name,
         "images": len(truth.image_ids),
         "objects": len(objects),
         "crowd": len(annotations) - len(objects),

@@ -12,6 +12,7 @@ from .coco import evaluate_coco
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
 
 NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 Detection = Mapping[str, Any]
 

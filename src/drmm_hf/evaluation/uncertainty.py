@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 LEVELS = (0.5, 0.8, 0.9)
+SMALLEST_FACTOR = 1e-6  # for boxes without an error: an interval without a width is none
 NUM_QUANTILES = 5
 
 
@@ -238,7 +239,8 @@ def fit_scale_factor(
 ) -> ScaleFactorReport:
     """Fit the factor on γ that gives intervals the right coverage at one level, and check it on other images.
 
-    The smallest factor for which the intervals of `level` hold at least that share of the edges. The images are split
+    The smallest factor, of at least `SMALLEST_FACTOR`, for which the intervals of `level` hold at least that share of
+    the edges. The images are split
     in two at random; each half is measured with the factor of the other. One factor cannot correct the shape of the
     density: the coverage at other levels tells whether it had to.
 
@@ -277,14 +279,14 @@ def fit_scale_factor(
             f"results: no true positive with score >= {score_threshold:g} in one half of the images; "
             "lower score_threshold or give more images"
         )
-    factors = [_level_quantile(part, level) / reach for part in of_half]
+    factors = [max(_level_quantile(part, level) / reach, SMALLEST_FACTOR) for part in of_half]
     before = [(part <= reaches[:, None]).mean(axis=1) for part in of_half]
     after = [
         (part <= factor * reaches[:, None]).mean(axis=1)
         for part, factor in zip(of_half, reversed(factors), strict=True)
     ]
     return ScaleFactorReport(
-        factor=_level_quantile(ratios.ravel(), level) / reach,
+        factor=max(_level_quantile(ratios.ravel(), level) / reach, SMALLEST_FACTOR),
         half_factors=(factors[0], factors[1]),
         levels=reported,
         coverage_before=tuple(np.mean(before, axis=0).tolist()),

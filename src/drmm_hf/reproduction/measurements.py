@@ -21,7 +21,7 @@ from ..evaluation import (
 )
 from ..evaluation.coco_input import GroundTruth, prepare_ground_truth
 from ..evaluation.complexity import count_complexity
-from ..evaluation.duplicates import NMS_THRESHOLDS
+from ..evaluation.duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS
 from ..evaluation.loading import load_detector
 from ..presets import processor_fields
 from .cells import Context, Rows, Run
@@ -30,7 +30,6 @@ from .training_memory import training_memory
 # Table 3 and Fig. 8 do not say their threshold; Fig. 7 has its best at 0.7 to 0.9.
 NMS_IOU = 0.7
 NMS_NONE, NMS_BEST = "without NMS", "best threshold"
-DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 # Table 11 gives the memory of two images on a GPU.
 _MEMORY_IMAGES = 2
 

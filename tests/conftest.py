@@ -1,6 +1,7 @@
 """Settings and fixtures for all tests: no network, few threads, fixed seeds, and the optional real data."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before torch and huggingface_hub are imported: both read these once.
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# A shell starts what runs in the background deaf to Ctrl-C, which tests press; their commands inherit what is set here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA_VARIABLE = "DRMM_TEST_DATA"
 

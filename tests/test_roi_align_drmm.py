@@ -1,10 +1,16 @@
-"""Reading regions: both ways of computing them against torchvision's operator on each box's own level."""
+"""Reading regions: every way of computing them against torchvision's operator on each box's own level."""
 
 import pytest
 import torch
 from torchvision.ops import roi_align
 
-from drmm_hf.roi_align_drmm import _bag_roi_align, _operator_roi_align, multilevel_roi_align, pyramid_level
+from drmm_hf.roi_align_drmm import (
+    _bag_roi_align,
+    _operator_roi_align,
+    _table_roi_align,
+    multilevel_roi_align,
+    pyramid_level,
+)
 
 STRIDES = [4, 8, 16, 32]
 
@@ -52,7 +58,7 @@ def one_by_one(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tenso
     return torch.stack(rows).flatten(2).transpose(1, 2).view(*boxes.shape[:2], 49, -1)
 
 
-@pytest.mark.parametrize("pool", [_bag_roi_align, _operator_roi_align])
+@pytest.mark.parametrize("pool", [_bag_roi_align, _table_roi_align, _operator_roi_align])
 def test_values_and_gradients_equal_the_operator(pool) -> None:
     boxes = boxes_of_every_kind()
     levels = pyramid_level(boxes, 4, 56.0)
@@ -103,4 +109,18 @@ def test_maps_of_one_row_or_column(height: int, width: int) -> None:
     boxes = torch.tensor([[[0.0, 0.0, 40.0, 30.0], [5.0, 5.0, 12.0, 9.0]]])
     level = torch.zeros(1, 2, dtype=torch.long)
     expected = _operator_roi_align([feature], boxes, level, [8], 3, 2)
-    torch.testing.assert_close(_bag_roi_align([feature], boxes, level, [8], 3, 2), expected, atol=1e-5, rtol=1e-5)
+    for pool in (_bag_roi_align, _table_roi_align):
+        torch.testing.assert_close(pool([feature], boxes, level, [8], 3, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_compiled_in_one_graph_for_all_sizes() -> None:
+    compiled = torch.compile(multilevel_roi_align, fullgraph=True, dynamic=True, backend="aot_eager")
+    boxes = boxes_of_every_kind()
+    for size in ((128, 192), (160, 256)):
+        leaves, expected_leaves = ([f.requires_grad_() for f in pyramid(*size)] for _ in range(2))
+        pooled, expected = compiled(leaves, boxes, STRIDES), multilevel_roi_align(expected_leaves, boxes, STRIDES)
+        torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-5)
+        pooled.square().sum().backward()
+        expected.square().sum().backward()
+        for ours, theirs in zip(leaves, expected_leaves, strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)

@@ -2,8 +2,8 @@
 
 The boxes receive no gradient, as in the released code. Two ways compute the same values. On a CPU every bin is a
 weighted sum of a few cells, an embedding bag over the cells of all levels at once: several times faster than
-torchvision's operator, forward and backward (docs/results/speed.md). Elsewhere, and where a graph is captured,
-torchvision's operator runs on all boxes and levels, so that no shape depends on data and nothing synchronises.
+torchvision's operator, forward and backward (docs/results/speed.md). Elsewhere, and in exported graphs, torchvision's
+operator runs on all boxes and levels, so that no shape depends on data and nothing synchronises.
 """
 
 from collections.abc import Sequence
@@ -55,8 +55,10 @@ def multilevel_roi_align(
     # torchvision has no half-precision kernel on a CPU, and box coordinates need more than bfloat16's 8 bits.
     boxes, maps = boxes.detach().float(), [f.float() for f in features]
     level = pyramid_level(boxes, len(maps), canonical_size)
-    capturing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    pool = _bag_roi_align if boxes.device.type == "cpu" and not capturing else _operator_roi_align
+    if boxes.device.type != "cpu" or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        pool = _operator_roi_align
+    else:
+        pool = _table_roi_align if torch.compiler.is_compiling() else _bag_roi_align
     return pool(maps, boxes, level, strides, output_size, sampling_ratio).to(features[0].dtype)
 
 
@@ -75,25 +77,17 @@ def _bag_roi_align(
     """
     batch, num_boxes, _ = boxes.shape
     image = torch.arange(batch).repeat_interleave(num_boxes)
-    own = level.flatten().clamp(min=0)
-    readable = (level.flatten() >= 0).to(boxes.dtype)
+    own, readable = level.flatten().clamp(min=0), level.flatten() >= 0
     several = len(features) > 1
     pooled, members = [], []
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         chosen = (own == i).nonzero().squeeze(1) if several else torch.arange(batch * num_boxes)
         edges = boxes.flatten(0, 1)[chosen] / stride - 0.5
         height, width = feature.shape[-2:]
-        rows, weight_y = _axis_cells(edges[:, 1], edges[:, 3], height, output_size, sampling_ratio)
-        columns, weight_x = _axis_cells(edges[:, 0], edges[:, 2], width, output_size, sampling_ratio)
-        weight_y = weight_y * readable[chosen, None, None]
-        rows = rows * width + (image[chosen] * height * width)[:, None, None]
-        # (boxes, bin row, bin column, cell row, cell column)
-        index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
-        weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-        bag = (2 * sampling_ratio) ** 2
-        table = feature.permute(0, 2, 3, 1).flatten(0, 2)
-        bins = F.embedding_bag(index.view(-1, bag), table, per_sample_weights=weight.view(-1, bag), mode="sum")
-        pooled.append(bins.unflatten(0, (len(chosen), output_size**2)))
+        first = image[chosen] * height * width
+        pooled.append(
+            _bags(_table(feature), edges, readable[chosen], first, height, width, output_size, sampling_ratio)
+        )
         members.append(chosen)
     if not several:
         return pooled[0].unflatten(0, (batch, num_boxes))
@@ -101,18 +95,96 @@ def _bag_roi_align(
     return torch.cat(pooled)[place].unflatten(0, (batch, num_boxes))
 
 
-def _axis_cells(start: Tensor, end: Tensor, size: int, output_size: int, sampling_ratio: int) -> tuple[Tensor, Tensor]:
+def _table_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """The same bags from one table of all levels, without a shape that depends on data.
+
+    For compiled graphs, in which the table that all stages share is written once.
+    """
+    batch, num_boxes, _ = boxes.shape
+    own = level.flatten().clamp(min=0)
+
+    def of_level(values: Sequence[float]) -> Tensor:
+        chosen = own.new_full(own.shape, values[0])
+        for i, value in enumerate(values[1:], start=1):
+            chosen = torch.where(own == i, value, chosen)
+        return chosen
+
+    heights, widths = ([feature.shape[axis] for feature in features] for axis in (-2, -1))
+    height, width = of_level(heights), of_level(widths)
+    starts = [0]
+    for rows, columns in zip(heights[:-1], widths[:-1], strict=True):
+        starts.append(starts[-1] + batch * rows * columns)
+    image = torch.arange(batch).repeat_interleave(num_boxes)
+    edges = boxes.flatten(0, 1) / of_level(strides).unsqueeze(-1) - 0.5
+    first = of_level(starts) + image * height * width
+    table = torch.cat([_table(feature) for feature in features])
+    bins = _bags(table, edges, level.flatten() >= 0, first, height, width, output_size, sampling_ratio)
+    return bins.unflatten(0, (batch, num_boxes))
+
+
+def _table(feature: Tensor) -> Tensor:
+    """(B, D, H, W) as rows of one cell each, (B * H * W, D)."""
+    return feature.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _bags(
+    table: Tensor,
+    edges: Tensor,
+    readable: Tensor,
+    first: Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """The bins (R, output_size**2, D) of R boxes.
+
+    Args:
+        table: one row for each cell.
+        edges: (R, 4) xyxy in cells, the center of cell 0 at 0.
+        readable: (R,), False for a box that reads zeros.
+        first: (R,) the row of the first cell of each box's map.
+        height, width: of the maps, one or (R,).
+    """
+    rows, weight_y = _axis_cells(edges[:, 1], edges[:, 3], height, output_size, sampling_ratio)
+    columns, weight_x = _axis_cells(edges[:, 0], edges[:, 2], width, output_size, sampling_ratio)
+    rows = rows * _beside(width, 2) + _beside(first, 2)
+    weight_y = weight_y * _beside(readable, 2)
+    # (boxes, bin row, bin column, cell row, cell column)
+    index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
+    weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
+    bag = (2 * sampling_ratio) ** 2
+    bins = F.embedding_bag(index.view(-1, bag), table, per_sample_weights=weight.view(-1, bag), mode="sum")
+    return bins.unflatten(0, (len(edges), output_size**2))
+
+
+def _beside(value: int | Tensor, axes: int) -> int | Tensor:
+    """A number of each box (R,) with `axes` more axes; one for all as it is."""
+    return value.view(-1, *[1] * axes) if isinstance(value, Tensor) else value
+
+
+def _axis_cells(
+    start: Tensor, end: Tensor, size: int | Tensor, output_size: int, sampling_ratio: int
+) -> tuple[Tensor, Tensor]:
     """Cells that the bins of one axis read, and their weights: (R, output_size, 2 * sampling_ratio) each.
 
     Args:
         start, end: (R,) edges of the boxes in cells, the center of cell 0 at 0.
-        size: number of cells of the axis.
+        size: number of cells of the axis, one or (R,).
     """
     num_samples = output_size * sampling_ratio
     offsets = (torch.arange(num_samples, dtype=start.dtype) + 0.5) / num_samples
     position = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * offsets
+    size = _beside(size, 1)
     inside = (position >= -1.0) & (position <= size)  # the operator's own margin
-    position = position.nan_to_num().clamp(min=0, max=size - 1)
+    position = position.nan_to_num().clamp(min=0).clamp(max=size - 1)
     lower = position.floor()
     upper_weight = position - lower
     cells = torch.stack((lower, (lower + 1).clamp(max=size - 1)), dim=-1).long()

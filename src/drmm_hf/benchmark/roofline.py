@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -17,7 +18,7 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the machine reaches: FLOP/s of a large float32 matrix product, bytes/s of a large copy (read and write)."""
+    """What the machine reaches: FLOP/s in float32, bytes/s of a large copy (read and write)."""
 
     flops: float
     bytes: float
@@ -35,13 +36,22 @@ class Work:
 
 
 def measure_peaks(device: str = "cpu", size: int = 2048, megabytes: int = 256) -> Peaks:
-    """The best of a few tries with the threads that torch has now."""
+    """The best of a few tries with the threads that torch has now.
+
+    FLOPs of a matrix product or of a 3x3 convolution, whichever is faster: on some processors the libraries that torch
+    has for the two differ by a factor of two.
+    """
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    channels, side = min(size, 256), max(size // 16, 1)
+    image = torch.randn(1, channels, side, side, device=device).to(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(memory_format=torch.channels_last)
     source = torch.ones(megabytes * 250_000, device=device)
     target = torch.empty_like(source)
     product = min(_seconds(lambda: a @ b, device) for _ in range(_TRIES))
+    convolution = min(_seconds(lambda: F.conv2d(image, weight, padding=1), device) for _ in range(_TRIES))
     copy = min(_seconds(lambda: target.copy_(source), device) for _ in range(_TRIES))
-    return Peaks(2 * size**3 / product, 2 * 4 * source.numel() / copy)
+    flops = max(2 * size**3 / product, 2 * 9 * channels**2 * side**2 / convolution)
+    return Peaks(flops, 2 * 4 * source.numel() / copy)
 
 
 class OperatorWork(TorchDispatchMode):

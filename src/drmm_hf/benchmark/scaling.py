@@ -119,9 +119,10 @@ def _roofline(settings: Settings, sizes: Sizes, preset: str, peaks: Peaks) -> Ta
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     note = (
         f"`{preset}`, one image of {sizes.height}x{sizes.width} pixels, operator by operator. The machine reaches "
-        f"{peaks.flops / 1e9:.0f} GFLOP/s in a float32 product of {sizes.matrix}x{sizes.matrix} matrices and "
+        f"{peaks.flops / 1e9:.0f} GFLOP/s in a float32 convolution or matrix product, whichever is faster, and "
         f"{peaks.bytes / 1e9:.1f} GB/s in a copy; the bound is what an operator's FLOPs or bytes (inputs and outputs, "
-        "each once) need at that, whichever is longer, and the gap is what it takes beyond. Fused into one, all of it "
+        "each once) need at that, whichever is longer, and the gap is what it takes beyond (none where the bytes are "
+        "still in the cache). Fused into one, all of it "
         f"would need {max(total / peaks.flops, weights / peaks.bytes) * 1e3:.0f} ms: {total / 1e9:.0f} GFLOP, and "
         f"{weights / 1e6:.0f} MB of weights to read. FLOPs are those of convolutions, matrix products and attention."
     )

@@ -80,7 +80,7 @@ package: $(STAMP) ## build sdist and wheel in dist/, install the wheel apart fro
 
 audit: $(STAMP) ## known vulnerabilities in what is installed (asks a database on the network)
 	$(RUN) -m pip install --disable-pip-version-check --quiet pip-audit
-	$(RUN) -m pip_audit --skip-editable $(ARGS)
+	$(RUN) -m pip_audit --strict --skip-editable $(ARGS)
 
 docs: $(STAMP) ## docs/api.md from the docstrings, and all pages with the whole reference as HTML in build/docs
 	$(RUN) -m pip install --disable-pip-version-check --quiet -e ".[$(EXTRAS),docs]"

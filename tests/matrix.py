@@ -1,8 +1,8 @@
 """Run the tests with the lowest and the newest supported versions: `make test-matrix`.
 
 For each Python that is installed (python3.11 to python3.13) a virtual environment is made in build/matrix with what pip
-chooses today; for the oldest also one with exactly the lower bounds of pyproject.toml, some of which have no wheels for
-newer Pythons. For a Python that is not installed pip only resolves the dependencies to wheels. The table goes to
+chooses today; for the oldest also one with the lower bounds of pyproject.toml, some of which have no wheels for newer
+Pythons. For a Python that is not installed pip only resolves the dependencies to wheels. The table goes to
 docs/results/compatibility.md.
 """
 
@@ -23,12 +23,12 @@ SHOWN = ("torch", "torchvision", "transformers", "accelerate", "datasets", "timm
 
 
 def requirements(lowest: bool) -> list[str]:
-    """Dependencies and the extras that the tests want; `lowest` pins each to its lower bound."""
+    """Dependencies and the extras that the tests want; `lowest` pins each to its lower bound, 2.11 to 2.11.x."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [
         entry for extra in ("dev", "plots", "baselines") for entry in project["optional-dependencies"][extra]
     ]
-    return [entry.replace(">=", "==") for entry in wanted] if lowest else wanted
+    return [re.sub(r">=(\d+\.\d+)$", r"==\1.*", entry).replace(">=", "==") for entry in wanted] if lowest else wanted
 
 
 def tested(python: str, lowest: bool, arguments: list[str]) -> dict[str, str]:
@@ -76,8 +76,8 @@ def main() -> int:
     arguments.output.write_text(
         "# Versions that were run\n\n    make test-matrix\n\n"
         + "\n".join(lines)
-        + f"\n\nMade on {datetime.date.today()} under {platform.system()}. `lowest` are the bounds of pyproject.toml, "
-        "each exactly; some of them have no wheels for newer Pythons.\n"
+        + f"\n\nMade on {datetime.date.today()} under {platform.system()}. `lowest` are the lower bounds of "
+        "pyproject.toml (the newest patch release of each); some of them have no wheels for newer Pythons.\n"
     )
     return int(failed)
 

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from drmm_hf.data import decode_image, load_detection_dataset
-from drmm_hf.data.objects import coco_ground_truth, load_objects_dataset, objects_dataset
+from drmm_hf.data.objects import coco_ground_truth, objects_dataset
+from drmm_hf.data.objects_sources import load_objects_dataset
 from drmm_hf.evaluation import evaluate_detections
 
 WIDTH, HEIGHT = 64, 48

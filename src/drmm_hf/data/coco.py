@@ -84,7 +84,7 @@ def load_detection_dataset(
 
     A folder with `annotations/` is COCO. One that `datasets` wrote (`save_to_disk`), with parquet files or with the
     metadata.jsonl of an imagefolder, and a `path` that is no folder but may be a Hub id, are read as
-    `drmm_hf.data.objects.load_objects_dataset` says. The rest is about COCO folders.
+    `drmm_hf.data.objects_sources.load_objects_dataset` says. The rest is about COCO folders.
 
     The json is `annotations/instances_{split}.json` or `..._{split}2017.json`; the images are in
     `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`. Nothing is written to
@@ -110,7 +110,7 @@ def load_detection_dataset(
         ValueError: the json is not COCO, holds values that cannot be right, or does not fit `id2label`.
     """
     if annotations is None and images is None:
-        from .objects import is_objects_source, load_objects_dataset  # which builds on this module
+        from .objects_sources import is_objects_source, load_objects_dataset  # which builds on this module
 
         if is_objects_source(path):
             return load_objects_dataset(path, split, id2label=id2label)

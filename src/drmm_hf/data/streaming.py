@@ -14,10 +14,22 @@ from huggingface_hub.errors import HFValidationError
 from torch.utils.data import IterableDataset
 
 from ..annotations_drmm import shown
-from . import objects as schema
 from .coco import _clean_boxes, ordered_labels
 from .coco_layout import AnyPath
 from .coco_tables import CocoTables
+from .objects import IMAGE_COLUMNS, check_names, header_size
+from .objects_fields import (
+    SCHEMA,
+    areas_of,
+    boxes_of,
+    categories_of,
+    check_absolute,
+    class_label_names,
+    crowd_flags,
+    flat_objects,
+    unique_ids,
+)
+from .objects_sources import SPLIT_ALIASES, is_saved, reason_of
 from .tar_shards import read_tars
 
 _CHECKED_BOXES = 100
@@ -138,7 +150,7 @@ class StreamingDetectionDataset(IterableDataset):
         if row["width"] is not None and row["height"] is not None:
             return int(row["width"]), int(row["height"])
         try:
-            return schema._header_size({"image": picture}, self.name)
+            return header_size({"image": picture}, self.name)
         except (OSError, ValueError):  # what decodes the image will say why
             return None, None
 
@@ -149,15 +161,15 @@ class StreamingDetectionDataset(IterableDataset):
             column = pa.array([value])
         else:
             column = pa.array([value], type=self._objects_type)
-        objects = schema._flat_objects(column, self._columns, self.name)
-        boxes = schema._boxes(objects)
+        objects = flat_objects(column, self._columns, self.name)
+        boxes = boxes_of(objects)
         known = None if self.class_names is not None else self.id2label
-        category, names = schema._categories(objects, self.class_names, known)
+        category, names = categories_of(objects, self.class_names, known)
         unknown = [name for name in names if name not in self.label2id]
         if unknown:
             raise ValueError(f"{self.name}: categories {unknown[:10]} are not in id2label; add them, or rename them")
         labels = np.array([self.label2id[name] for name in names], dtype=np.int64)[category]
-        ids = schema._unique_ids(objects.fields.get("id"))
+        ids = unique_ids(objects.fields.get("id"))
         tables = CocoTables(
             image_ids=np.zeros(1, dtype=np.int64),
             widths=np.array([width]),
@@ -169,8 +181,8 @@ class StreamingDetectionDataset(IterableDataset):
             image_index=objects.rows,
             category_index=category,
             boxes=boxes,
-            areas=schema._areas(objects),
-            is_crowd=schema._crowd_flags(objects),
+            areas=areas_of(objects),
+            is_crowd=crowd_flags(objects),
         )
         clean, keep, _ = _clean_boxes(tables)
         areas = np.where(np.isnan(tables.areas), clean[:, 2] * clean[:, 3], tables.areas)
@@ -206,7 +218,7 @@ def load_streaming_dataset(
         FileNotFoundError: there is neither such a folder nor such a data set that can be reached.
         ValueError: it cannot be read as a stream, has no such split, lacks columns, or `id2label` is needed.
     """
-    names = schema._check_names(columns, str(path))
+    names = check_names(columns, str(path))
     builder = _find_builder(path)
     if builder.name == "webdataset":
         # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
@@ -253,16 +265,14 @@ class _ScaleCheck:
 
     def finish(self) -> None:
         if self.boxes:
-            schema._check_absolute(np.array([self.largest]), np.array([self.narrowest]), self.name)
+            check_absolute(np.array([self.largest]), np.array([self.narrowest]), self.name)
 
 
 def _readable(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except (OSError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"{name}: a shard cannot be read ({schema._reason(error)}); download or write it again"
-        ) from error
+        raise ValueError(f"{name}: a shard cannot be read ({reason_of(error)}); download or write it again") from error
 
 
 def mixed_seed(*parts: int) -> int:
@@ -290,7 +300,7 @@ def _stream_words(error: Exception, name: str, label: str) -> str:
 
 def _find_builder(path: AnyPath) -> datasets.DatasetBuilder:
     root = Path(path).expanduser()
-    if schema._is_saved(root) or (root / "annotations").is_dir():
+    if is_saved(root) or (root / "annotations").is_dir():
         raise ValueError(
             f"{path}: is not made of shards to stream; read it with `load_detection_dataset`, which does not hold the "
             "images in memory either, or write it as parquet files"
@@ -299,28 +309,24 @@ def _find_builder(path: AnyPath) -> datasets.DatasetBuilder:
         return datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path))
     except (ConnectionError, FileNotFoundError, HFValidationError) as error:
         if root.is_dir():
-            raise ValueError(f"{path}: holds no data to stream ({schema._reason(error)}); add parquet files") from error
+            raise ValueError(f"{path}: holds no data to stream ({reason_of(error)}); add parquet files") from error
         raise FileNotFoundError(
             f"{path}: there is no such folder ({root.absolute()}), and no such data set on the Hub that can be "
-            f"reached: {schema._reason(error)}; correct the name, or go online"
+            f"reached: {reason_of(error)}; correct the name, or go online"
         ) from error
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as a stream ({schema._reason(error)}); write it as parquet"
-        ) from error
+        raise ValueError(f"{path}: cannot be read as a stream ({reason_of(error)}); write it as parquet") from error
 
 
 def _open_streams(builder: datasets.DatasetBuilder, path: AnyPath) -> Any:
     try:
         return builder.as_streaming_dataset()
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"{path}: a shard cannot be read ({schema._reason(error)}); download or write it again"
-        ) from error
+        raise ValueError(f"{path}: a shard cannot be read ({reason_of(error)}); download or write it again") from error
 
 
 def _find_split(splits: Mapping[str, Any], split: str, path: AnyPath) -> str:
-    found = split if split in splits else schema._SPLIT_ALIASES.get(split, split)
+    found = split if split in splits else SPLIT_ALIASES.get(split, split)
     if found not in splits:
         raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
     return found
@@ -337,7 +343,7 @@ def _check_columns(rows: datasets.IterableDataset, names: Mapping[str, str], nam
     missing = [names[key] for key in ("image", "objects") if names[key] not in present]
     if missing:
         raise ValueError(
-            f"{name}: has no column {missing}, only {sorted(present)}; needed are {schema._SCHEMA}; rename the "
+            f"{name}: has no column {missing}, only {sorted(present)}; needed are {SCHEMA}; rename the "
             "columns, or give `columns=` to `load_streaming_dataset`"
         )
     if features is None:
@@ -349,7 +355,7 @@ def _check_columns(rows: datasets.IterableDataset, names: Mapping[str, str], nam
             f"{name}: `{column}` is {features[column]}, not a `datasets.Image`; write the shards again with that type"
         )
     # Other columns would only fill the shuffle buffer.
-    rows = rows.select_columns([names[key] for key in schema._IMAGE_COLUMNS if names[key] in features])
+    rows = rows.select_columns([names[key] for key in IMAGE_COLUMNS if names[key] in features])
     return rows.cast_column(column, datasets.Image(decode=False))
 
 
@@ -358,5 +364,5 @@ def _class_names(rows: datasets.IterableDataset, names: Mapping[str, str]) -> li
         return None
     for field in (names["category"], "categories"):
         with contextlib.suppress(KeyError):
-            return schema._class_label_names(rows.features[names["objects"]], field)
+            return class_label_names(rows.features[names["objects"]], field)
     return None

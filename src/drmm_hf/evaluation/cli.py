@@ -16,7 +16,7 @@ from ..data import DetectionDataset, StreamingDetectionDataset, load_detection_d
 from ..data.coco import build_detection_dataset
 from ..data.coco_layout import check_images_exist, find_annotations, find_images_dir
 from ..data.coco_tables import read_coco_tables
-from ..data.objects import is_objects_source
+from ..data.objects_sources import is_objects_source
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from .batches import Dataset

@@ -3,7 +3,7 @@
 For each Python that is installed (python3.11 to python3.13) a virtual environment is made in build/matrix with what pip
 chooses today; for the oldest also one with the lower bounds of pyproject.toml, some of which have no wheels for newer
 Pythons. For a Python that is not installed pip only resolves the dependencies to wheels. The table goes to
-docs/results/compatibility.md.
+docs/results/compatibility.md and, in the place of the one that is there, to the README.
 """
 
 import argparse
@@ -45,7 +45,8 @@ def tested(python: str, lowest: bool, arguments: list[str]) -> dict[str, str]:
     result = subprocess.run([run, "-m", "pytest", "-q", *arguments], cwd=ROOT, capture_output=True, text=True)
     (folder / "pytest.txt").write_text(result.stdout + result.stderr)
     last = (result.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
-    return {**{name: versions.get(name, "") for name in SHOWN}, "result": re.sub(r" in [\d.]+s.*", "", last)}
+    counts = ", ".join(re.findall(r"\d+ (?:failed|passed|skipped|errors?)", last))
+    return {**{name: versions.get(name, "") for name in SHOWN}, "result": counts or last}
 
 
 def resolved(python: str) -> str:
@@ -70,7 +71,7 @@ def main() -> int:
             continue
         for name in ("lowest", "newest") if python == PYTHONS[0] else ("newest",):
             row = tested(python, name == "lowest", arguments.pytest)
-            failed |= "failed" in row["result"] or "passed" not in row["result"]
+            failed |= re.search("failed|error", row["result"]) is not None or "passed" not in row["result"]
             lines.append(f"| {python} | {name} | {' | '.join(row.values())} |")
             print(lines[-1], flush=True)
     arguments.output.write_text(
@@ -79,7 +80,20 @@ def main() -> int:
         + f"\n\nMade on {datetime.date.today()} under {platform.system()}. `lowest` are the lower bounds of "
         "pyproject.toml (the newest patch release of each); some of them have no wheels for newer Pythons.\n"
     )
+    if not arguments.pytest:
+        readme = ROOT / "README.md"
+        readme.write_text(put_table(readme.read_text(), lines))
     return int(failed)
+
+
+def put_table(text: str, lines: list[str]) -> str:
+    """`text` with the table of these lines instead of its own of the same header."""
+    before, header, after = text.partition(lines[0] + "\n")
+    assert header, "the README has no table of the versions"
+    rest = after.splitlines(keepends=True)
+    while rest and rest[0].startswith("|"):
+        del rest[0]
+    return before + "\n".join(lines) + "\n" + "".join(rest)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ docs/results/compatibility.md and, in the place of the one that is there, to the
 
 import argparse
 import datetime
+import os
 import platform
 import re
 import shutil
@@ -42,11 +43,20 @@ def tested(python: str, lowest: bool, arguments: list[str]) -> dict[str, str]:
         (folder / "complete").touch()
     frozen = subprocess.run([run, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
     versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", frozen.replace("_", "-"), flags=re.MULTILINE))
-    result = subprocess.run([run, "-m", "pytest", "-q", *arguments], cwd=ROOT, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [run, "-m", "pytest", "-q", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     (folder / "pytest.txt").write_text(result.stdout + result.stderr)
     last = (result.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
     counts = ", ".join(re.findall(r"\d+ (?:failed|passed|skipped|errors?)", last))
     return {**{name: versions.get(name, "") for name in SHOWN}, "result": counts or last}
+
+
+def installed(python: str) -> bool:
+    """Whether the command runs: version managers put commands on the path that only say what they lack."""
+    command = shutil.which(f"python{python}")
+    return command is not None and subprocess.run([command, "-c", ""], capture_output=True).returncode == 0
 
 
 def resolved(python: str) -> str:
@@ -66,7 +76,7 @@ def main() -> int:
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     failed = False
     for python in PYTHONS:
-        if shutil.which(f"python{python}") is None:
+        if not installed(python):
             lines.append(f"| {python} | newest |{' |' * len(SHOWN)} {resolved(python)} |")
             continue
         for name in ("lowest", "newest") if python == PYTHONS[0] else ("newest",):

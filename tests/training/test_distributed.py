@@ -83,5 +83,6 @@ def test_one_process_goes_on_where_two_stopped(odd_scenes: Path, two_processes: 
     assert train(TrainConfig(**rest)).metrics["train_steps"] == 20
     got, expected = lines(two_processes / "stopped"), lines(tmp_path)
     assert [line["step"] for line in got] == list(range(1, 21))
+    # Two processes add up in another order, and twenty steps magnify that; other images would show in the first digits.
     for a, b in zip(got, expected, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)

@@ -1,4 +1,4 @@
-"""The numbers of docs/results/small-scale.md are those of the files beside it."""
+"""The numbers of docs/results/small-scale.md and anchors.md are those of the files beside them."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
-FILES = sorted((RESULTS / "small-scale").glob("*/*.json"))
+FILES = sorted(path for page in ("small-scale", "anchors") for path in (RESULTS / page).glob("*/*.json"))
 IN_WORDS = ("fig2", "fig7", "fig8", "duplicates")  # shown as pictures
 
 
@@ -14,9 +14,9 @@ def test_both_decoders_are_there() -> None:
     assert {path.parent.name for path in FILES} == {"sparse-rcnn", "adamixer"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: "-".join(path.with_suffix("").parts[-3:]))
 def test_a_table_is_that_of_its_file(path: Path) -> None:
-    page = (RESULTS / "small-scale.md").read_text()
+    page = path.parents[1].with_suffix(".md").read_text()
     if path.stem in IN_WORDS:
         assert path.with_suffix(".png").is_file()
         assert f"small-scale/{path.parent.name}/{path.stem}.png" in page or path.stem == "fig8"

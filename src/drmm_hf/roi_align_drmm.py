@@ -56,7 +56,7 @@ def multilevel_roi_align(
     boxes, maps = boxes.detach().float(), [f.float() for f in features]
     level = pyramid_level(boxes, len(maps), canonical_size)
     if boxes.device.type != "cpu" or torch.compiler.is_exporting() or torch.jit.is_tracing():
-        pool = _operator_roi_align
+        pool = _operator_roi_align  # in compiled graphs, too, with torch 2.11, which takes them for exported ones
     else:
         pool = _table_roi_align if torch.compiler.is_compiling() else _bag_roi_align
     return pool(maps, boxes, level, strides, output_size, sampling_ratio).to(features[0].dtype)

@@ -39,4 +39,4 @@ def test_the_table_of_the_readme_has_the_means() -> None:
 
 
 def _shown(seeds: list[float], mean: float, spread: float | None) -> str:
-    return f"{mean:.3f} ± {spread:.3f}" if len(seeds) > 1 else f"{mean:.3f}"
+    return f"{mean:.3f} ± {spread:.3f}" if len(seeds) > 1 and spread else f"{mean:.3f}"

@@ -10,8 +10,8 @@ FILES = sorted(path for page in ("small-scale", "anchors") for path in (RESULTS 
 IN_WORDS = ("fig2", "fig7", "fig8", "duplicates")  # shown as pictures
 
 
-def test_both_decoders_are_there() -> None:
-    assert {path.parent.name for path in FILES} == {"sparse-rcnn", "adamixer"}
+def test_both_decoders_and_generated_scenes_are_there() -> None:
+    assert {path.parent.name for path in FILES} == {"sparse-rcnn", "adamixer", "scenes"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "-".join(path.with_suffix("").parts[-3:]))

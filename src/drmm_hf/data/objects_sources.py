@@ -1,7 +1,7 @@
 """Where data sets with an `objects` column come from: the Hub, and folders that `datasets` reads."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import datasets
@@ -13,7 +13,7 @@ from .coco_layout import AnyPath
 from .objects import objects_dataset
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-SPLIT_ALIASES = {"val": "validation", "validation": "val"}
+_SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 
 
 def is_objects_source(path: AnyPath) -> bool:
@@ -40,9 +40,7 @@ def load_objects_dataset(
         ValueError: it cannot be read, has no such split, or as `objects_dataset`.
     """
     splits = _load_splits(path)
-    found = split if split in splits else SPLIT_ALIASES.get(split, split)
-    if found not in splits:
-        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
+    found = find_split(splits, split, path)
     return objects_dataset(splits[found], id2label=id2label, name=f"{path} ({found})")
 
 
@@ -59,10 +57,7 @@ def _load_splits(path: AnyPath) -> dict[str, datasets.Dataset]:
     except (ConnectionError, FileNotFoundError, HFValidationError) as error:
         if root.is_dir():
             raise ValueError(f"{path}: cannot be read as a data set ({reason_of(error)}); write it again") from error
-        raise FileNotFoundError(
-            f"{path}: there is no such folder ({root.absolute()}), and no such data set on the Hub that can be "
-            f"reached: {reason_of(error)}; correct the name, or go online"
-        ) from error
+        raise unreachable(path, error) from error
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
         raise ValueError(
             f"{path}: cannot be read as a data set ({reason_of(error)}); load it with `datasets` and give it to "
@@ -72,6 +67,22 @@ def _load_splits(path: AnyPath) -> dict[str, datasets.Dataset]:
         # A slice such as train[:10%] keeps its whole expression as its name.
         return {str(loaded.split or "train").split("[")[0]: loaded}
     return {str(split): part for split, part in loaded.items()}
+
+
+def find_split(splits: Collection[str], split: str, path: AnyPath) -> str:
+    """The split of that name, or of its alias; ValueError where there is neither."""
+    found = split if split in splits else _SPLIT_ALIASES.get(split, split)
+    if found not in splits:
+        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
+    return found
+
+
+def unreachable(path: AnyPath, error: BaseException) -> FileNotFoundError:
+    """The error of a path that is neither a folder nor a data set of the Hub."""
+    return FileNotFoundError(
+        f"{path}: there is no such folder ({Path(path).expanduser().absolute()}), and no such data set on the Hub that "
+        f"can be reached: {reason_of(error)}; correct the name, or go online"
+    )
 
 
 def reason_of(error: BaseException) -> str:

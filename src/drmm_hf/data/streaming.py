@@ -29,7 +29,7 @@ from .objects_fields import (
     flat_objects,
     unique_ids,
 )
-from .objects_sources import SPLIT_ALIASES, is_saved, reason_of
+from .objects_sources import find_split, is_saved, reason_of, unreachable
 from .tar_shards import read_tars
 
 _CHECKED_BOXES = 100
@@ -223,13 +223,13 @@ def load_streaming_dataset(
     if builder.name == "webdataset":
         # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
         splits = {str(key): list(files) for key, files in builder.config.data_files.items()}
-        found = _find_split(splits, split, path)
+        found = find_split(splits, split, path)
         # A list in `gen_kwargs` is what `datasets` splits between processes.
         rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": splits[found]})
         names["image"] = "image"
     else:
         streams = {str(key): value for key, value in _open_streams(builder, path).items()}
-        found = _find_split(streams, split, path)
+        found = find_split(streams, split, path)
         rows = streams[found]
     name = f"{path} ({found})"
     rows = _check_columns(rows, names, name)
@@ -310,10 +310,7 @@ def _find_builder(path: AnyPath) -> datasets.DatasetBuilder:
     except (ConnectionError, FileNotFoundError, HFValidationError) as error:
         if root.is_dir():
             raise ValueError(f"{path}: holds no data to stream ({reason_of(error)}); add parquet files") from error
-        raise FileNotFoundError(
-            f"{path}: there is no such folder ({root.absolute()}), and no such data set on the Hub that can be "
-            f"reached: {reason_of(error)}; correct the name, or go online"
-        ) from error
+        raise unreachable(path, error) from error
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{path}: cannot be read as a stream ({reason_of(error)}); write it as parquet") from error
 
@@ -323,13 +320,6 @@ def _open_streams(builder: datasets.DatasetBuilder, path: AnyPath) -> Any:
         return builder.as_streaming_dataset()
     except (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{path}: a shard cannot be read ({reason_of(error)}); download or write it again") from error
-
-
-def _find_split(splits: Mapping[str, Any], split: str, path: AnyPath) -> str:
-    found = split if split in splits else SPLIT_ALIASES.get(split, split)
-    if found not in splits:
-        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
-    return found
 
 
 def _check_columns(rows: datasets.IterableDataset, names: Mapping[str, str], name: str) -> datasets.IterableDataset:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drmm_hf.reproduction import TABLES
+from drmm_hf.reproduction import TABLES, PlannedRun
 from drmm_hf.reproduction.cli import main
 from drmm_hf.training import TrainConfig, read_recipe, train
 
@@ -98,6 +98,42 @@ def test_dry_run_at_coco_scale_takes_the_recipes(tmp_path: Path, capsys: pytest.
     out = capsys.readouterr().out
     assert "5 runs, 5 to train: 60 epochs" in out
     assert "sparse-rcnn-r50 " in out
+
+
+@pytest.mark.parametrize(
+    ("preset", "shared"), [("drmm-sparse-rcnn-tiny", "beta1-k64"), ("drmm-adamixer-tiny", "beta0.5-k64")]
+)
+def test_one_training_under_several_names_is_planned_once(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str, shared: str
+) -> None:
+    arguments = ["--data", str(scenes), "--output", str(tmp_path), "--preset", preset, "--dry-run"]
+    assert main(["table8", "fig11", "table7", *arguments]) == 0
+    out = capsys.readouterr().out
+    # D-RMM itself is in all three, and both numbers of proposals of Fig. 11 are in Table 8, too
+    assert out.splitlines()[-1].startswith("22 runs, ")
+    assert "nll_mcm-seed0" in out
+    assert f"{shared}-seed0" not in out
+    assert main(["table8", *arguments]) == 0
+    assert "nll_mcm-seed0" in capsys.readouterr().out  # the name does not depend on the tables asked for
+
+
+def test_a_training_under_several_names_is_measured_for_each(
+    words: Words, table3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
+    asked: list[str] = []
+
+    def train_nothing(planned: list[PlannedRun], resume: bool) -> dict[str, PlannedRun]:
+        asked.extend(run.folder.name for run in planned if run.state != "finished")
+        return {"adamixer-nll_mcm-seed0: why": run for run in planned if run.folder.name == "adamixer-nll_mcm-seed0"}
+
+    monkeypatch.setattr("drmm_hf.reproduction.cli.train_runs", train_nothing)
+    assert main(words(tmp_path, table="table11")) == 1
+    assert "set_prediction-seed0" in asked
+    assert not {"nll_mcm-seed0", "sparse-rcnn-nll_mcm-seed0"} & set(asked)
+    rows = json.loads((tmp_path / "table11.json").read_text())["rows"]
+    assert list(rows) == ["sparse-rcnn nll_mcm"]
+    assert "- Stopped: adamixer-nll_mcm-seed0: why" in (tmp_path / "table11.md").read_text()
 
 
 def test_finished_runs_of_a_folder_make_another_figure(

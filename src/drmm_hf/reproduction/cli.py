@@ -7,7 +7,7 @@ import importlib.util
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from accelerate import PartialState
@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     data = str(output / SCENES) if arguments.data == SCENES else arguments.data
     base = base_settings(tables, arguments, data)
-    stopped: list[str] = []
+    stopped: dict[str, PlannedRun] = {}
     if arguments.runs:
         runs = find_runs(tables, base, scale=arguments.scale, folder=Path(arguments.runs))
     else:
@@ -115,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
     PartialState().wait_for_everyone()
     if not arguments.runs:
         stopped = train_runs(planned, arguments.resume)
-        runs = [run.finished() for run in planned if run.state == FINISHED]
+        runs = [run for one in planned if one.state == FINISHED for run in one.finished()]
     if PartialState().is_main_process:
         _write_tables(tables, runs, base[0], arguments, stopped)
     for line in stopped:
@@ -166,7 +166,7 @@ def list_runs(planned: Sequence[PlannedRun]) -> str:
     """The runs that a command needs, with state and length, and what is left to do."""
     lines = []
     for run in planned:
-        changes = ", ".join(f"{name}={value}" for name, value in run.cell.config.items())
+        changes = ", ".join(f"{name}={value}" for name, value in (run.config.config or {}).items())
         lines.append(
             f"{run.state:10}  {run.folder.name:36}  {run.config.preset:24}  {_length(run.config):>15}  {changes}"
         )
@@ -178,11 +178,11 @@ def list_runs(planned: Sequence[PlannedRun]) -> str:
     return "\n".join([*lines, f"{total}: {' and '.join(length)}" if left else total])
 
 
-def train_runs(planned: Sequence[PlannedRun], resume: bool) -> list[str]:
+def train_runs(planned: Sequence[PlannedRun], resume: bool) -> dict[str, PlannedRun]:
     """Train the runs that are not finished, one after the other.
 
     Returns:
-        Why a training could not go on, a line for each such run.
+        The runs that could not go on, by a line that says why.
 
     Raises:
         ValueError: a run was interrupted and `resume` is False; nothing has been trained then.
@@ -192,14 +192,14 @@ def train_runs(planned: Sequence[PlannedRun], resume: bool) -> list[str]:
     interrupted = [run.folder for run, state in left if state == UNFINISHED]
     if interrupted and not resume:
         raise ValueError(f"{interrupted[0]}: was interrupted; add --resume to go on, or remove the folder")
-    stopped = []
+    stopped = {}
     for number, (run, state) in enumerate(left, start=1):
         if PartialState().is_main_process:
             print(f"run {number} of {len(left)}: {run.folder.name} ({_length(run.config)})", flush=True)
         try:
             train(dataclasses.replace(run.config, resume=state == UNFINISHED))
         except TrainingStopped as error:
-            stopped.append(f"{run.folder.name}: {error}")
+            stopped[f"{run.folder.name}: {error}"] = run
         else:
             if PartialState().is_main_process:
                 Checkpoints(run.folder / "checkpoints").clear()
@@ -209,7 +209,11 @@ def train_runs(planned: Sequence[PlannedRun], resume: bool) -> list[str]:
 
 
 def _write_tables(
-    tables: Sequence[Table], runs: Sequence[Run], base: TrainConfig, arguments: argparse.Namespace, stopped: list[str]
+    tables: Sequence[Table],
+    runs: Sequence[Run],
+    base: TrainConfig,
+    arguments: argparse.Namespace,
+    stopped: Mapping[str, PlannedRun],
 ) -> None:
     dataset = load_detection_dataset(base.data, base.eval_split)
     context = Context(dataset, arguments.scale, base.eval_batch_size)
@@ -218,7 +222,7 @@ def _write_tables(
         own = [run for run in runs if run.cell.name in names]
         missing = sorted(names - {run.cell.name for run in own})
         notes = [f"Not here, because there is no finished run: {', '.join(missing)}."] if missing else []
-        notes += [f"Stopped: {line}" for line in stopped if line.split("-seed")[0].split("-lr")[0] in names]
+        notes += [f"Stopped: {line}" for line, run in stopped.items() if names & {cell.name for cell in run.cells}]
         if not own:
             print(f"{table.name}: no finished run; nothing written", flush=True)
             continue

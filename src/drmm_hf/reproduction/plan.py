@@ -1,8 +1,9 @@
 """From tables to trainings: which runs a command needs, and which of them are there already."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_drmm import DrmmConfig
 from ..training import TrainConfig
 from .cells import Cell, Run, Table
+from .tables import TABLES
 
 FINISHED, UNFINISHED, OPEN = "finished", "unfinished", "to train"
 
@@ -33,13 +35,15 @@ _FREE = {
 # Fields of DrmmConfig that follow from the data or the version.
 _NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
 _BACKBONE = ("model_type", "backbone", "out_indices")
+# Objectives to which the settings of MCM do nothing.
+_WITHOUT_MCM = ("nll", "nll_max", "nll_bipartite", "set_prediction")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A training that a table needs: one seed of `cell`, with all its settings in `config`."""
+    """A training that tables need, with all its settings in `config`: one seed of `cells`, which differ in name alone."""
 
-    cell: Cell
+    cells: tuple[Cell, ...]
     config: TrainConfig
 
     @property
@@ -54,9 +58,10 @@ class PlannedRun:
             return FINISHED
         return UNFINISHED if any((self.folder / "checkpoints").glob("step-*")) else OPEN
 
-    def finished(self) -> Run:
-        """The run, once it is there."""
-        return Run(self.cell, self.config.seed, self.config.learning_rate, self.folder, self.config.preset)
+    def finished(self) -> list[Run]:
+        """The run of every cell, once it is there."""
+        config = self.config
+        return [Run(cell, config.seed, config.learning_rate, self.folder, config.preset) for cell in self.cells]
 
 
 def plan_runs(
@@ -68,7 +73,10 @@ def plan_runs(
     seeds: Sequence[int],
     learning_rates: Sequence[float] = (),
 ) -> list[PlannedRun]:
-    """The runs of some tables, each once, however many tables need it.
+    """The runs of some tables, each once, however many cells of however many tables need it.
+
+    A run has the name of the first cell of all tables that is the same training, so that one command finds the runs of
+    another.
 
     Args:
         tables: what to make.
@@ -83,23 +91,51 @@ def plan_runs(
             run and the field.
     """
     settings = {config.preset: config for config in base}
-    planned: dict[Path, PlannedRun] = {}
+    wanted: dict[str, list[Cell]] = {}
     for cell in (cell for table in tables for cell in table.cells(scale)):
-        preset = cell.preset(base[0].preset)
-        own = settings[preset]
-        overrides = {**(own.config or {}), **cell.config}
-        check_model(cell, preset, overrides)
+        cells = wanted.setdefault(_training_of(cell, base[0].preset, settings), [])
+        if cell.name not in (other.name for other in cells):
+            cells.append(cell)
+    first = _first_cells(base[0].preset, settings, scale)
+    planned = []
+    for training, cells in wanted.items():
+        cell = first.get(training, cells[0])
+        own = settings[cell.preset(base[0].preset)]
         for rate in learning_rates or (own.learning_rate,):
             for seed in seeds:
                 middle = "" if rate == own.learning_rate else f"-lr{rate:g}"
-                folder = runs_folder / f"{cell.name}{middle}-seed{seed}"
                 config = dataclasses.replace(
-                    own, config=overrides, learning_rate=rate, seed=seed, output=str(folder), **cell.training
+                    own,
+                    config={**(own.config or {}), **cell.config},
+                    learning_rate=rate,
+                    seed=seed,
+                    output=str(runs_folder / f"{cell.name}{middle}-seed{seed}"),
+                    **cell.training,
                 )
-                run = PlannedRun(cell, config)
-                check_same_settings(run)
-                planned.setdefault(folder, run)
-    return list(planned.values())
+                planned.append(PlannedRun(tuple(cells), config))
+                check_same_settings(planned[-1])
+    return planned
+
+
+def _first_cells(chosen: str, settings: Mapping[str, TrainConfig], scale: str) -> dict[str, Cell]:
+    """Training -> the first cell of all tables that is it."""
+    first: dict[str, Cell] = {}
+    for cell in (cell for table in TABLES.values() for cell in table.cells(scale)):
+        if cell.preset(chosen) in settings:
+            with contextlib.suppress(ValueError):  # a cell that was not asked for need not fit the user's options
+                first.setdefault(_training_of(cell, chosen, settings), cell)
+    return first
+
+
+def _training_of(cell: Cell, chosen: str, settings: Mapping[str, TrainConfig]) -> str:
+    """What a cell trains, as a text: equal for cells that differ in name alone."""
+    preset = cell.preset(chosen)
+    own = settings[preset]
+    fields = _model_fields(check_model(cell, preset, {**(own.config or {}), **cell.config}))
+    if fields["objective"] in _WITHOUT_MCM:
+        fields = {name: value for name, value in fields.items() if not name.startswith("mcm_")}
+    training = {name: value for name, value in cell.training.items() if getattr(own, name) != value}
+    return json.dumps([preset, fields, training], sort_keys=True)
 
 
 def check_model(cell: Cell, preset: str, overrides: dict[str, Any]) -> DrmmConfig:
@@ -129,10 +165,6 @@ def check_same_settings(run: PlannedRun) -> None:
                 f"{run.folder}: this run has {name}={saved}, but this command asks for {wanted}; give the same "
                 "options, choose another --output, or remove the folder"
             )
-
-
-_WITHOUT_MCM = ("nll", "nll_max", "nll_bipartite", "set_prediction")
-"""Objectives to which the settings of MCM do nothing."""
 
 
 def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: str, folder: Path) -> list[Run]:

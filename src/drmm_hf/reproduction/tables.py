@@ -58,7 +58,10 @@ def _ratios(scale: str) -> tuple[Cell, ...]:
     numbers, ratios = _TOP_K[scale]
     return tuple(
         Cell(
-            f"top{ratio:g}-k{number}", f"ratio {ratio:g} | K {number}", {"top_k_ratio": ratio, "num_proposals": number}
+            f"top{ratio:g}-k{number}",
+            f"ratio {ratio:g} | K {number}",
+            # None keeps all, as the cells of Table 8 do, which then are the same trainings
+            {"top_k_ratio": None if ratio == 1 else ratio, "num_proposals": number},
         )
         for number in numbers
         for ratio in ratios

@@ -125,7 +125,7 @@ def test_a_training_under_several_names_is_measured_for_each(
 
     def train_nothing(planned: list[PlannedRun], resume: bool) -> dict[str, PlannedRun]:
         asked.extend(run.folder.name for run in planned if run.state != "finished")
-        return {"adamixer-nll_mcm-seed0: why": run for run in planned if run.folder.name == "adamixer-nll_mcm-seed0"}
+        return {f"{run.folder.name}: why": run for run in planned if run.folder.name == "adamixer-nll_mcm-seed0"}
 
     monkeypatch.setattr("drmm_hf.reproduction.cli.train_runs", train_nothing)
     assert main(words(tmp_path, table="table11")) == 1

@@ -41,7 +41,7 @@ _WITHOUT_MCM = ("nll", "nll_max", "nll_bipartite", "set_prediction")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A training that tables need, with all its settings in `config`: one seed of `cells`, which differ in name alone."""
+    """A training that tables need, one seed of `cells`, which differ in name alone; `config` has all its settings."""
 
     cells: tuple[Cell, ...]
     config: TrainConfig

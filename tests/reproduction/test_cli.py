@@ -149,7 +149,7 @@ def test_finished_runs_of_a_folder_make_another_figure(
     assert values["NMS 0.7"]["nll"]["mean"] == expected["nll + NMS"]["AP"]["mean"]
 
 
-@pytest.mark.parametrize("table", ["table9", "fig8", "fig9", "anchor", "duplicates", "recalibration"])
+@pytest.mark.parametrize("table", ["table9", "fig8", "fig9", "anchor", "duplicates", "ranking", "recalibration"])
 def test_runs_measured_by_other_tables(words: Words, table3: Path, tmp_path: Path, table: str) -> None:
     assert main(words(tmp_path, "--runs", str(table3 / "runs"), table=table)) == 0
     rows = json.loads((tmp_path / f"{table}.json").read_text())["rows"]

@@ -9,6 +9,7 @@ from .localization_calibration import LocalizationCalibrationReport, localizatio
 from .lrp import LrpReport, lrp_report
 from .operating_points import OperatingPoint, operating_points
 from .predict import predict_dataset, predict_images
+from .ranking import RankingReport, ranking_report
 from .recalibration import ScoreCalibration, split_half_report
 from .reliability import save_reliability_diagram
 from .report import DetectionReport, evaluate_detections
@@ -26,6 +27,7 @@ __all__ = [
     "LrpReport",
     "ObjectCalibrationReport",
     "OperatingPoint",
+    "RankingReport",
     "ScaleFactorReport",
     "ScoreCalibration",
     "box_intervals",
@@ -46,6 +48,7 @@ __all__ = [
     "part_calibration_report",
     "predict_dataset",
     "predict_images",
+    "ranking_report",
     "save_reliability_diagram",
     "split_half_report",
     "suppress",

@@ -16,6 +16,7 @@ from ..evaluation import (
     object_calibration_report,
     part_calibration_report,
     predict_dataset,
+    ranking_report,
     split_half_report,
     suppress,
 )
@@ -135,6 +136,19 @@ def duplicates(run: Run, context: Context) -> Rows:
             run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
         }
         for score in DUPLICATE_SCORES
+    }
+
+
+def ranking(run: Run, context: Context) -> Rows:
+    """AP as it is, and with the order of the detections put right by the ground truth. Not in the paper."""
+    report = ranking_report(_truth(context), run.results)
+    return {
+        run.cell.label: {
+            "AP": report.ap,
+            "without duplicates": report.without_duplicates,
+            "true positives first": report.true_first,
+            "and by IoU": report.best_first,
+        }
     }
 
 

@@ -248,6 +248,18 @@ _ALL = (
         draw=partial(draw_lines, unit="duplicates an image"),
     ),
     Table(
+        "ranking",
+        "AP if the order of the detections were right",
+        "not in the paper",
+        _fixed(SET_PREDICTION, NLL, NLL_MCM),
+        measurements.ranking,
+        notes=(
+            "The ground truth corrects the order, boxes and classes stay. Without duplicates: without the detections "
+            "of an object that was given to another. True positives first: those of IoU 0.5 before every other "
+            "detection. And by IoU: true positives in the order of their IoU instead of that of their scores.",
+        ),
+    ),
+    Table(
         "anchor",
         "terms that tie the level of the objectness to the number of objects",
         "not in the paper",

@@ -1,0 +1,100 @@
+"""What the order of the detections costs: AP with that order put right, boxes and classes as they are."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .calibration_parts import with_score
+from .coco import evaluate_coco
+from .coco_input import GroundTruth, prepare_ground_truth
+from .duplicates import box_iou
+from .matches import Matches, Report, check_overlap, match_detections
+
+Detection = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RankingReport(Report):
+    """COCO's AP as it is, and what it would be if the ground truth had corrected the order.
+
+    The step from `ap` to `true_first` is what wrong detections in front of right ones cost, of which
+    `without_duplicates` shows the part of duplicates. The next step, to `best_first`, is what scores cost that do not
+    know how good a box is. What is still missing to 1 are objects not found and boxes not exact.
+
+    Attributes:
+        ap: as it is.
+        without_duplicates: with the detections removed that lie on an object of their class, but were not given one.
+        true_first: with every true positive before every other detection, otherwise in the order of the scores.
+        best_first: the same, true positives in the order of their IoU.
+        iou_threshold, max_detections: of the matching that decides what is a true positive.
+    """
+
+    ap: float
+    without_duplicates: float
+    true_first: float
+    best_first: float
+    iou_threshold: float
+    max_detections: int
+
+
+def ranking_report(
+    ground_truth: GroundTruth,
+    results: Sequence[Detection],
+    *,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+) -> RankingReport:
+    """How much AP the order of the detections costs. Not in the paper.
+
+    Args:
+        ground_truth, results: as in `evaluate_coco`.
+        iou_threshold: in (0, 1], a detection is a true positive if COCO's matching gives it an object there.
+        max_detections: per image and class, in the matching and in AP.
+
+    Raises:
+        FileNotFoundError, ValueError: as `evaluate_coco`; also a score that is no probability, or a threshold outside
+            (0, 1].
+    """
+    check_overlap("iou_threshold", iou_threshold)
+    truth = prepare_ground_truth(ground_truth).coco  # read once for all
+    matches = match_detections(truth, results, iou_threshold=iou_threshold, max_detections=max_detections).above(0.0)
+    right = dict(zip(matches.rows[matches.correct].tolist(), matches.ious[matches.correct].tolist(), strict=True))
+    duplicates = _duplicates(truth.imgToAnns, results, matches, iou_threshold)
+    # added to a probability, 1 puts a detection before all others
+    orders = {
+        "ap": results,
+        "without_duplicates": [found for row, found in enumerate(results) if row not in duplicates],
+        "true_first": [
+            with_score(found, found["score"] + 1) if row in right else found for row, found in enumerate(results)
+        ],
+        "best_first": [
+            with_score(found, right[row] + 1) if row in right else found for row, found in enumerate(results)
+        ],
+    }
+    values = {
+        name: evaluate_coco(truth, found, max_detections=(max_detections,))["AP"] for name, found in orders.items()
+    }
+    return RankingReport(**values, iou_threshold=iou_threshold, max_detections=max_detections)
+
+
+def _duplicates(
+    annotations: Mapping[Any, Sequence[Mapping[str, Any]]],
+    results: Sequence[Detection],
+    matches: Matches,
+    iou_threshold: float,
+) -> set[int]:
+    """Rows of the wrong detections that overlap an object of their class."""
+    duplicates = set()
+    for row in matches.rows[~matches.correct].tolist():
+        found = results[row]
+        objects = [
+            one["bbox"]
+            for one in annotations.get(found["image_id"], ())
+            if one["category_id"] == found["category_id"] and not one["iscrowd"]
+        ]
+        overlap = box_iou(np.array([found["bbox"]], dtype=float), np.array(objects, dtype=float).reshape(-1, 4))
+        if (overlap >= iou_threshold).any():
+            duplicates.add(row)
+    return duplicates

@@ -97,6 +97,12 @@ def test_predict_writes_drawings_and_results(model, images, tmp_path, capsys):
     assert "15 detections in 3 of 3 images" in capsys.readouterr().out
 
 
+def test_predict_without_output_writes_into_drawn(model, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert predict([str(images / "a.png"), "--model", model]) == 0
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.png", "predictions.json"]
+
+
 def test_predict_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, capsys):
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:300])
     out = tmp_path / "out"

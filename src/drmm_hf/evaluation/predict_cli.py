@@ -97,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_model_arguments(parser)
     parser.add_argument("input", nargs="+", help="images, or folders of images")
-    parser.add_argument("--output", required=True, help="folder for the drawings and predictions.json")
+    parser.add_argument(
+        "--output", default="drawn", help="folder for the drawings and predictions.json (default: %(default)s)"
+    )
     parser.add_argument("--threshold", type=fraction, default=0.3, help="smallest score (default: 0.3)")
     parser.add_argument(
         "--workers",

@@ -15,6 +15,7 @@ from drmm_hf.evaluation import (
     count_duplicates,
     evaluate_coco,
     part_calibration_report,
+    ranking_report,
 )
 from drmm_hf.evaluation.analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds
 from drmm_hf.evaluation.analyze import result_names as names_of
@@ -128,6 +129,10 @@ def test_the_numbers_are_those_of_the_functions():
     assert at[0.1] == count_duplicates(TRUTH, RESULTS).duplicates_per_image == 1 / 3
     assert model["duplicates"]["nms"]["none"]["AP"] == metrics["AP"]
     assert model["duplicates"]["nms"]["0.5"]["AP"] > metrics["AP"]
+    order = ranking_report(TRUTH, RESULTS)
+    assert model["ranking"]["ap"] == metrics["AP"]
+    assert metrics["AP"] < model["ranking"]["true_first"] == order.true_first
+    assert model["ranking"]["best_first"] == order.best_first
     assert model["uncertainty"]["detections"] == 3
 
 

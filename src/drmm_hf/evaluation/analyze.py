@@ -14,6 +14,7 @@ from .duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS, count_duplicates, nms_
 from .localization_calibration import localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
 from .matches import ANY_OVERLAP, matches_at, to_plain
+from .ranking import ranking_report
 from .recalibration import Method, split_half_report
 from .scoring_rules import brier_report_from_matches, object_calibration_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report
@@ -53,7 +54,7 @@ def analyze_results(truth: CocoGroundTruth, results: Sequence[Mapping[str, Any]]
 
     Returns:
         `detections` (their number), and the parts `accuracy`, `calibration`, `thresholds`, `recalibration`,
-        `duplicates` and `images` (the error of each image, by its id as text). None stands for a number that
+        `duplicates`, `ranking` and `images` (the error of each image, by its id as text). None stands for a number that
         does not exist, such as the AP of a class without objects.
 
     Raises:
@@ -79,6 +80,7 @@ def analyze_results(truth: CocoGroundTruth, results: Sequence[Mapping[str, Any]]
         "thresholds": _thresholds(lrp),
         "recalibration": _recalibration(truth, results),
         "duplicates": _duplicates(truth, results),
+        "ranking": _ranking(truth, results),
         "images": image_errors(matched, truth, thresholds, IOU),
     }
     return to_plain(parts)
@@ -161,6 +163,12 @@ def operating_thresholds(part: Mapping[str, Any], truth: CocoGroundTruth) -> dic
 def _known(value: float) -> float | None:
     """None for the -1 of pycocotools."""
     return None if value < 0 else value
+
+
+def _ranking(truth: CocoGroundTruth, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    report = ranking_report(truth.coco, results)
+    values = {name: _known(getattr(report, name)) for name in ("ap", "without_duplicates", "true_first", "best_first")}
+    return {**values, "settings": f"right at IoU {report.iou_threshold:g}, maxDets {report.max_detections}"}
 
 
 def _per_class_accuracy(evaluation: MatchedEvaluation, truth: CocoGroundTruth) -> dict[str, dict[str, float | None]]:

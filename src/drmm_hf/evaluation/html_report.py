@@ -10,7 +10,7 @@ from PIL import Image
 from .html_mixture import duplicates_section, likelihood_section, uncertainty_section
 from .html_page import Cell, Column, Row, cell_text, figure, page, picture, swatch, table
 from .html_scores import calibration_section, recalibration_section, thresholds_section
-from .html_shared import Checkpoints, compared, key_of
+from .html_shared import Checkpoints, compared, key_of, pretty
 from .svg_charts import bar_chart
 
 METRIC_NOTES = {
@@ -26,6 +26,12 @@ METRIC_NOTES = {
     "ARs": "recall, small objects",
     "ARm": "recall, medium objects",
     "ARl": "recall, large objects",
+}
+RANKING_NOTES = {
+    "ap": ("as it is", ""),
+    "without_duplicates": ("without duplicates", "no second one of an object, though it may have the better box"),
+    "true_first": ("right ones first", "every right detection before every wrong one"),
+    "best_first": ("the best boxes first", "the same, and right ones in the order of their IoU"),
 }
 # More rows of bars than this are unreadable; the table has them all.
 MAX_BARS = 30
@@ -127,6 +133,23 @@ def _accuracy(data: Mapping[str, Any], models: Checkpoints) -> str:
         + f"<h3>Class by class</h3><p>The classes with few objects have uncertain numbers; those with a low AR need "
         f"more examples, those with a low AP at a good AR are confused or badly scored.</p>{key_of(models)}{chart}"
         + table(columns, classes, "class")
+        + _order(models)
+    )
+
+
+def _order(models: Checkpoints) -> str:
+    """What AP would be if the ground truth corrected the order of the detections."""
+    rows = [
+        Row(title, [(model["ranking"][name], ".3f") for model in models], note, "high")
+        for name, (title, note) in RANKING_NOTES.items()
+    ]
+    return (
+        "<h3>What the order costs</h3><p>AP with the same boxes and classes, and the order of the detections corrected "
+        "by the ground truth. The step to “right ones first” is what false detections with high scores cost: confused "
+        "classes, background, missing labels. The step to “the best boxes first” is what scores cost that do not tell "
+        "good boxes from loose ones. What is left to 1 are missed objects and loose boxes.</p>"
+        + compared(models, rows, "AP")
+        + f'<p class="note">{escape(pretty(models[0]["ranking"]["settings"]))}</p>'
     )
 
 

@@ -1,6 +1,8 @@
 """What the order of the detections costs, on a case small enough to check by hand."""
 
 import copy
+import json
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +58,15 @@ def test_duplicates_in_front_of_an_object_cost() -> None:
     report = ranking_report(TRUTH, [EXACT, rescored(SECOND, 0.45), detection(0.3, [200, 0, 100, 100])])
     assert report.without_duplicates == report.true_first == pytest.approx(1)
     assert report.ap == pytest.approx((51 + 50 * 2 / 3) / 101)
+
+
+def test_results_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([NOTHING, EXACT]))
+    assert ranking_report(TRUTH, path) == ranking_report(TRUTH, [NOTHING, EXACT])
+    path.write_text(json.dumps([{**EXACT, "image_id": 5}]))
+    with pytest.raises(ValueError, match=r"results\.json.*image_id"):
+        ranking_report(TRUTH, path)
 
 
 def test_a_perfect_order_and_no_detections() -> None:

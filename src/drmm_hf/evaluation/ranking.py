@@ -8,7 +8,7 @@ import numpy as np
 
 from .calibration_parts import with_score
 from .coco import evaluate_coco
-from .coco_input import GroundTruth, prepare_ground_truth
+from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
 from .duplicates import box_iou
 from .matches import Matches, Report, check_overlap, match_detections
 
@@ -41,7 +41,7 @@ class RankingReport(Report):
 
 def ranking_report(
     ground_truth: GroundTruth,
-    results: Sequence[Detection],
+    results: Results,
     *,
     iou_threshold: float = 0.5,
     max_detections: int = 100,
@@ -58,23 +58,21 @@ def ranking_report(
             (0, 1].
     """
     check_overlap("iou_threshold", iou_threshold)
-    truth = prepare_ground_truth(ground_truth).coco  # read once for all
-    matches = match_detections(truth, results, iou_threshold=iou_threshold, max_detections=max_detections).above(0.0)
+    truth = prepare_ground_truth(ground_truth)
+    rows, source = read_results(results)
+    found = prepare_results(rows, truth, source)
+    matches = match_detections(truth.coco, found, iou_threshold=iou_threshold, max_detections=max_detections).above(0.0)
     right = dict(zip(matches.rows[matches.correct].tolist(), matches.ious[matches.correct].tolist(), strict=True))
-    duplicates = _duplicates(truth.imgToAnns, results, matches, iou_threshold)
+    duplicates = _duplicates(truth.coco.imgToAnns, rows, matches, iou_threshold)
     # added to a probability, 1 puts a detection before all others
     orders = {
-        "ap": results,
-        "without_duplicates": [found for row, found in enumerate(results) if row not in duplicates],
-        "true_first": [
-            with_score(found, found["score"] + 1) if row in right else found for row, found in enumerate(results)
-        ],
-        "best_first": [
-            with_score(found, right[row] + 1) if row in right else found for row, found in enumerate(results)
-        ],
+        "ap": rows,
+        "without_duplicates": [one for row, one in enumerate(rows) if row not in duplicates],
+        "true_first": [with_score(one, one["score"] + 1) if row in right else one for row, one in enumerate(rows)],
+        "best_first": [with_score(one, right[row] + 1) if row in right else one for row, one in enumerate(rows)],
     }
     values = {
-        name: evaluate_coco(truth, found, max_detections=(max_detections,))["AP"] for name, found in orders.items()
+        name: evaluate_coco(truth.coco, order, max_detections=(max_detections,))["AP"] for name, order in orders.items()
     }
     return RankingReport(**values, iou_threshold=iou_threshold, max_detections=max_detections)
 

@@ -155,7 +155,7 @@ def ranking(run: Run, context: Context) -> Rows:
 def anchors(run: Run, context: Context) -> Rows:
     """Accuracy, calibration and false positives on images without boxes, for `objectness_anchor`. Not in the paper."""
     truth = _truth(context)
-    row = {name: run.metric(name) for name in ("AP", "AR100", "ECE")}
+    row = {name: run.metric(name) for name in ("AP", "AR100", "ECE", "D-ECE")}
     row["OCE"] = object_calibration_report(truth, run.results).oce
     for score in (0.3, 0.5):
         row[f"false positives at {score:g}"] = false_positives_without_objects(truth, run.results, score)

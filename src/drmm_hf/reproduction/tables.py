@@ -270,6 +270,7 @@ _ALL = (
             "without such images has no number there.",
             "OCE: mean over IoU 0.5 and 0.75, score 0.3 or more, at most 100 detections an image and class.",
             _ECE,
+            _D_ECE,
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""The numbers of docs/results/small-scale.md and anchors.md are those of the files beside them."""
+"""The numbers of docs/results/small-scale.md, ablations.md and anchors.md are those of the files beside them."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,35 @@ from pathlib import Path
 import pytest
 
 RESULTS = Path(__file__).parents[1] / "docs/results"
-FILES = sorted(path for page in ("small-scale", "anchors") for path in (RESULTS / page).glob("*/*.json"))
+FILES = sorted(path for page in ("small-scale", "anchors", "ablations") for path in (RESULTS / page).glob("*/*.json"))
+KINDS = (("", ""), ("", "-30000"), ("scenes-", ""))
+LENGTHS = {6000: ("", "adamixer"), 12000: ("sparse-rcnn", ""), 30000: ("sparse-rcnn-30000", "adamixer-30000")}
 IN_WORDS = ("fig2", "fig7", "fig8", "duplicates")  # shown as pictures
 
 
-def test_both_decoders_and_generated_scenes_are_there() -> None:
-    assert {path.parent.name for path in FILES} == {"sparse-rcnn", "adamixer", "scenes"}
+def test_both_decoders_longer_trainings_and_generated_scenes_are_there() -> None:
+    folders = {path.parent.name for path in FILES}
+    assert folders == {f"{data}{d}{long}" for d in ("sparse-rcnn", "adamixer") for data, long in KINDS}
+
+
+def test_the_lengths_of_training_are_those_of_their_files() -> None:
+    page, readme = (RESULTS / "small-scale.md").read_text(), (RESULTS.parents[1] / "README.md").read_text()
+    decoders = ("sparse-rcnn", "adamixer")
+    short = read("ablations/adamixer/table11.json")
+    values = {3000: [short[f"{d} {cell}"]["AP"] for d in decoders for cell in ("nll_mcm", "default")]}
+    for images, names in LENGTHS.items():
+        values[images] = [
+            read(f"small-scale/{name}/table2.json")[cell]["AP"] if name else None
+            for name in names
+            for cell in ("nll_mcm", "set_prediction")
+        ]
+    for images, cells in values.items():
+        if images in (3000, 30000):
+            means = [f"{cell['mean']:.3f}" for cell in cells]
+            assert f"{means[0]} against {means[1]}" in readme
+            assert f"{means[2]} against {means[3]}" in readme
+        shown = " ".join(f"| {_shown(list(c['seeds'].values()), c['mean'], c['std'])}" if c else "|" for c in cells)
+        assert f"| {images:,} {shown} |" in page
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: "-".join(path.with_suffix("").parts[-3:]))
@@ -36,6 +59,10 @@ def test_the_table_of_the_readme_has_the_means() -> None:
     for cell, label in labels.items():
         means = [f"{rows[cell][name]['mean']:.3f}" for rows in tables for name in ("AP", "AR100", "ECE")]
         assert f"| {label} | {' | '.join(means)} |" in readme
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text())["rows"]
 
 
 def _shown(seeds: list[float], mean: float, spread: float | None) -> str:

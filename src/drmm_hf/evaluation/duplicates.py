@@ -1,15 +1,16 @@
 """Duplicates: several detections of one object, and what removing or merging them changes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from pycocotools.coco import COCO
 
 from .calibration_parts import with_score
 from .coco import evaluate_coco
-from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
+from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 
 NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -52,12 +53,8 @@ def count_duplicates(
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
     claimed = detected = 0
-    for (image_id, category_id), detections in _by_image_and_class(list(found.anns.values())):
-        objects = [a for a in truth.coco.imgToAnns[image_id] if a["category_id"] == category_id and not a["iscrowd"]]
-        kept = [d for d in detections if d["score"] >= score_threshold]
-        if not objects or not kept:
-            continue
-        overlap = box_iou(_boxes(kept), _boxes(objects))
+    for detections, overlap in object_overlaps(truth, found):
+        overlap = overlap[[detection["score"] >= score_threshold for detection in detections]]
         owner = overlap.argmax(axis=1)[overlap.max(axis=1) >= iou_threshold]
         claimed += owner.size
         detected += np.unique(owner).size
@@ -69,6 +66,15 @@ def count_duplicates(
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
     )
+
+
+def object_overlaps(truth: CocoGroundTruth, found: COCO) -> Iterator[tuple[list[Detection], np.ndarray]]:
+    """The n detections of each image and class, with their (n, m) IoU with its m objects, where both are; m counts no
+    crowd regions."""
+    for (image_id, category_id), detections in _by_image_and_class(list(found.anns.values())):
+        objects = [a for a in truth.coco.imgToAnns[image_id] if a["category_id"] == category_id and not a["iscrowd"]]
+        if objects:
+            yield detections, box_iou(_boxes(detections), _boxes(objects))
 
 
 def suppress(results: Sequence[Detection], iou_threshold: float, *, merge_scores: bool = False) -> list[dict[str, Any]]:

@@ -1,18 +1,12 @@
 """What the order of the detections costs: AP with that order put right, boxes and classes as they are."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from .calibration_parts import with_score
 from .coco import evaluate_coco
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
-from .duplicates import box_iou
-from .matches import Matches, Report, check_overlap, match_detections
-
-Detection = Mapping[str, Any]
+from .duplicates import object_overlaps
+from .matches import Report, check_overlap, match_detections
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,13 @@ def ranking_report(
     found = prepare_results(rows, truth, source)
     matches = match_detections(truth.coco, found, iou_threshold=iou_threshold, max_detections=max_detections).above(0.0)
     right = dict(zip(matches.rows[matches.correct].tolist(), matches.ious[matches.correct].tolist(), strict=True))
-    duplicates = _duplicates(truth.coco.imgToAnns, rows, matches, iou_threshold)
+    wrong = set(matches.rows[~matches.correct].tolist())
+    duplicates = wrong & {
+        detection["id"] - 1
+        for detections, overlap in object_overlaps(truth, found)
+        for detection, largest in zip(detections, overlap.max(axis=1).tolist(), strict=True)
+        if largest >= iou_threshold
+    }
     # added to a probability, 1 puts a detection before all others
     orders = {
         "ap": rows,
@@ -75,24 +75,3 @@ def ranking_report(
         name: evaluate_coco(truth.coco, order, max_detections=(max_detections,))["AP"] for name, order in orders.items()
     }
     return RankingReport(**values, iou_threshold=iou_threshold, max_detections=max_detections)
-
-
-def _duplicates(
-    annotations: Mapping[Any, Sequence[Mapping[str, Any]]],
-    results: Sequence[Detection],
-    matches: Matches,
-    iou_threshold: float,
-) -> set[int]:
-    """Rows of the wrong detections that overlap an object of their class."""
-    duplicates = set()
-    for row in matches.rows[~matches.correct].tolist():
-        found = results[row]
-        objects = [
-            one["bbox"]
-            for one in annotations.get(found["image_id"], ())
-            if one["category_id"] == found["category_id"] and not one["iscrowd"]
-        ]
-        overlap = box_iou(np.array([found["bbox"]], dtype=float), np.array(objects, dtype=float).reshape(-1, 4))
-        if (overlap >= iou_threshold).any():
-            duplicates.add(row)
-    return duplicates

@@ -132,8 +132,6 @@ def _training_of(cell: Cell, chosen: str, settings: Mapping[str, TrainConfig]) -
     preset = cell.preset(chosen)
     own = settings[preset]
     fields = _model_fields(check_model(cell, preset, {**(own.config or {}), **cell.config}))
-    if fields["objective"] in _WITHOUT_MCM:
-        fields = {name: value for name, value in fields.items() if not name.startswith("mcm_")}
     training = {name: value for name, value in cell.training.items() if getattr(own, name) != value}
     return json.dumps([preset, fields, training], sort_keys=True)
 
@@ -194,8 +192,6 @@ def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: st
         recipe = saved_settings(path)
         for cell, preset, wanted in cells.values():
             differing = [name for name in wanted if fields.get(name) != wanted[name]]
-            if wanted["objective"] in _WITHOUT_MCM:
-                differing = [name for name in differing if not name.startswith("mcm_")]
             if not differing:
                 rate = recipe.get("learning_rate", base[0].learning_rate)
                 _add(runs, Run(cell, recipe.get("seed", 0), rate, path, preset))
@@ -244,10 +240,14 @@ def saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def _model_fields(config: DrmmConfig) -> dict[str, Any]:
+    """What tells one trained model from another, without the settings of MCM where the objective has none."""
     fields = json.loads(json.dumps(config.to_dict(), default=str))
     # building the backbone fills in the rest
     fields["backbone_config"] = {name: fields["backbone_config"].get(name) for name in _BACKBONE}
-    return {name: value for name, value in fields.items() if name not in _NOT_THE_MODEL and not name.startswith("_")}
+    left_out = ("_", "mcm_") if config.objective in _WITHOUT_MCM else "_"
+    return {
+        name: value for name, value in fields.items() if name not in _NOT_THE_MODEL and not name.startswith(left_out)
+    }
 
 
 def _comparable(name: str, value: Any) -> Any:

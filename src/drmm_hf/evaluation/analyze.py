@@ -14,7 +14,7 @@ from .duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS, count_duplicates, nms_
 from .localization_calibration import localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
 from .matches import ANY_OVERLAP, matches_at, to_plain
-from .ranking import ranking_report
+from .ranking import RankingReport, ranking_from_matches
 from .recalibration import Method, split_half_report
 from .scoring_rules import brier_report_from_matches, object_calibration_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report
@@ -80,7 +80,7 @@ def analyze_results(truth: CocoGroundTruth, results: Sequence[Mapping[str, Any]]
         "thresholds": _thresholds(lrp),
         "recalibration": _recalibration(truth, results),
         "duplicates": _duplicates(truth, results),
-        "ranking": _ranking(truth, results),
+        "ranking": _ranking(ranking_from_matches(at_iou, truth, matched.cocoDt, metrics["AP"])),
         "images": image_errors(matched, truth, thresholds, IOU),
     }
     return to_plain(parts)
@@ -165,8 +165,7 @@ def _known(value: float) -> float | None:
     return None if value < 0 else value
 
 
-def _ranking(truth: CocoGroundTruth, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    report = ranking_report(truth.coco, results)
+def _ranking(report: RankingReport) -> dict[str, Any]:
     values = {name: _known(getattr(report, name)) for name in ("ap", "without_duplicates", "true_first", "best_first")}
     return {**values, "settings": f"right at IoU {report.iou_threshold:g}, maxDets {report.max_detections}"}
 

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from pycocotools.coco import COCO
+
 from .calibration_parts import with_score
 from .coco import evaluate_coco
-from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
+from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
 from .duplicates import object_overlaps
-from .matches import Report, check_overlap, match_detections
+from .matches import Matches, Report, check_overlap, match_detections
 
 
 @dataclass(frozen=True)
@@ -55,23 +57,35 @@ def ranking_report(
     truth = prepare_ground_truth(ground_truth)
     rows, source = read_results(results)
     found = prepare_results(rows, truth, source)
-    matches = match_detections(truth.coco, found, iou_threshold=iou_threshold, max_detections=max_detections).above(0.0)
+    matches = match_detections(truth.coco, found, iou_threshold=iou_threshold, max_detections=max_detections)
+    return ranking_from_matches(matches, truth, found, _ap(truth, rows, max_detections))
+
+
+def ranking_from_matches(matches: Matches, truth: CocoGroundTruth, found: COCO, ap: float) -> RankingReport:
+    """`ranking_report` from the matches of the prepared results `found`, and their AP at `matches.max_detections`."""
+    matches = matches.above(0.0)
     right = dict(zip(matches.rows[matches.correct].tolist(), matches.ious[matches.correct].tolist(), strict=True))
     wrong = set(matches.rows[~matches.correct].tolist())
     duplicates = wrong & {
         detection["id"] - 1
         for detections, overlap in object_overlaps(truth, found)
         for detection, largest in zip(detections, overlap.max(axis=1).tolist(), strict=True)
-        if largest >= iou_threshold
+        if largest >= matches.iou_threshold
     }
+    rows = list(found.anns.values())
     # added to a probability, 1 puts a detection before all others
     orders = {
-        "ap": rows,
         "without_duplicates": [one for row, one in enumerate(rows) if row not in duplicates],
         "true_first": [with_score(one, one["score"] + 1) if row in right else one for row, one in enumerate(rows)],
         "best_first": [with_score(one, right[row] + 1) if row in right else one for row, one in enumerate(rows)],
     }
-    values = {
-        name: evaluate_coco(truth.coco, order, max_detections=(max_detections,))["AP"] for name, order in orders.items()
-    }
-    return RankingReport(**values, iou_threshold=iou_threshold, max_detections=max_detections)
+    return RankingReport(
+        ap=ap,
+        **{name: _ap(truth, order, matches.max_detections) for name, order in orders.items()},
+        iou_threshold=matches.iou_threshold,
+        max_detections=matches.max_detections,
+    )
+
+
+def _ap(truth: CocoGroundTruth, results: Results, max_detections: int) -> float:
+    return evaluate_coco(truth.coco, results, max_detections=(max_detections,))["AP"]

@@ -93,7 +93,7 @@ def plan_runs(
     settings = {config.preset: config for config in base}
     wanted: dict[str, list[Cell]] = {}
     for cell in (cell for table in tables for cell in table.cells(scale)):
-        cells = wanted.setdefault(_training_of(cell, base[0].preset, settings), [])
+        cells = wanted.setdefault(_training_of(cell, settings[cell.preset(base[0].preset)]), [])
         if cell.name not in (other.name for other in cells):
             cells.append(cell)
     first = _first_cells(base[0].preset, settings, scale)
@@ -106,7 +106,7 @@ def plan_runs(
                 middle = "" if rate == own.learning_rate else f"-lr{rate:g}"
                 config = dataclasses.replace(
                     own,
-                    config={**(own.config or {}), **cell.config},
+                    config=_overrides(cell, own),
                     learning_rate=rate,
                     seed=seed,
                     output=str(runs_folder / f"{cell.name}{middle}-seed{seed}"),
@@ -121,28 +121,30 @@ def _first_cells(chosen: str, settings: Mapping[str, TrainConfig], scale: str) -
     """Training -> the first cell of all tables that is it."""
     first: dict[str, Cell] = {}
     for cell in (cell for table in TABLES.values() for cell in table.cells(scale)):
-        if cell.preset(chosen) in settings:
+        if own := settings.get(cell.preset(chosen)):
             with contextlib.suppress(ValueError):  # a cell that was not asked for need not fit the user's options
-                first.setdefault(_training_of(cell, chosen, settings), cell)
+                first.setdefault(_training_of(cell, own), cell)
     return first
 
 
-def _training_of(cell: Cell, chosen: str, settings: Mapping[str, TrainConfig]) -> str:
+def _training_of(cell: Cell, own: TrainConfig) -> str:
     """What a cell trains, as a text: equal for cells that differ in name alone."""
-    preset = cell.preset(chosen)
-    own = settings[preset]
-    fields = _model_fields(check_model(cell, preset, {**(own.config or {}), **cell.config}))
+    fields = _model_fields(check_model(cell, own))
     training = {name: value for name, value in cell.training.items() if getattr(own, name) != value}
-    return json.dumps([preset, fields, training], sort_keys=True)
+    return json.dumps([own.preset, fields, training], sort_keys=True)
 
 
-def check_model(cell: Cell, preset: str, overrides: dict[str, Any]) -> DrmmConfig:
-    """The model's configuration; ValueError naming the cell where there is none."""
+def check_model(cell: Cell, own: TrainConfig) -> DrmmConfig:
+    """The model that a cell trains with the settings of its preset; ValueError naming the cell where there is none."""
     try:
-        return DrmmConfig.from_preset(preset, **overrides)
+        return DrmmConfig.from_preset(own.preset, **_overrides(cell, own))
     except (StrictDataclassError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"cell {cell.name} ({preset}): {reason}") from error
+        raise ValueError(f"cell {cell.name} ({own.preset}): {reason}") from error
+
+
+def _overrides(cell: Cell, own: TrainConfig) -> dict[str, Any]:
+    return {**(own.config or {}), **cell.config}
 
 
 def check_same_settings(run: PlannedRun) -> None:
@@ -182,8 +184,7 @@ def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: st
     cells = {}
     for cell in (cell for table in tables for cell in table.cells(scale)):
         preset = cell.preset(base[0].preset)
-        overrides = {**(settings[preset].config or {}), **cell.config}
-        cells[cell.name] = (cell, preset, _model_fields(check_model(cell, preset, overrides)))
+        cells[cell.name] = (cell, preset, _model_fields(check_model(cell, settings[preset])))
     runs: list[Run] = []
     nearest: tuple[int, str] | None = None
     needed = ("metrics.json", "recipe.yaml", "model/config.json")

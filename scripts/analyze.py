@@ -1,6 +1,8 @@
-"""One HTML report on one or several checkpoints: see --help."""
+"""`drmm analyze` from a checkout: see --help."""
 
-from drmm_hf.evaluation.analyze_cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["analyze", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""Write the model cards, or the card of a trained model: see --help."""
+"""`drmm cards` from a checkout: see --help."""
 
-from drmm_hf.hub.card_cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["cards", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""Convert a released checkpoint: python scripts/convert.py SRC OUT --preset NAME (see --help)."""
+"""`drmm convert` from a checkout: see --help."""
 
-from drmm_hf.conversion.cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["convert", *sys.argv[1:]]))

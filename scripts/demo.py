@@ -1,6 +1,8 @@
-"""Detections of a checkpoint in the browser: see --help."""
+"""`drmm demo` from a checkout: see --help."""
 
-from drmm_hf.demo import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""COCO AP and calibration of a trained detector: see --help."""
+"""`drmm evaluate` from a checkout: see --help."""
 
-from drmm_hf.evaluation.cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

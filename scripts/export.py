@@ -1,6 +1,8 @@
-"""Export a checkpoint: python scripts/export.py CHECKPOINT OUT --format onnx|torch_export (see --help)."""
+"""`drmm export` from a checkout: see --help."""
 
-from drmm_hf.export.cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["export", *sys.argv[1:]]))

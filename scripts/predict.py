@@ -1,6 +1,8 @@
-"""Detect objects in image files, draw them and write them down: see --help."""
+"""`drmm predict` from a checkout: see --help."""
 
-from drmm_hf.evaluation.predict_cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["predict", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""List the presets with their parameters and multiply-adds: python scripts/presets.py [NAME ...]"""
+"""`drmm presets` from a checkout: see --help."""
 
-from drmm_hf.evaluation.presets_cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["presets", *sys.argv[1:]]))

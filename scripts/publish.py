@@ -1,6 +1,8 @@
-"""Publish a checkpoint on the Hugging Face Hub: see --help."""
+"""`drmm publish` from a checkout: see --help."""
 
-from drmm_hf.hub.cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["publish", *sys.argv[1:]]))

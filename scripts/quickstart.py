@@ -1,6 +1,8 @@
-"""Train a small detector and look at it: see --help."""
+"""`drmm quickstart` from a checkout: see --help."""
 
-from drmm_hf.training.quickstart import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["quickstart", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
-"""Train or fine-tune a detector, alone or under `accelerate launch`: see --help."""
+"""`drmm train` from a checkout: see --help."""
 
-from drmm_hf.training.cli import main
+import sys
+
+from drmm_hf.cli import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ..evaluation.command_line import make_output_folder, positive_int, run_command
+from ..cli import positive_int, run_command
+from ..files import make_output_folder
 from .render import render
 from .results import Settings, write_suite
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.command_line import write_json
+from ..files import write_json
 from .timing import Timing, steady_clock
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm")

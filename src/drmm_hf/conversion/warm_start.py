@@ -2,7 +2,7 @@
 
 import torch
 
-from ..evaluation.loading import load_checkpoint
+from ..loading import load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection
 
 # last layers of a head: their outputs mean something else under a mixture

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import to_plain
 from .calibration import report_from_matches
 from .calibration_parts import has_objectness, parts_from_matches, read_objectness
 from .coco import MatchedEvaluation, evaluate_coco, run_coco_eval, summarize
@@ -13,7 +14,7 @@ from .coco_input import CocoGroundTruth
 from .duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
 from .localization_calibration import localization_report_from_matches
 from .lrp import LrpReport, lrp_report_from_matches
-from .matches import ANY_OVERLAP, matches_at, to_plain
+from .matches import ANY_OVERLAP, matches_at
 from .ranking import RankingReport, ranking_from_matches
 from .recalibration import Method, split_half_report
 from .scoring_rules import brier_report_from_matches, object_calibration_report

@@ -18,8 +18,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..files import write_json, write_json_lines
 from .coco import detections_to_coco
-from .command_line import write_json, write_json_lines
 from .report import evaluate_detections
 from .spool import ResultsSpool
 

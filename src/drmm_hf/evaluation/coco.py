@@ -13,7 +13,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.coco_tables import collection_paused
+from ..files import collection_paused
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 
 AREAS = ("all", "small", "medium", "large")

@@ -21,7 +21,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from ..annotations_drmm import shown
-from ..data.coco_tables import collection_paused
+from ..files import collection_paused
 
 GroundTruth: TypeAlias = str | PathLike[str] | Mapping[str, Any] | COCO
 Results: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, Any]]

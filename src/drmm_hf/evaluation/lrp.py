@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..files import to_plain
 from .coco_input import GroundTruth, Results
-from .matches import Matches, iou_text, match_detections, mean_of_known, to_plain
+from .matches import Matches, iou_text, match_detections, mean_of_known
 
 
 @dataclass(frozen=True)

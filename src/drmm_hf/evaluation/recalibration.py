@@ -12,12 +12,13 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from ..files import to_plain
 from .calibration import CalibrationReport, report_from_matches
 from .calibration_parts import with_score
 from .coco import MatchedEvaluation, run_coco_eval
 from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
 from .localization_calibration import localization_report_from_matches
-from .matches import ANY_OVERLAP, Matches, Report, check_overlap, iou_text, match_detections, matches_at, to_plain
+from .matches import ANY_OVERLAP, Matches, Report, check_overlap, iou_text, match_detections, matches_at
 from .scoring_rules import brier_report_from_matches
 
 Method: TypeAlias = Literal["isotonic", "temperature"]

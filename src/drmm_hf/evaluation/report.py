@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.coco_tables import collection_paused
+from ..files import collection_paused
 from .calibration import CalibrationReport, report_from_matches
 from .calibration_parts import has_objectness, parts_from_matches, read_objectness
 from .coco import run_coco_eval, summarize

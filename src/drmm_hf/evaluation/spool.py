@@ -12,8 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .coco_input import read_json
-from .command_line import to_json, write_json, writing
+from ..files import read_json, to_json, write_json, writing
 
 
 class ResultsSpool:

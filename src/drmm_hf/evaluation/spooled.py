@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from ..data import StreamingDetectionDataset
+from ..files import to_json
 from .batches import Batch, Dataset, read_batches
 from .coco import detections_to_coco
-from .command_line import to_json
 from .predict import predict_batches
 from .processes import Processes
 from .spool import ResultsSpool

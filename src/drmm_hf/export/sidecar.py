@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 
 from ..canvas_drmm import STRIDE
-from ..evaluation.command_line import write_json
-from ..evaluation.loading import label_names
+from ..files import write_json
 from ..image_processing_drmm import DrmmImageProcessor
+from ..loading import label_names
 from ..modeling_drmm import DrmmForObjectDetection
 from .graph import DetectorGraph, GraphSettings
 

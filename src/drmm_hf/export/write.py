@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation.command_line import writing
+from ..files import writing
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from .graph import DetectorGraph, GraphSettings, capture

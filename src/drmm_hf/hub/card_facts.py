@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.calibration import CalibrationReport
-from ..evaluation.coco_input import read_json
+from ..files import read_json
 
 _DATA = ("split", "images", "objects", "objects_per_class")
 _DIGITS = 5

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from ..evaluation.coco_input import read_json as read_any_json
-from ..evaluation.command_line import write_json
-from ..evaluation.loading import load_checkpoint
+from ..files import read_json as read_any_json
+from ..files import write_json
+from ..loading import load_checkpoint
 from .export_code import CONFIG, PROCESSOR, code_files, export_with_code, read_json
 
 CARD = "README.md"

@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ..evaluation.loading import load_checkpoint
+from ..loading import load_checkpoint
 from .plan import WEIGHTS, UploadPlan
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from ..cli import run_command
 from ..data import generate_scenes, load_detection_dataset
-from ..evaluation.command_line import make_output_folder, run_command, write_json
-from ..evaluation.matches import to_plain
+from ..files import make_output_folder, to_plain, write_json
 from ..training import TrainConfig, TrainingStopped, parse_config, train
 from ..training.checkpoints import Checkpoints
 from ..training.quickstart import _SCENES

@@ -23,7 +23,7 @@ from ..evaluation import (
 from ..evaluation.coco_input import GroundTruth, prepare_ground_truth
 from ..evaluation.complexity import count_complexity
 from ..evaluation.duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS
-from ..evaluation.loading import load_detector
+from ..loading import load_detector
 from ..presets import processor_fields
 from .cells import Context, Rows, Run
 from .training_memory import training_memory

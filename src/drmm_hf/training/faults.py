@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..out_of_memory import is_out_of_memory
+from ..cli import is_out_of_memory
 from .config import TrainConfig
 
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import difflib
 import re
-import sys
 import types
 from collections.abc import Sequence
 from importlib import resources
@@ -14,7 +13,6 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from ..annotations_drmm import shown
-from ..evaluation.command_line import program
 from .config import TrainConfig
 
 _FIELDS = {spec.name: spec for spec in dataclasses.fields(TrainConfig)}
@@ -23,29 +21,25 @@ _HINTS = get_type_hints(TrainConfig)
 _NOT_IN_RECIPES = ("resume", "debug")
 
 
-def parse_config(argv: Sequence[str] | None = None) -> TrainConfig:
-    """The settings from command-line options, over those of `--recipe` if there is one.
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """The settings from command-line words."""
+    return config_from(parser().parse_args(argv))
 
-    A wrong option or value ends the program with one message and exit status 2.
-    """
-    parser = _parser()
-    # the field's own name, as transformers spells its options, is as good as dashes
-    words = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
-    given = vars(parser.parse_args(words))
-    try:
-        recipe = read_recipe(given.pop("recipe")) if "recipe" in given else {}
-        if "config" in given:
-            given["config"] = {**(recipe.get("config") or {}), **_assignments(given["config"])}
-        # the length of the training is one choice of two, and so is the beginning
-        for one, other in (("epochs", "train_images"), ("model", "warm_start")):
-            for name, rival in ((one, other), (other, one)):
-                if given.get(name) is not None and rival not in given:
-                    recipe.pop(rival, None)
-        if given.get("schedule", "multi_step") != "multi_step" and "milestones" not in given:
-            recipe.pop("milestones", None)
-        return TrainConfig(**{**recipe, **given})
-    except (ValueError, OSError) as error:
-        parser.error(" ".join(str(error).split()))
+
+def config_from(arguments: argparse.Namespace) -> TrainConfig:
+    """The settings from command-line options, over those of `--recipe` if there is one."""
+    given = {name: value for name, value in vars(arguments).items()}
+    recipe = read_recipe(given.pop("recipe")) if "recipe" in given else {}
+    if "config" in given:
+        given["config"] = {**(recipe.get("config") or {}), **_assignments(given["config"])}
+    # the length of the training is one choice of two, and so is the beginning
+    for one, other in (("epochs", "train_images"), ("model", "warm_start")):
+        for name, rival in ((one, other), (other, one)):
+            if given.get(name) is not None and rival not in given:
+                recipe.pop(rival, None)
+    if given.get("schedule", "multi_step") != "multi_step" and "milestones" not in given:
+        recipe.pop("milestones", None)
+    return TrainConfig(**{**recipe, **given})
 
 
 def recipe_names() -> list[str]:
@@ -109,10 +103,9 @@ def _recipe_folder() -> Any:
     return resources.files("drmm_hf.training") / "recipes"
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     # SUPPRESS: what was not given stays out, so that a recipe can fill it
     parser = argparse.ArgumentParser(
-        prog=program("train"),
         usage="%(prog)s [--recipe NAME] --data FOLDER [options]",
         description="Train or fine-tune a detector.",
         argument_default=argparse.SUPPRESS,
@@ -127,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
         title = spec.metadata["group"]
         group = groups.setdefault(title, parser.add_argument_group(title)) if title not in groups else groups[title]
         options, shown = _argument(spec)
-        group.add_argument(_dashed(f"--{spec.name}"), dest=spec.name, help=spec.metadata["help"] + shown, **options)
+        names = dict.fromkeys((_dashed(f"--{spec.name}"), f"--{spec.name}"))
+        group.add_argument(*names, dest=spec.name, help=spec.metadata["help"] + shown, **options)
     return parser
 
 

@@ -12,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import PaperTransform, TrainTransform
-from ..evaluation.loading import load_checkpoint
 from ..image_processing_drmm import DrmmImageProcessor
+from ..loading import load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import processor_fields
 from .batches import canvas_size

@@ -2,37 +2,31 @@
 
 import argparse
 import statistics
-from collections.abc import Sequence
 
 import torch
 
 from ..benchmark.timing import alternate, ratios
+from ..cli import positive_int
 from ..data import load_detection_dataset
-from ..evaluation.command_line import make_output_folder, positive_int, program, run_command
-from ..evaluation.loading import label_names, load_checkpoint
 from ..evaluation.predict import predict_dataset
 from ..evaluation.report import evaluate_detections
+from ..export.graph import DetectorGraph, GraphSettings, example_inputs
+from ..export.onnx_file import DEFAULT_OPSET
+from ..export.parity import TOLERANCE, Run, check_parity, rounding
+from ..export.runtime import ExportedDetector, load_run
+from ..export.sidecar import SIDECAR, canvas_size
+from ..export.write import EXPORT_FORMATS, PRECISIONS, Export, export_detector
+from ..files import make_output_folder
 from ..image_processing_drmm import DrmmImageProcessor
+from ..loading import label_names, load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection
-from .graph import DetectorGraph, GraphSettings, example_inputs
-from .onnx_file import DEFAULT_OPSET
-from .parity import TOLERANCE, Run, check_parity, rounding
-from .runtime import ExportedDetector, load_run
-from .sidecar import SIDECAR, canvas_size
-from .write import EXPORT_FORMATS, PRECISIONS, Export, export_detector
 
 _METRICS = ("AP", "AP50", "AP75")
 _ROUNDS = 7
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, 1 if an fp32 file deviates from the checkpoint, or 2 after one line on stderr."""
-    return run_command(_run, _parser().parse_args(argv))
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("export"),
         description="Export a checkpoint to ONNX or torch.export, and compare the file with the checkpoint.",
     )
     parser.add_argument("checkpoint", help="folder written by save_pretrained, or a Hub id")
@@ -67,7 +61,7 @@ def _size(text: str) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.data and arguments.with_postprocessing:
         raise ValueError("--data compares raw outputs: leave out --with-postprocessing")
     settings = GraphSettings(

@@ -8,24 +8,17 @@ from pathlib import Path
 from PIL import Image
 from transformers.utils import cached_file
 
-from ..evaluation.command_line import program, run_command
-from ..evaluation.loading import label_names, load_detector
-from .app import build_app, import_gradio, launch_app
-from .examples import example_files, example_scenes
-from .measured import Measured, load_measured
+from ..demo.app import build_app, import_gradio, launch_app
+from ..demo.examples import example_files, example_scenes
+from ..demo.measured import Measured, load_measured
+from ..loading import label_names, load_detector
 
 CHECKPOINT, ANALYSIS, EXAMPLES = "DRMM_CHECKPOINT", "DRMM_ANALYSIS", "DRMM_EXAMPLES"
 """Environment variables that take the place of the options, for a Space."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when the page is closed, or 2 after one line on stderr."""
-    return run_command(_run, _parser().parse_args(argv))
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("demo"),
         description="A page in the browser: upload or pick a picture, see its detections, the uncertainty of their "
         "edges, and how many of them to expect to be right.",
     )
@@ -53,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if not arguments.checkpoint:
         raise ValueError(f"--checkpoint is missing: give a folder or a Hub id, or set {CHECKPOINT}")
     try:

@@ -12,42 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..cli import add_model_arguments, count, positive_int
 from ..data import DetectionDataset, StreamingDetectionDataset, load_detection_dataset, load_streaming_dataset
 from ..data.coco import build_detection_dataset
 from ..data.coco_layout import check_images_exist, find_annotations, find_images_dir
 from ..data.coco_tables import read_coco_tables
 from ..data.objects_sources import is_objects_source
+from ..evaluation.batches import Dataset
+from ..evaluation.processes import Processes
+from ..evaluation.report import DetectionReport, evaluate_detections
+from ..evaluation.spool import ResultsSpool
+from ..evaluation.spooled import predict_to_spool, spooled_results, streamed_ground_truth
+from ..files import make_output_folder, read_json, write_json, write_json_lines
 from ..image_processing_drmm import DrmmImageProcessor
+from ..loading import label_names, load_detector, weights_written
 from ..modeling_drmm import DrmmForObjectDetection
-from .batches import Dataset
-from .coco_input import read_json
-from .command_line import (
-    add_model_arguments,
-    count,
-    make_output_folder,
-    positive_int,
-    program,
-    run_command,
-    write_json,
-    write_json_lines,
-)
-from .loading import label_names, load_detector, weights_written
-from .processes import Processes
-from .report import DetectionReport, evaluate_detections
-from .spool import ResultsSpool
-from .spooled import predict_to_spool, spooled_results, streamed_ground_truth
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after one line on stderr."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.data is None and not (arguments.results and arguments.annotations):
-        parser.error("--data is required (only --results with --annotations can do without)")
-    return run_command(_run, arguments)
 
 
 def format_report(report: DetectionReport) -> str:
@@ -85,13 +67,15 @@ def _table(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
     return ["".join(f"{name:>{width}}" for name in names), "".join(f"{value:>{width}}" for value in values)]
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("evaluate"),
         description="COCO AP and calibration of a detector on a data set.",
     )
     results_help = "evaluate this results.json (COCO results) again, without a model and without the images"
-    add_model_arguments(parser, {"--results": results_help})
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder written by save_pretrained, or a Hub id")
+    source.add_argument("--results", help=results_help)
+    add_model_arguments(parser)
     parser.add_argument("--data", help="COCO-format folder, or a data set with an objects column")
     parser.add_argument("--split", default="val", help="split of the data set (default: val)")
     parser.add_argument(
@@ -130,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.max_detections < MAX_DETECTIONS:
         raise ValueError(
             f"--max-detections is {arguments.max_detections}; 1, 10 and 100 are reported anyway, give more than 100"

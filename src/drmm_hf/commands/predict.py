@@ -14,34 +14,17 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
+from ..cli import add_model_arguments, count, fraction
 from ..data import open_image
+from ..evaluation.coco import detections_to_coco
+from ..evaluation.predict import Detection, predict_images
+from ..evaluation.prefetch import prefetch
+from ..evaluation.spool import ResultsSpool
+from ..files import make_output_folder, write_json_lines, writing
+from ..loading import label_names, load_detector, weights_written
 from ..visualization import draw_detections
-from .coco import detections_to_coco
-from .command_line import (
-    add_model_arguments,
-    count,
-    fraction,
-    make_output_folder,
-    program,
-    run_command,
-    write_json_lines,
-    writing,
-)
-from .loading import label_names, load_detector, weights_written
-from .predict import Detection, predict_images
-from .prefetch import prefetch
-from .spool import ResultsSpool
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        0; 1 if some images could not be read and were skipped; 2 if nothing could be done.
-    """
-    return run_command(_run, _parser().parse_args(argv))
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -90,11 +73,11 @@ def name_outputs(files: Sequence[Path], output: Path) -> dict[Path, Path]:
     return names
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("predict"),
         description="Detect objects in images. Writes a drawing of each and predictions.json (COCO results).",
     )
+    parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
     add_model_arguments(parser)
     parser.add_argument("input", nargs="+", help="images, or folders of images")
     parser.add_argument(
@@ -113,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.input)
     output = Path(arguments.output)
     if any(Path(text).is_dir() and Path(text).resolve() == output.resolve() for text in arguments.input):

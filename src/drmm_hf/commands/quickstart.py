@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import pipeline
 
+from ..cli import positive_int
 from ..data import decode_image, generate_scenes, load_detection_dataset
-from ..evaluation.command_line import make_output_folder, positive_int, run_command
-from ..evaluation.loading import label_names
+from ..files import make_output_folder
+from ..loading import label_names
+from ..training.config import TrainConfig
+from ..training.loop import TrainResult, train
 from ..visualization import contact_sheet, draw_comparison
-from .config import TrainConfig
-from .loop import TrainResult, train
 
 # Full scenes of objects that are not too small: five minutes are short for the data set's default difficulty.
 _SCENES: dict[str, Any] = {
@@ -26,8 +27,7 @@ _SCENES: dict[str, Any] = {
 _HEADLINE = ("AP", "AP50", "AP75", "AR100", "ECE", "train_seconds")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the quick start; exit status 0, or 2 with one line on stderr for bad input."""
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a small D-RMM detector and look at it: on generated scenes, or on your data; from random "
         "weights, or from a checkpoint."
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-pictures", type=positive_int, default=8, help="validation images to draw")
     parser.add_argument("--threshold", type=float, default=0.3, help="draw boxes with a score of at least this")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return run_command(_run, parser.parse_args(argv))
+    return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     output = make_output_folder(arguments.output)
     if arguments.data:
         data = Path(arguments.data)

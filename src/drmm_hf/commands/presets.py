@@ -1,26 +1,22 @@
 """`scripts/presets.py`: the named configurations with their size and arithmetic."""
 
 import argparse
-from collections.abc import Sequence
 
 from transformers.utils import logging
 
+from ..cli import positive_int
 from ..configuration_drmm import DrmmConfig
+from ..evaluation.complexity import count_complexity
 from ..presets import PRESETS, preset_fields
-from .command_line import positive_int, program, run_command
-from .complexity import count_complexity
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog=program("presets"), description="The presets with parameters and multiply-adds."
-    )
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="The presets with parameters and multiply-adds.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="presets to list (default: all)")
     parser.add_argument("--height", type=positive_int, default=800, help="network input, pixels (default: 800)")
     parser.add_argument("--width", type=positive_int, default=1280, help="network input, pixels (default: 1280)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return run_command(_run, parser.parse_args(argv))
+    return parser
 
 
 def format_row(name: str, height: int, width: int) -> str:
@@ -33,7 +29,7 @@ def format_row(name: str, height: int, width: int) -> str:
     )
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.height % 32 or arguments.width % 32:
         raise ValueError(f"--height {arguments.height} --width {arguments.width}: must be multiples of 32")
     names = arguments.names or list(PRESETS)

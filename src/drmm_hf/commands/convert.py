@@ -2,16 +2,15 @@
 
 import argparse
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..evaluation.command_line import program, run_command, writing
-from ..evaluation.loading import load_checkpoint
-from .convert import Converted, convert_checkpoint, released_state_dict
-from .verify import verify_golden
+from ..conversion.convert import Converted, convert_checkpoint, released_state_dict
+from ..conversion.verify import verify_golden
+from ..files import writing
+from ..loading import load_checkpoint
 
 _ORIGINS = {
     ("sparse_rcnn", "mixture"): ("D-RMM on Sparse R-CNN", "https://github.com/lhj815/D-RMM"),
@@ -19,11 +18,6 @@ _ORIGINS = {
     ("sparse_rcnn", "set_prediction"): ("Sparse R-CNN", "https://github.com/open-mmlab/mmdetection"),
     ("adamixer", "set_prediction"): ("AdaMixer", "https://github.com/MCG-NJU/AdaMixer"),
 }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, 1 if `--verify` finds a deviation, or 2 after one line on stderr."""
-    return run_command(_run, _parser().parse_args(argv))
 
 
 def model_card(converted: Converted, source: Path, preset: str) -> ModelCard:
@@ -59,9 +53,8 @@ Accuracy was not measured for this card; `scripts/evaluate.py` does it. See the 
     return ModelCard(text)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("convert"),
         description="Convert a checkpoint of the authors' D-RMM, mmdet's Sparse R-CNN or AdaMixer.",
     )
     parser.add_argument("source", help=".pth or .safetensors as released; with --reverse a folder of this package")
@@ -78,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.reverse:
         return _reverse(arguments)
     if arguments.preset is None:

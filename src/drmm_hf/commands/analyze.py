@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cli import count, positive_int
 from ..data import DetectionDataset, load_detection_dataset
-from .analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds, result_names
-from .coco_input import CocoGroundTruth, prepare_ground_truth, prepare_results, read_json
-from .command_line import count, make_output_folder, positive_int, program, run_command, write_json, write_text
-from .html_report import WorstImage, render_report
-from .likelihood import likelihood_report
-from .loading import label_names, load_detector, weights_written
-from .matches import to_plain
-from .predict import predict_dataset
-from .worst_images import draw_image, rank_images
+from ..evaluation.analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds, result_names
+from ..evaluation.coco_input import CocoGroundTruth, prepare_ground_truth, prepare_results
+from ..evaluation.html_report import WorstImage, render_report
+from ..evaluation.likelihood import likelihood_report
+from ..evaluation.predict import predict_dataset
+from ..evaluation.worst_images import draw_image, rank_images
+from ..files import make_output_folder, read_json, to_plain, write_json, write_text
+from ..loading import label_names, load_detector, weights_written
 
 REPORT, NUMBERS = "report.html", "analysis.json"
 NO_LIKELIHOOD: dict[str, Any] = {
@@ -29,14 +29,8 @@ NO_LIKELIHOOD: dict[str, Any] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after one line on stderr."""
-    return run_command(_run, _parser().parse_args(argv))
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("analyze"),
         description="Accuracy, calibration, thresholds, duplicates and the worst images of one or several "
         f"checkpoints, side by side: {REPORT} (one file, nothing else needed) and {NUMBERS}.",
     )
@@ -61,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     names = _names(arguments)
     if Path(arguments.output_dir).is_file():
         raise ValueError(f"--output_dir {arguments.output_dir}: a file is in the way; choose another folder")

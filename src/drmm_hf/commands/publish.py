@@ -1,24 +1,16 @@
 """`scripts/publish.py`: show what a published checkpoint would hold, and publish it with `--push`."""
 
 import argparse
-from collections.abc import Sequence
 
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from ..evaluation.command_line import program, run_command
-from .plan import UploadPlan, plan_upload
-from .publish import publish
+from ..hub.plan import UploadPlan, plan_upload
+from ..hub.publish import publish
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after one line on stderr."""
-    return run_command(_run, _parser().parse_args(argv))
-
-
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("publish"),
         description="Publish a checkpoint on the Hugging Face Hub. Without --push nothing is sent: the command shows "
         "what would be. The token is the one of `hf auth login` or HF_TOKEN.",
     )
@@ -34,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     repo_id = arguments.repo_id
     validate_repo_id(repo_id)
     if "/" not in repo_id:

@@ -11,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..configuration_drmm import DrmmConfig
-from ..image_processing_drmm import DrmmImageProcessor
-from ..modeling_drmm import DrmmForObjectDetection
-from ..weight_files import check_tensors
+from .configuration_drmm import DrmmConfig
+from .image_processing_drmm import DrmmImageProcessor
+from .modeling_drmm import DrmmForObjectDetection
+from .weight_files import check_tensors
 
 
 def load_detector(

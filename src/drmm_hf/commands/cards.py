@@ -1,22 +1,17 @@
 """`scripts/cards.py`: writes the cards of the presets anew, or the card of a trained model."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.command_line import program, run_command, write_json
 from ..evaluation.reliability import save_reliability_diagram
-from .card import checkpoint_analysis, checkpoint_card, checkpoint_folder, preset_card
-from .card_facts import condense_analysis, reliability
-from .card_preset import CARDS, measured_data, read_card_data
-from .card_text import APACHE, DIAGRAM
-from .plan import CARD
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0, or 2 after one line on stderr."""
-    return run_command(_run, _parser().parse_args(argv))
+from ..files import write_json
+from ..hub.card import checkpoint_analysis, checkpoint_card, checkpoint_folder, preset_card
+from ..hub.card_facts import condense_analysis, reliability
+from ..hub.card_preset import CARDS, measured_data, read_card_data
+from ..hub.card_text import APACHE, DIAGRAM
+from ..hub.plan import CARD
 
 
 def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
@@ -85,9 +80,8 @@ def _diagram(folder: Path, name: str, facts: Mapping[str, Any]) -> None:
     save_reliability_diagram(path, {name: reliability(facts)})
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=program("cards"),
         description="Without arguments: write all cards in model_cards/ and checkpoints/ anew from model_cards/data/. "
         "With a folder: write the model card (README.md) of the trained model in it.",
     )
@@ -103,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     if arguments.extract:
         if not arguments.analysis:
             raise ValueError("--extract needs --analysis")

@@ -1,0 +1,125 @@
+"""The command `drmm`: one subcommand a module of `commands/`, one line instead of a traceback for a user's mistake.
+
+A command module has `parser()`, its `argparse.ArgumentParser`, and `run(arguments)`, which returns an exit status or None.
+`scripts/NAME.py` is the same subcommand, for `accelerate launch scripts/train.py` and for a checkout without installation.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+FAILED, INTERRUPTED = 2, 130
+
+COMMANDS = {
+    "quickstart": "train a small detector, measure it and look at it",
+    "train": "train or fine-tune a detector",
+    "evaluate": "COCO accuracy and calibration of a detector, or of a file of results",
+    "predict": "detect objects in pictures and draw them",
+    "analyze": "one page on how far scores can be trusted",
+    "export": "ONNX or torch.export, checked against the checkpoint",
+    "convert": "released checkpoints of D-RMM, Sparse R-CNN and AdaMixer, and back",
+    "cards": "model cards from what was measured",
+    "publish": "put a checkpoint on the Hub",
+    "demo": "detections in the browser",
+    "presets": "the named configurations, with parameters and multiply-adds",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `drmm COMMAND ...`.
+
+    Returns:
+        0, what the command returns, 2 after one line on stderr for bad input, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: drmm COMMAND [options]\n")
+        print("\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items()))
+        print("\n`drmm COMMAND --help` says what a command takes.")
+        return 0 if words else FAILED
+    name, *rest = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        print(f"error: drmm has no command {name!r}" + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
+        return FAILED
+    try:
+        command = importlib.import_module(f"drmm_hf.commands.{name}")
+    except ImportError as error:  # an extra is not installed
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    parser = command.parser()
+    parser.prog = f"drmm {name}"
+    if not any("--debug" in action.option_strings for action in parser._actions):
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return run_command(command.run, parser.parse_args(rest))
+
+
+def run_command(run, arguments: argparse.Namespace) -> int:
+    """Exit status of `run(arguments)`; an error about the input is one line on stderr and 2, Ctrl-C one and 130."""
+    debug = getattr(arguments, "debug", False)
+    try:
+        return run(arguments) or 0
+    except (MemoryError, RuntimeError) as error:
+        if debug or not is_out_of_memory(error):
+            raise
+        batch_size = getattr(arguments, "batch_size", None)  # not every command has one
+        hint = "" if batch_size is None else f"; lower --batch-size (now {batch_size})"
+        print(f"error: out of memory{hint}", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if debug:
+            raise
+        print(f"interrupted {stop}".rstrip(), file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (ValueError, OSError, ImportError) as error:
+        if debug:
+            raise
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return FAILED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the device or of the machine, did not suffice.
+
+    It has a type of its own on a GPU, in Python and in numpy, but none in torch's CPU allocator.
+    """
+    words = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that runs a model, but the model itself."""
+    parser.add_argument("--batch-size", type=positive_int, default=8, help="images at once (default: 8)")
+    parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image (default: 100)")
+    parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
+
+
+def positive_int(text: str) -> int:
+    """argparse type of a number of things."""
+    return _at_least(1, int(text))
+
+
+def count(text: str) -> int:
+    """argparse type of a number of things that may be none."""
+    return _at_least(0, int(text))
+
+
+def fraction(text: str) -> float:
+    """argparse type of a score."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1], not {text}")
+    return value
+
+
+def _at_least(low: int, value: int) -> int:
+    if value < low:
+        raise argparse.ArgumentTypeError(f"must be at least {low}, not {value}")
+    return value

@@ -1,0 +1,96 @@
+"""Write the tables of the pages anew from the files of results: `python docs/tables.py`, or `make docs`.
+
+A page marks the place of a table, and names its files relative to docs/results/:
+
+    <!-- table: small-scale/adamixer/table2.json -->
+    ...
+    <!-- end -->
+
+What `scripts/reproduce.py` wrote becomes its rows with mean ± standard deviation over the seeds, and the paper's numbers in
+columns of their own. Several `metrics.json` become a row each (a pattern with * is one row, the mean of its files), with the
+columns that `columns=AP,ECE` names.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS / "results"
+PAPER = "paper (COCO)"
+MARKED = re.compile(r"(<!-- table: ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Rewrite every marked table; 1 with `--check` if one is not what its file says."""
+    check, stale = "--check" in sys.argv, []
+    for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        text = page.read_text(encoding="utf-8")
+        new = MARKED.sub(lambda found: found[1] + table(found[2].split()) + found[3], text)
+        if new != text:
+            stale.append(str(page.relative_to(DOCS.parent)))
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    print("\n".join(stale))
+    return int(check and bool(stale))
+
+
+def table(words: list[str]) -> str:
+    """The Markdown table that a mark asks for."""
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    sources = [word for word in words if "=" not in word]
+    first = json.loads((RESULTS / sources[0]).read_text()) if "*" not in sources[0] else {}
+    return reproduced(first) if "rows" in first else of_runs(sources, options["columns"].split(","))
+
+
+def reproduced(content: dict[str, Any]) -> str:
+    """What `scripts/reproduce.py` measured."""
+    rows, paper = content["rows"], content[PAPER]
+    columns: list[tuple[str, bool]] = []
+    for column in dict.fromkeys(column for values in rows.values() for column in values):
+        columns.append((column, False))
+        if any(column in paper.get(row, {}) for row in rows):
+            columns.append((column, True))
+    header = ["", *(f"{column}, {PAPER}" if from_paper else column for column, from_paper in columns)]
+    lines = []
+    for row, values in rows.items():
+        texts = []
+        for column, from_paper in columns:
+            known = [paper[row][column]] if column in paper.get(row, {}) else []
+            seeds = known if from_paper else list(values.get(column, {}).get("seeds", {}).values())
+            texts.append(spread(seeds))
+        lines.append([row, *texts])
+    return markdown(header, lines)
+
+
+def of_runs(sources: list[str], columns: list[str]) -> str:
+    """A row for each file of metrics, or the mean of those that a pattern names."""
+    lines = []
+    for source in sources:
+        runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(source))]
+        name = Path(source).stem.replace("-seed*", "")
+        lines.append([name, str(len(runs)), *(spread([run[column] for run in runs]) for column in columns)])
+    return markdown(["run", "seeds", *columns], lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± sample standard deviation; the mean alone of one value, or of a count, which has no spread."""
+    if not values:
+        return "–"
+    middle = mean(values)
+    digits = 1 if abs(middle) >= 100 else 2 if abs(middle) >= 20 else 3
+    text = f"{middle:.{digits}f}"
+    return text if len(set(values)) == 1 else f"{text} ± {stdev(values):.{digits}f}"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table of Markdown."""
+    lines = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:], ""])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

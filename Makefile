@@ -82,9 +82,10 @@ audit: $(STAMP) ## known vulnerabilities in what is installed (asks a database o
 	$(RUN) -m pip install --disable-pip-version-check --quiet pip-audit
 	$(RUN) -m pip_audit --strict --skip-editable $(ARGS)
 
-docs: $(STAMP) ## docs/api.md from the docstrings, and all pages with the whole reference as HTML in build/docs
+docs: $(STAMP) ## the tables of the pages anew from the files of results, and the reference as HTML in build/docs
 	$(RUN) -m pip install --disable-pip-version-check --quiet -e ".[$(EXTRAS),docs]"
-	$(RUN) docs/api_reference.py build/docs
+	$(RUN) docs/tables.py
+	$(RUN) -m pdoc --math -o build/docs drmm_hf
 
 quickstart: $(STAMP) ## train a small detector and look at it (DATA= OUT= SEED= ARGS=)
 	$(RUN) scripts/quickstart.py $(if $(DATA),--data "$(DATA)") --output "$(OUT)" \

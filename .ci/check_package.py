@@ -1,9 +1,9 @@
 """Whether the built package works apart from this folder: `python .ci/check_package.py dist README.md`.
 
 The wheel is installed without its dependencies in an empty virtual environment that finds them where this Python does,
-which saves gigabytes. There the commands and the Python snippets of the README run on a few generated images, each
-`python scripts/NAME.py` as the installed command `drmm-NAME`, and trainings with a few images. A command that is not
-known here is a failure: the README has no command that nobody ever ran.
+which saves gigabytes. There the commands and the Python snippets of the README run on a few generated images: `drmm
+NAME` as installed, the scripts that are not part of the package from this checkout, and trainings with a few images. A
+command that is not known here is a failure: the README has no command that nobody ever ran.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -34,13 +33,13 @@ ARGUMENTS = {
 PLACEHOLDERS = {"PICTURES": "data/images", "FOLDER": "data", "CHECKPOINT": "runs/quickstart/model"}
 NOT_RUN = {
     r"make test$": "it is a step of its own",
-    r"accelerate launch .* --data coco": "needs COCO and GPUs; tests/test_docs.py reads its options",
-    r"scripts/convert\.py \w+\.pth": "needs released weights; tests/conversion converts generated ones",
-    r"scripts/demo\.py": "it serves until it is stopped; tests/demo drives it in a browser",
-    r"scripts/train\.py --warm-start": "needs released weights; tests/conversion starts from generated ones",
+    r"accelerate launch .* --data coco": "needs COCO and GPUs; the recipes are read by tests/training",
+    r"drmm convert \w+\.pth": "needs released weights; tests/conversion converts generated ones",
+    r"drmm demo": "it serves until it is stopped; tests/demo drives it in a browser",
+    r"drmm train --warm-start": "needs released weights; tests/conversion starts from generated ones",
 }
 if importlib.util.find_spec("onnxruntime") is None:
-    NOT_RUN[r"scripts/export\.py"] = "needs the extra export; with EXTRAS=dev,plots,baselines,export it is run"
+    NOT_RUN[r"drmm export"] = "needs the extra export; with EXTRAS=dev,plots,baselines,export it is run"
 SNIPPET_INPUT = """
 import torch
 from PIL import Image
@@ -58,11 +57,10 @@ shutil.copy(sorted(Path("data/images").rglob("*.jpg"))[0], "picture.jpg")
 """
 
 HELP = """
-import sys
-from importlib.metadata import entry_points
-for name in sys.argv[1:]:
+from drmm_hf.cli import COMMANDS, main
+for name in COMMANDS:
     try:
-        entry_points(group="console_scripts")[name].load()(["--help"])
+        main([name, "--help"])
     except SystemExit as end:
         assert end.code == 0, name
 """
@@ -119,19 +117,17 @@ def check_installed(commands: Path, folder: Path) -> None:
     imported = run([str(commands / "python"), "-c", where], folder, "import drmm_hf")
     if not Path(imported.strip().splitlines()[-1]).is_relative_to(commands.parent):
         sys.exit(f"drmm_hf was imported from {imported.strip()}, not from the wheel")
-    names = sorted(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"])
-    missing = [name for name in names if not (commands / name).is_file()]
-    if missing:
-        sys.exit(f"the wheel installs no {missing}")
+    if not (commands / "drmm").is_file():
+        sys.exit("the wheel installs no command drmm")
     # In one process: most of the time goes into importing torch.
-    run([str(commands / "python"), "-c", HELP, *names], folder, f"--help of {', '.join(names)}")
+    run([str(commands / "python"), "-c", HELP], folder, "--help of every command")
 
 
 def run_readme(readme: Path, commands: Path, folder: Path) -> None:
     """Every indented command and every fenced Python snippet, in their order."""
     text = readme.read_text().replace("\\\n", " ")
     (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
-    fenced, indented = r"^```python\n(.*?)^```", r"^ {4}((?:make|python|accelerate|drmm-\w+) [^\n]+)$"
+    fenced, indented = r"^```python\n(.*?)^```", r"^ {4}((?:make|python|accelerate|drmm) [^\n]+)$"
     for snippet, line in re.findall(f"{fenced}|{indented}", text, re.DOTALL | re.MULTILINE):
         if snippet:
             run([str(commands / "python"), "-c", SNIPPET_INPUT + snippet], folder, snippet.strip().splitlines()[-1])
@@ -146,11 +142,13 @@ def run_readme(readme: Path, commands: Path, folder: Path) -> None:
 
 def installed(command: str, commands: Path) -> list[str]:
     """A command of the README as one of the installed package, on few images."""
-    found = re.fullmatch(r"(?:make (?=quickstart)|python scripts/|drmm-)(\w+)(?:\.py)?(.*)", command)
-    if not found or not (commands / f"drmm-{found[1]}").is_file():
+    found = re.fullmatch(r"(?:make (?=quickstart)|drmm |python scripts/)(\w+)(?:\.py)?(.*)", command)
+    if not found:
         sys.exit(f"README: {command!r} is no command that this check can run; add it here or under NOT_RUN")
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(found[2])]
-    return [str(commands / f"drmm-{found[1]}"), *words, *ARGUMENTS.get(found[1], [])]
+    script = ROOT / "scripts" / f"{found[1]}.py"
+    program = [commands / "python", script] if command.startswith("python") else [commands / "drmm", found[1]]
+    return [*map(str, program), *words, *ARGUMENTS.get(found[1], [])]
 
 
 def main() -> int:

@@ -70,7 +70,7 @@ test-matrix: $(STAMP) ## the quick tests with the lowest and the newest versions
 coverage: $(STAMP) ## the quick tests, the ten slowest of them, and how much of src/ they reach: at least 90%
 	$(RUN) -m pytest -q --cov --cov-report=term --durations=10 $(ARGS)
 
-fuzz: $(STAMP) ## 20,000 damaged inputs: each is read or refused with a clear error (ARGS="--cases 2000 --seed 1")
+fuzz: $(STAMP) ## 2,000 damaged inputs: each is read or refused with a clear error (ARGS="--cases 20000 --seed 1")
 	PYTHONPATH=tests $(RUN) -m fuzz $(ARGS)
 
 package: $(STAMP) ## build sdist and wheel in dist/, install the wheel apart from this folder, run the README there

@@ -6,9 +6,9 @@ A page marks the place of a table, and names its files relative to docs/results/
     ...
     <!-- end -->
 
-What `scripts/reproduce.py` wrote becomes its rows with mean ± standard deviation over the seeds, and the paper's numbers
-in columns of their own. Several `metrics.json` become a row each (a pattern with * is one row, the mean of its files),
-with the columns that `columns=AP,ECE` names.
+What `scripts/reproduce.py` wrote becomes its rows with mean ± standard deviation over the seeds, and the numbers of the
+paper in columns of their own. Several `metrics.json` become a row each (a pattern with * is one row, the mean of its
+files), with the columns that `columns=AP,ECE` names.
 """
 
 import json

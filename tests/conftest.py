@@ -6,6 +6,8 @@ from pathlib import Path
 
 # Before torch and huggingface_hub are imported: both read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Threads that wait for work sleep: spinning would take the cores from the tests of another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import pytest

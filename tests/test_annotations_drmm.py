@@ -1,4 +1,4 @@
-"""Labels from COCO annotations: what is left out, what is filled in, and every error message."""
+"""Labels from COCO annotations, and the cleaning of boxes: what is left out, filled in, and refused."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from drmm_hf.annotations_drmm import make_label
+from drmm_hf.annotations import InvalidBox, clean_boxes
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 
 IMAGE = torch.zeros(3, 50, 40)
+
+
+def make_label(annotation: Any, image: torch.Tensor) -> Any:
+    return DrmmImageProcessor(do_resize=False)(image, annotation, return_tensors="pt")["labels"][0]
 
 
 def annotation_of(*boxes: list[float], **fields: Any) -> dict[str, Any]:
@@ -52,52 +56,63 @@ def test_given_area_is_kept() -> None:
     assert make_label(annotation_of([0, 0, 10, 20], area=150), IMAGE)["area"].tolist() == [150]
 
 
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"category_id": 0}, "image_id 7, annotation 1: bbox is missing"),
-        ({"bbox": [1, 2, 3, 4]}, "image_id 7, annotation 1: category_id is missing"),
-        ("box", "image_id 7, annotation 1: bbox is missing"),
-        (
-            {"bbox": [1, 2, float("nan"), 4], "category_id": 0},
-            "annotation 1: bbox is .*nan.*four finite numbers",
-        ),
-        ({"bbox": [1, 2, 3], "category_id": 0}, "annotation 1: bbox is .*four finite numbers"),
-        ({"bbox": None, "category_id": 0}, "annotation 1: bbox is None, expected four finite numbers"),
-        (
-            {"bbox": [9, 2, -3, 4], "category_id": 0},
-            "annotation 1: bbox is .*negative width or height.*convert",
-        ),
-        (
-            {"bbox": [1, 2, 3, 4], "category_id": -1},
-            "annotation 1: category_id is -1.*Map names or sparse ids",
-        ),
-        ({"bbox": [1, 2, 3, 4], "category_id": "cat"}, "annotation 1: category_id is 'cat'.*Map names"),
-        ({"bbox": [1, 2, 3, 4], "category_id": 0, "area": "big"}, "annotation 1: area is 'big'"),
-    ],
-)
-def test_wrong_record(record: Any, message: str) -> None:
-    annotation = annotation_of([1, 2, 3, 4])
-    annotation["annotations"].append(record)
-    with pytest.raises(ValueError, match=message):
-        make_label(annotation, IMAGE)
+@pytest.mark.parametrize("crowd", [0, 1, True, 1.0, np.int64(1), np.bool_(False)])
+def test_whole_numbers_may_be_floats(crowd: Any) -> None:
+    records = [{"bbox": [0, 0, 10, 20], "category_id": 2.0, "iscrowd": crowd}]
+    label = make_label({"image_id": 7.0, "annotations": records}, IMAGE)
+    assert label["image_id"].tolist() == [7]
+    assert label["class_labels"].tolist() == ([] if crowd else [2])
 
 
 @pytest.mark.parametrize(
-    ("annotation", "message"),
+    ("field", "value"),
     [
-        ({"annotations": []}, r"must be a dict with image_id and annotations .*not \['annotations'\]"),
-        (
-            [[{"bbox": [1, 2, 3, 4]}]],
-            "must be a dict with image_id and annotations .*not list. Wrap COCO records",
-        ),
-        ({"image_id": "a.jpg", "annotations": []}, "image_id is 'a.jpg': give a whole number"),
-        ({"image_id": 3, "annotations": {"bbox": []}}, "image_id 3: annotations is a dict, expected a list"),
+        *(("bbox", box) for box in ([1, 2, float("nan"), 4], [1, 2, 3], None, [9, 2, -3, 4], ["1", 2, 3, 4], "abcd")),
+        *(("bbox", box) for box in ([1, 2, 10**400, 4], [1, 2, float("inf"), 4], {}, [[1], [2], [3], [4]])),
+        *(("category_id", category) for category in (-1, "cat", "3", 1.5, None, float("nan"), 2**63, [])),
+        *(("area", area) for area in ("big", -1, float("inf"), float("nan"), 10**400, [])),
+        *(("iscrowd", crowd) for crowd in (2, -1, 0.5, "0", None, "yes")),
+        *(("image_id", image_id) for image_id in ("a.jpg", 1.5, None, 2**70, "x" * 5000)),
+        *(("annotations", records) for records in ({"bbox": []}, "abc", 3, None, ["box"], [{"category_id": 0}], [[]])),
+        ("annotations", [{"bbox": [1, 2, 3, 4]}]),
     ],
 )
-def test_wrong_annotation(annotation: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_values_are_named(field: str, value: Any) -> None:
+    annotation = annotation_of([1, 2, 3, 4], [5, 6, 7, 8])
+    if field in annotation:
+        annotation[field] = value
+    else:
+        annotation["annotations"][1][field] = value
+    with pytest.raises(
+        ValueError, match=r"image_id|image" if field in annotation else f"image_id 7, annotation 1: {field}"
+    ):
         make_label(annotation, IMAGE)
+
+
+@pytest.mark.parametrize("annotation", [{"annotations": []}, [[{"bbox": [1, 2, 3, 4]}]], 7, "a", [None], [], [{}, {}]])
+def test_what_is_no_annotation(annotation: Any) -> None:
+    with pytest.raises(ValueError, match="annotation"):
+        make_label(annotation, IMAGE)
+
+
+def test_boxes_are_clipped_to_their_images() -> None:
+    boxes = np.array([[-1, 2, 5, 5], [8, 1, 9, 3], [0, 0, 10.04, 3], [50, 0, 5, 5], [2, 2, 0, 4], [1, 1, 1e308, 1e308]])
+    clipped, kept, moved = clean_boxes(boxes, 10, np.array([20.0, 20, 20, 20, 20, 30]))
+    assert clipped.dtype == np.float64
+    assert clipped.tolist() == [
+        *([0, 2, 4, 5], [8, 1, 2, 3], [0, 0, 10, 3], [10, 0, 0, 5], [2, 2, 0, 4], [1, 1, 9, 29]),
+    ]
+    assert kept.tolist() == [True, True, True, False, False, True]
+    assert moved.tolist() == [True, True, False, True, False, True]  # 0.04 px are rounding of the file
+    for none in ([], np.zeros((0, 4))):
+        assert [part.shape for part in clean_boxes(none, 10, 20)] == [(0, 4), (0,), (0,)]
+
+
+@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, -3, 4], [1, 2, 3, float("inf")], ["1", "2", "3", "4"], None])
+def test_the_first_invalid_box_is_named(box: Any) -> None:
+    with pytest.raises(InvalidBox) as caught:
+        clean_boxes([[1, 2, 3, 4], box, box], 10, 10)
+    assert caught.value.index == 1
 
 
 def test_real_images(coco: Path) -> None:

@@ -110,17 +110,19 @@ class TestFamily:
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_gradient_checkpointing_changes_nothing(system) -> None:
+def test_gradient_checkpointing_changes_nothing(system, use_reentrant) -> None:
     model = build(system, "r50").train()
     model(**inputs()).loss.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model(**inputs()).loss.backward()
     for name, parameter in model.named_parameters():
         if name in expected:
-            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+            largest = float(expected[name].abs().max())  # sums of many terms that cancel
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5 * (1 + largest))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

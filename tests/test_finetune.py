@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drmm_hf import DrmmForObjectDetection
-from model_fixtures import NAMES, inputs, small_model
+from model_fixtures import inputs, small_model
 
 ANIMALS = {0: "cat", 1: "dog", 2: "cow", 3: "hen", 4: "ewe"}
 
@@ -88,14 +88,3 @@ def test_objects_are_found_as_before_whatever_their_classes(checkpoint):
     before, after = old.eval()(**batch), finetuned(folder, ANIMALS).eval()(**batch)
     torch.testing.assert_close(after.pred_boxes, before.pred_boxes)
     torch.testing.assert_close(after.objectness_logits, before.objectness_logits)
-
-
-def test_without_permission_another_number_of_classes_is_an_error(checkpoint):
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        DrmmForObjectDetection.from_pretrained(checkpoint[1], id2label=ANIMALS)
-
-
-def test_the_checkpoints_own_names_come_back(checkpoint):
-    model = DrmmForObjectDetection.from_pretrained(checkpoint[1])
-    assert model.config.id2label == NAMES
-    assert model.config.label2id == {name: index for index, name in NAMES.items()}

@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drmm_hf.mixture import (
     DENSITIES,
+    OBJECTIVES,
     STOP_GRADIENTS,
+    MixtureLoss,
     MixtureParameters,
     box_log_density,
     confidence_logits,
@@ -105,52 +107,22 @@ def test_gradients_against_finite_differences(density: str, stop) -> None:
         assert (gradient.abs().max() == 0) == (name in stop), name
 
 
-def total(parameters, boxes, labels, **options) -> torch.Tensor:
-    loss = mixture_loss(parameters, boxes, labels, **options)
-    return loss.nll + 0.5 * loss.mcm
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), shift=st.floats(-500, 500))
-def test_invariances(seed: int, shift: float) -> None:
-    parameters, boxes, labels = case(seed=seed)
-    expected = total(parameters, boxes, labels)
-    g = torch.Generator().manual_seed(seed)
-    order = torch.randperm(7, generator=g)
-    torch.testing.assert_close(
-        total(MixtureParameters(*(t[:, order] for t in parameters[:4])), boxes, labels), expected
-    )
-    order = torch.randperm(3, generator=g)
-    torch.testing.assert_close(total(parameters, boxes[:, order], labels[:, order]), expected[:, order])
-    moved = parameters._replace(locations=parameters.locations + shift)
-    torch.testing.assert_close(total(moved, boxes + shift, labels), expected)
-    extra = MixtureParameters(*(torch.cat((t, t[:, :1]), dim=1) for t in parameters[:4]))
-    extra.objectness_logits[:, -1] = -1e4
-    torch.testing.assert_close(total(extra, boxes, labels), expected)
-    alone = torch.cat(
-        [
-            total(MixtureParameters(*(t[i : i + 1] for t in parameters[:4])), boxes[i : i + 1], labels[i : i + 1])
-            for i in range(2)
-        ]
-    )
-    torch.testing.assert_close(alone, expected)
-
-
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), far=st.floats(0, 1e6))
-def test_bounds(seed: int, far: float) -> None:
-    """MCM is not negative without the floor and zero for one component; the floor bounds both terms."""
+def test_the_floor_bounds_both_terms(seed: int, far: float) -> None:
     parameters, boxes, labels = case(seed=seed)
-    loss = mixture_loss(parameters, boxes + far, labels, likelihood_floor=0.0)
-    assert (loss.mcm >= -1e-9).all()
-    single = MixtureParameters(*(t[:, :1] for t in parameters[:4]))
-    torch.testing.assert_close(
-        mixture_loss(single, boxes + far, labels, likelihood_floor=0.0).mcm, torch.zeros(2, 3, dtype=torch.float64)
-    )
-    floored = mixture_loss(parameters, boxes + far, labels)
-    bound = -math.log(1e-12) + 1e-9
-    assert (floored.nll <= bound).all()
-    assert (floored.mcm <= bound).all()
+    loss = mixture_loss(parameters, boxes + far, labels)
+    assert max(loss.nll.max(), loss.mcm.max()) <= -math.log(1e-12) + 1e-9
+
+
+def test_images_do_not_see_each_other() -> None:
+    parameters, boxes, labels = case()
+    together = mixture_loss(parameters, boxes, labels)
+    for i in range(2):
+        alone = mixture_loss(
+            MixtureParameters(*(t[i : i + 1] for t in parameters[:4])), boxes[i : i + 1], labels[i : i + 1]
+        )
+        torch.testing.assert_close(alone, MixtureLoss(together.nll[i : i + 1], together.mcm[i : i + 1]))
 
 
 def test_what_is_masked_does_not_matter() -> None:
@@ -257,7 +229,7 @@ def stages_of_a_batch(components: tuple[int, ...], dtype=torch.float64) -> tuple
     return stages, (boxes, labels, mask)
 
 
-@pytest.mark.parametrize("objective", ["nll_mcm", "nll_max", "nll_mcm_bipartite", "nll_bipartite"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("components", [(7, 7, 7), (7, 5, 5, 2)])
 @pytest.mark.parametrize("density", DENSITIES)
 def test_all_stages_at_once_are_each_stage_by_itself(components, objective, density) -> None:
@@ -287,7 +259,7 @@ def test_the_ground_truths_of_the_counts_come_in_their_order() -> None:
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:
     stages, targets = stages_of_a_batch((7,))
     loss = mixture_losses(stages, *targets).nll.sum()
-    with pytest.raises(RuntimeError, match="first derivatives only: call it without create_graph=True"):
+    with pytest.raises(RuntimeError, match="create_graph"):
         torch.autograd.grad(loss, stages[0].locations, create_graph=True)
 
 
@@ -306,30 +278,22 @@ def test_it_compiles_whole_and_once_for_other_numbers_of_ground_truths() -> None
         torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_autocast_leaves_the_loss_in_float32() -> None:
-    parameters, boxes, labels = case(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = mixture_loss(parameters, boxes, labels)
-    torch.testing.assert_close(loss.nll, mixture_loss(parameters, boxes, labels).nll, rtol=0, atol=0)
-    half = parameters._replace(class_logits=parameters.class_logits.bfloat16())
-    assert mixture_loss(half, boxes, labels).nll.dtype == torch.float32
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "value"),
     [
-        ({"density": "laplace"}, "density='laplace' is unknown; choose one of cauchy, gaussian, student_t"),
-        ({"stop_gradient": ("loc",)}, r"stop_gradient=\('loc',\): give a collection of names out of mixing, location"),
-        ({"stop_gradient": "location"}, "stop_gradient='location': give a collection"),
-        ({"boxes": torch.zeros(2, 3, 5)}, r"boxes has shape \(2, 3, 5\), expected \(2, 3, 4\)"),
-        ({"labels": torch.zeros(2, 4, dtype=torch.long)}, r"boxes has shape \(2, 3, 4\), expected \(2, 4, 4\)"),
-        ({"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask has shape \(2, 4\), expected \(2, 3\)"),
+        ("density", "laplace"),
+        ("objective", "hungarian"),
+        ("stop_gradient", ("loc",)),
+        ("stop_gradient", "location"),
+        ("boxes", torch.zeros(2, 3, 5)),
+        ("boxes", torch.zeros(2, 4, 4)),
+        ("mask", torch.ones(2, 4, dtype=torch.bool)),
     ],
 )
-def test_wrong_arguments_are_named(change: dict, message: str) -> None:
+def test_wrong_arguments_are_named(name: str, value) -> None:
     parameters, boxes, labels = case()
-    with pytest.raises(ValueError, match=message):
-        mixture_loss(**{"parameters": parameters, "boxes": boxes, "labels": labels, **change})
+    with pytest.raises(ValueError, match=name):
+        mixture_loss(**{"parameters": parameters, "boxes": boxes, "labels": labels, name: value})
 
 
 def test_mixing_coefficients_and_scale_floor() -> None:

@@ -3,20 +3,12 @@
 import copy
 import pickle
 
-import pytest
 import torch
 
-from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor, DrmmModel, mixture_loss
-from drmm_hf.loss_drmm import pad_targets
+from drmm_hf import DrmmForObjectDetection, DrmmModel, mixture_loss
+from drmm_hf.loss import pad_targets
 from drmm_hf.mixture import log_mixing_coefficients
-from drmm_hf.modeling_drmm import DrmmObjectDetectionOutput
-from model_fixtures import inputs, small_config, small_model
-
-
-def test_confidence_is_class_probability_times_objectness() -> None:
-    outputs = small_model().eval()(**inputs())
-    confidence = outputs.class_log_probs.exp() * outputs.objectness_logits.sigmoid().unsqueeze(-1)
-    torch.testing.assert_close(outputs.logits.sigmoid(), confidence, atol=1e-6, rtol=0)
+from model_fixtures import inputs, small_model
 
 
 def test_boxes_and_scales_are_fractions_of_the_image_without_its_padding() -> None:
@@ -29,20 +21,6 @@ def test_boxes_and_scales_are_fractions_of_the_image_without_its_padding() -> No
     floored = torch.maximum(outputs.scales, 2.0 * torch.cat((size, size), dim=-1))
     torch.testing.assert_close(outputs.pred_scales, floored / extent)
     assert (floored > outputs.scales).any(), "the floor is not exercised"
-
-
-def test_a_batch_gives_what_each_image_gives_alone() -> None:
-    model, batch = small_model().eval(), inputs(batch=3)
-    together = model(batch["pixel_values"], batch["pixel_mask"], output_stages=True, output_hidden_states=True)
-    alone = [
-        model(batch["pixel_values"][i : i + 1, :, :h, :w], batch["pixel_mask"][i : i + 1, :h, :w], output_stages=True)
-        for i, (h, w) in enumerate([(64, 96), (64, 96), (64, 64)])
-    ]
-    for name in ("logits", "pred_boxes", "pred_scales"):
-        torch.testing.assert_close(together[name], torch.cat([a[name] for a in alone]), atol=1e-5, rtol=1e-4)
-        stage = torch.cat([a.auxiliary_outputs[0][name] for a in alone])
-        torch.testing.assert_close(together.auxiliary_outputs[0][name], stage, atol=1e-5, rtol=1e-4)
-    assert [h.shape[0] for h in together.hidden_states] == [3, 3, 3]
 
 
 def test_as_released_the_padding_is_computed_with_the_image() -> None:
@@ -110,64 +88,6 @@ def test_top_k_keeps_the_most_confident_and_does_not_normalize_again() -> None:
     assert (kept.stages[0].log_mixing.exp().sum(1) < 0.99).all()
 
 
-def test_stages_hidden_states_and_attentions_on_request() -> None:
-    model = small_model(attn_implementation="eager").eval()
-    model.set_attn_implementation("eager")
-    outputs = model(**inputs(), output_stages=True, output_hidden_states=True, output_attentions=True)
-    assert [len(outputs[n]) for n in ("auxiliary_outputs", "hidden_states", "attentions")] == [1, 3, 2]
-    assert outputs.hidden_states[0].shape == (2, 12, 32)
-    torch.testing.assert_close(outputs.hidden_states[-1], outputs.last_hidden_state)
-    assert outputs.attentions[0].shape == (2, 4, 12, 12)
-    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, 12))
-    assert outputs.auxiliary_outputs[0]["pred_boxes"].shape == (2, 12, 4)
-    assert model(**inputs()).auxiliary_outputs is None
-
-
-def test_output_fields_stand_where_the_trainer_reads_them() -> None:
-    outputs = small_model()(**inputs(), output_stages=True)
-    assert list(outputs)[:6] == ["loss", "loss_dict", "logits", "pred_boxes", "auxiliary_outputs", "last_hidden_state"]
-    as_tuple = small_model()(**inputs(), output_stages=True, return_dict=False)
-    assert isinstance(as_tuple, tuple)
-    torch.testing.assert_close(as_tuple[2], outputs.logits)
-    assert isinstance(outputs, DrmmObjectDetectionOutput)
-
-
-def test_eager_and_sdpa_attention_agree() -> None:
-    model = small_model().eval()
-    sdpa = model(**inputs()).logits
-    model.set_attn_implementation("eager")
-    torch.testing.assert_close(model(**inputs()).logits, sdpa, atol=1e-5, rtol=1e-5)
-
-
-def test_gradient_checkpointing_changes_neither_loss_nor_gradients() -> None:
-    plain, checkpointed = small_model().train(), small_model().train()
-    checkpointed.gradient_checkpointing_enable()
-    losses = []
-    for model in (plain, checkpointed):
-        loss = model(**inputs()).loss
-        loss.backward()
-        losses.append(loss)
-    torch.testing.assert_close(losses[0], losses[1])
-    for (name, ours), theirs in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
-
-
-def test_bfloat16_by_autocast_and_by_weights() -> None:
-    batch = inputs()
-    model = small_model()
-    reference = model(**batch).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(**batch).loss
-    loss.backward()
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, reference, rtol=0.05, atol=0)
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    half = small_model().eval().to(torch.bfloat16)
-    outputs = half(batch["pixel_values"].bfloat16(), batch["pixel_mask"])
-    assert outputs.logits.isfinite().all()
-    assert outputs.locations.dtype == torch.float32, "bfloat16 cannot hold pixel coordinates"
-
-
 def test_saved_and_loaded_the_model_is_the_same(tmp_path) -> None:
     model = small_model()
     model(**inputs())  # moves the BatchNorm statistics off their start
@@ -180,19 +100,6 @@ def test_saved_and_loaded_the_model_is_the_same(tmp_path) -> None:
     base = DrmmModel.from_pretrained(tmp_path).eval()
     pixels = inputs()["pixel_values"]
     torch.testing.assert_close(base(pixels).locations, loaded(pixels).locations)
-
-
-def test_frozen_stages_stay_frozen_through_loading(tmp_path) -> None:
-    def frozen(model) -> set[str]:
-        return {name for name, p in model.named_parameters() if not p.requires_grad}
-
-    model = small_model(frozen_stages=1, backbone_norm="eval")
-    expected = frozen(model)
-    assert any("layer1" in name for name in expected)
-    assert any("conv1" in name for name in expected)
-    assert not any("layer2" in name or "pyramid" in name for name in expected)
-    model.save_pretrained(tmp_path)
-    assert frozen(DrmmForObjectDetection.from_pretrained(tmp_path)) == expected
 
 
 def test_the_loss_function_is_ours_and_survives_copies() -> None:
@@ -209,56 +116,3 @@ def test_every_tensor_of_the_model_is_in_its_state(tmp_path) -> None:
         loose = [k for k, v in vars(module).items() if isinstance(v, torch.Tensor)]
         assert not loose, f"{type(module).__name__} holds {loose}"
         assert not module._non_persistent_buffers_set, type(module).__name__
-
-
-def test_nothing_but_weights_and_settings_is_saved(tmp_path) -> None:
-    small_model().save_pretrained(tmp_path)
-    DrmmImageProcessor().save_pretrained(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    assert not any("auto_map" in p.read_text() for p in tmp_path.glob("*.json"))
-
-
-def test_another_model_type_is_refused_by_name(tmp_path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "detr"}')
-    with pytest.raises(ValueError, match=r"config\.json: model_type is 'detr', expected 'drmm'"):
-        DrmmForObjectDetection.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"class_labels": None}, r"labels\[1\] has no 'class_labels' .*DrmmImageProcessor"),
-        ({"boxes": None}, r"labels\[1\] has no 'boxes'"),
-        ({"class_labels": torch.tensor([0, 3])}, r"labels\[1\]\['class_labels'\]\[1\] is 3, .*num_labels=3"),
-        ({"class_labels": torch.tensor([-1, 0])}, r"\['class_labels'\]\[0\] is -1"),
-        ({"boxes": torch.tensor([[3.0, 4.0, 20.0, 30.0]] * 2)}, r"\['boxes'\]\[0\] is \[3.0, .*not pixels"),
-        ({"boxes": torch.tensor([[0.1, 0.1, 0.1, 0.1], [0.1, float("nan"), 0.1, 0.1]])}, r"\['boxes'\]\[1\] .*nan"),
-        ({"boxes": torch.tensor([[0.5, 0.5, -0.1, 0.1]] * 2)}, r"\['boxes'\]\[0\]"),
-        ({"boxes": torch.zeros(3, 4)}, r"shape \(3, 4\) beside 2 class_labels; expected \(2, 4\)"),
-    ],
-)
-def test_wrong_labels_are_named(change: dict, message: str) -> None:
-    batch = inputs()
-    batch["labels"][1] = {k: v for k, v in {**batch["labels"][1], **change}.items() if v is not None}
-    with pytest.raises(ValueError, match=message):
-        small_model()(**batch)
-
-
-def test_one_label_entry_for_each_image() -> None:
-    batch = inputs()
-    with pytest.raises(ValueError, match="labels has 1 entries for a batch of 2 images"):
-        small_model()(**{**batch, "labels": batch["labels"][:1]})
-
-
-def test_levels_that_the_backbone_does_not_give_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"pyramid_levels=\[4\]: the backbone gives levels 0\.\.3"):
-        DrmmModel(small_config(pyramid_levels=[4]))
-
-
-@pytest.mark.slow
-def test_exported_program_gives_the_same(tmp_path) -> None:
-    model, batch = small_model().eval(), inputs()
-    # without padding: a captured graph computes it with the image, as released
-    arguments = (batch["pixel_values"], torch.ones_like(batch["pixel_mask"]))
-    program = torch.export.export(model, arguments)
-    torch.testing.assert_close(program.module()(*arguments).logits, model(*arguments).logits, atol=1e-4, rtol=1e-4)

@@ -1,5 +1,6 @@
 """What the model does not do: wait for a GPU, compute what nobody asked for, compile again for another size."""
 
+import contextlib
 from collections import Counter
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from drmm_hf import DrmmConfig, DrmmForObjectDetection, loss_drmm, roi_align_drmm
+from drmm_hf import DrmmConfig, DrmmForObjectDetection
 from model_fixtures import inputs, small_config, small_model
 
 # Operators that read a value or a shape from the device, and those that make a tensor of numbers of the host.
@@ -60,24 +61,29 @@ def _is_mask(index: Any) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype == torch.bool
 
 
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Choose what is chosen by the device: how regions are read, and how labels are checked."""
-    monkeypatch.setattr(roi_align_drmm, "_bag_roi_align", roi_align_drmm._operator_roi_align)
-    monkeypatch.setattr(loss_drmm, "_check_values", loss_drmm._assert_values)
-
-
 @pytest.mark.parametrize("top_k_ratio", [None, 0.7])
 @pytest.mark.parametrize("preset", DECODERS)
 def test_loss_and_training_forward_never_wait_for_the_device(preset, top_k_ratio, monkeypatch) -> None:
-    model, batch = small(preset, top_k_ratio=top_k_ratio).train(), inputs()
-    batch["labels"].append({"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)})
-    batch["labels"] = batch["labels"][1:]
-    as_on_a_gpu(monkeypatch)
+    """The meta device takes the ways of a GPU, and has no values to wait for; but it knows no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    model, batch = small(preset, top_k_ratio=top_k_ratio).train().to("meta"), inputs()
+    empty = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+    labels = [{name: value.to("meta") for name, value in label.items()} for label in (batch["labels"][0], empty)]
+    pixels = (batch["pixel_values"].to("meta"), batch["pixel_mask"].to("meta"))
     with Recorder() as recorder:
-        loss = model(**batch).loss
+        loss = model(*pixels, labels=labels).loss
         loss.backward()
     assert recorder.waiting() == []
     assert recorder.operators["_assert_async.msg"] == 2, "the labels are checked by the device"
+
+
+@pytest.mark.parametrize("preset", DECODERS)
+def test_loss_and_training_forward_make_no_tensor_of_numbers_of_the_host(preset) -> None:
+    """Each would be a copy to a GPU; the meta device does not show it."""
+    model, batch = small(preset).train(), inputs()
+    with Recorder() as recorder:
+        model(**batch).loss.backward()
+    assert not [name for name in recorder.waiting() if name.startswith("lift_fresh")]
 
 
 def test_the_recorder_sees_what_waits() -> None:
@@ -122,17 +128,6 @@ def test_with_top_k_between_stages_inference_needs_the_objectness_too() -> None:
     assert sorted(calls) == ["box0", "box1", "box2", "classifier2", "objectness0", "objectness1", "objectness2"]
     torch.testing.assert_close(plain.logits, every.logits, rtol=0, atol=0)
     assert plain.logits.shape[1] == 3
-
-
-def test_the_baselines_skip_the_intermediate_classes_too() -> None:
-    model = small("sparse-rcnn-tiny").eval()
-    pixels = inputs()["pixel_values"]
-    calls: list[int] = []
-    for head in model.model.heads:
-        head.classifier.register_forward_hook(lambda *_: calls.append(1))
-    plain = model(pixels)
-    assert len(calls) == 1
-    torch.testing.assert_close(plain.logits, model(pixels, output_stages=True).logits, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("isolate_images", [False, True])

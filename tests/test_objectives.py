@@ -4,9 +4,7 @@ import itertools
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from drmm_hf import DrmmConfig
 from drmm_hf.mixture import OBJECTIVES, MixtureParameters, log_mixing_coefficients, mixture_loss
 from model_fixtures import inputs, small_model
 
@@ -74,11 +72,6 @@ def test_more_ground_truths_than_components(objective) -> None:
     assert (terms.nll == 0).sum() == (1 if objective == "nll_bipartite" else 0)
 
 
-def test_an_unknown_objective_is_named() -> None:
-    with pytest.raises(ValueError, match="objective='hungarian' is no mixture objective; choose one of nll_mcm, "):
-        mixture_loss(mixture(), torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.long), objective="hungarian")
-
-
 def fit(objective: str, steps: int = 1500) -> torch.Tensor:
     """Optimise twenty free components on one image with two objects; returns each object's shares (2, K)."""
     torch.manual_seed(0)
@@ -126,23 +119,3 @@ def test_every_objective_trains_a_model(objective) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"objective": "set_prediction"}, "a mixture has no sigmoid classes to match; set head='set_prediction' too"),
-        ({"head": "set_prediction"}, "need mixture components; set objective='set_prediction' too"),
-        (
-            {"head": "set_prediction", "objective": "set_prediction", "top_k_ratio": 0.7},
-            "ranks components by objectness, which head='set_prediction' does not have",
-        ),
-        ({"num_query_groups": 12}, "every component learns from every ground truth already"),
-        ({"num_target_copies": 2}, "num_target_copies=2 gives matching more positives"),
-        ({"decoder": "adamixer", "hidden_size": 36, "num_attention_heads": 4}, "must be a multiple of 8"),
-        ({"num_sampling_points": 0}, "num_sampling_points=0 must be greater than 0"),
-    ],
-)
-def test_combinations_that_make_no_sense_are_refused_with_the_reason(fields, message) -> None:
-    with pytest.raises(StrictDataclassError, match=message):
-        DrmmConfig(**fields)

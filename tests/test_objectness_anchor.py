@@ -4,11 +4,9 @@ import itertools
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
-from drmm_hf import DrmmConfig
+from drmm_hf.loss import bernoulli_anchor, objectness_anchor, poisson_anchor
 from drmm_hf.mixture import MixtureParameters, mixture_loss, responsibilities
-from drmm_hf.objectness_anchor import bernoulli_anchor, objectness_anchor, poisson_anchor
 from model_fixtures import inputs, small_model
 from test_objectives import OPTIONS, joint_densities, mixture
 
@@ -114,9 +112,3 @@ def test_the_loss_is_the_sum_of_its_terms(kind) -> None:
     weight = {"nll": 1.0, "mcm": model.config.mcm_weight, "anchor": 1.0}
     expected = sum(weight[name.split("_")[0]] * value for name, value in outputs.loss_dict.items())
     torch.testing.assert_close(outputs.loss.detach(), expected)
-
-
-def test_only_a_mixture_has_an_anchor() -> None:
-    message = "objectness_anchor='poisson' anchors the objectness of a mixture, which objective='nll_bipartite' is not"
-    with pytest.raises(StrictDataclassError, match=message):
-        DrmmConfig(objective="nll_bipartite", objectness_anchor="poisson")

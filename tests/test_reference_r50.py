@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
-from drmm_hf.conversion import convert_state_dict, released_state_dict
+from drmm_hf.conversion import convert_state_dict, reference_input, released_state_dict, verify_golden
 from drmm_hf.conversion.names import released_source
-from drmm_hf.conversion.verify import reference_input, verify_golden
-from drmm_hf.loss_drmm import Targets, drmm_loss
+from drmm_hf.loss import Targets, drmm_loss
 from drmm_hf.matching import assign, matching_cost
 from reference.fill import fill
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drmm_hf import DrmmConfig
-from drmm_hf.boxes_drmm import ScaleSpace
+from drmm_hf.decoder import ScaleSpace
 from drmm_hf.stage_adamixer import AdaMixerStage, IntersectionBias, position_encoding, sample_3d
 
 STRIDES = (4, 8, 16, 32)

@@ -1,23 +1,6 @@
-"""The tables of the versions that were run, which `make test-matrix` writes."""
+"""The parts of `make test-matrix` that need no installation."""
 
-from matrix import ROOT, put_table, requirements
-
-PAGE, README = ROOT / "docs/results/compatibility.md", ROOT / "README.md"
-
-
-def table_of(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith(("| Python |", "| 3."))]
-
-
-def test_the_readme_has_the_table_of_the_page() -> None:
-    assert len(table_of(PAGE.read_text())) > 1
-    assert table_of(README.read_text()) == table_of(PAGE.read_text())
-
-
-def test_nothing_failed() -> None:
-    rows = table_of(PAGE.read_text())[1:]
-    assert all("failed" not in row and "error" not in row for row in rows)
-    assert any(" lowest " in row and "passed" in row for row in rows)
+from matrix import put_table, requirements
 
 
 def test_a_new_table_takes_the_place_of_the_old_one() -> None:

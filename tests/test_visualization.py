@@ -121,22 +121,12 @@ def test_other_modes_become_rgb(mode):
     assert drawn.getpixel((40, 80)) == label_color(0)
 
 
-def test_one_pixel_image_and_unknown_label():
-    drawn = draw_detections(gray(1, 1), found([[0, 0, 1, 1]], labels=[7]), NAMES, title="t")
-    assert drawn.width == 1
-    assert drawn.height > 1
-    assert draw_comparison(gray(1, 1), found([[0, 0, 1, 1]]), found([]), NAMES).width > 2
-
-
-def test_lines_grow_with_the_image():
-    width = {}
-    for scale in (1, 8):
-        drawn = draw_detections(
-            gray(200 * scale, 150 * scale), found([[40 * scale, 50 * scale, 120 * scale, 110 * scale]]), NAMES
-        )
-        row = np.asarray(drawn)[80 * scale, : 80 * scale]
-        width[scale] = int((row == label_color(0)).all(axis=-1).sum())
-    assert width[8] > width[1] >= 1
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (200, 3)])
+def test_tiny_images_and_unknown_labels(size):
+    drawn = draw_detections(gray(*size), found([[0, 0, *size]], labels=[7]), NAMES, title="t")
+    assert drawn.width == size[0]
+    assert drawn.height > size[1]
+    assert draw_comparison(gray(*size), found([[0, 0, 1, 1]]), found([]), NAMES).width > 2 * size[0]
 
 
 def test_title_adds_a_strip_with_text():
@@ -170,7 +160,6 @@ def test_contact_sheet_places_images_in_rows():
 
 
 def test_contact_sheet_needs_images_and_columns():
-    with pytest.raises(ValueError, match="at least one image"):
-        contact_sheet([], 2)
-    with pytest.raises(ValueError, match="columns must be at least 1, not 0"):
-        contact_sheet([gray()], 0)
+    for images, columns in (([], 2), ([gray()], 0)):
+        with pytest.raises(ValueError, match="contact_sheet"):
+            contact_sheet(images, columns)

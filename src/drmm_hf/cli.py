@@ -1,7 +1,8 @@
 """The command `drmm`: one subcommand a module of `commands/`, one line instead of a traceback for a user's mistake.
 
-A command module has `parser()`, its `argparse.ArgumentParser`, and `run(arguments)`, which returns an exit status or None.
-`scripts/NAME.py` is the same subcommand, for `accelerate launch scripts/train.py` and for a checkout without installation.
+A command module has `parser()`, its `argparse.ArgumentParser`, and `run(arguments)`, which returns an exit status or
+None. `scripts/NAME.py` is the same subcommand, for `accelerate launch scripts/train.py` and a checkout that is not
+installed.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = importlib.import_module(f"drmm_hf.commands.{name}")
     except ImportError as error:  # an extra is not installed
+        if "--debug" in rest:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     parser = command.parser()
@@ -57,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command.run, parser.parse_args(rest))
 
 
-def run_command(run, arguments: argparse.Namespace) -> int:
+def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
     """Exit status of `run(arguments)`; an error about the input is one line on stderr and 2, Ctrl-C one and 130."""
     debug = getattr(arguments, "debug", False)
     try:

@@ -1,6 +1,7 @@
 """Configuration of D-RMM models."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal
@@ -8,6 +9,37 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from .presets import preset_fields
+
+_POSITIVE = (
+    "num_proposals",
+    "num_stages",
+    "hidden_size",
+    "num_attention_heads",
+    "decoder_ffn_dim",
+    "dynamic_dim",
+    "num_sampling_groups",
+    "num_sampling_points",
+    "num_mixing_points",
+    "num_query_groups",
+    "num_target_copies",
+    "roi_size",
+    "roi_sampling_ratio",
+    "roi_canonical_size",
+    "proposal_size",
+    "box_unit",
+    "student_t_dof",
+)
+_NOT_NEGATIVE = ("frozen_stages", "num_class_layers", "num_box_layers", "mcm_weight", "min_scale_ratio")
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
+
+
+def shown(value: Any) -> str:
+    """What a message shows of a value: its repr, shortened where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 @strict
@@ -73,7 +105,7 @@ class DrmmConfig(PreTrainedConfig):
             Weight beta of the maximum component maximization term.
         objectness_anchor (`str`, defaults to `"none"`):
             What ties the level of the objectness to the number of objects: `"none"` (the paper: only its ratios
-            count), `"poisson"` or `"bernoulli"`, see `objectness_anchor.py`.
+            count), `"poisson"` or `"bernoulli"`, see `loss.objectness_anchor`.
         min_scale_ratio (`float`, defaults to 0.04):
             Floor of the scales relative to the predicted box, see `mixture.effective_scales`.
         likelihood_floor (`float`, defaults to 1e-12), class_weight (`float`), stop_gradient (`list[str]`):
@@ -82,7 +114,7 @@ class DrmmConfig(PreTrainedConfig):
             `"sum"` over all ground truths of the batch (released code) or `"mean"` per ground truth.
         isolate_images (`bool`, defaults to `False`):
             At inference, compute each image of a padded batch on its own canvas, so that its detections do not depend
-            on the other images (`canvas_drmm.run_on_own_canvas`). The released code does not; the padding's features
+            on the other images (`modeling_drmm.run_on_own_canvas`). The released code does not; the padding's features
             reach into the border of the image.
         top_k_ratio (`float`, *optional*):
             Fraction of the components kept after every stage (Appendix C.2), by objectness.
@@ -172,16 +204,15 @@ class DrmmConfig(PreTrainedConfig):
                 f"DrmmConfig.backbone={kwargs['backbone']!r} is no field; give backbone_config={{'model_type': "
                 f"'timm_backbone', 'backbone': {kwargs['backbone']!r}, 'out_indices': [1, 2, 3, 4]}}."
             )
-        known = [*CONFIG_MAPPING]
-        if isinstance(self.backbone_config, dict) and self.backbone_config.get("model_type") not in known:
-            raise ValueError(
-                f"DrmmConfig.backbone_config has model_type {self.backbone_config.get('model_type')!r}; give "
-                "'timm_backbone' or a backbone of transformers such as 'resnet'."
-            )
         backbone = self.backbone_config
         if backbone is None:
             backbone = {"model_type": "timm_backbone", "backbone": "resnet50.tv_in1k", "out_indices": [1, 2, 3, 4]}
         if isinstance(backbone, dict):
+            if backbone.get("model_type") not in [*CONFIG_MAPPING]:
+                raise ValueError(
+                    f"DrmmConfig.backbone_config has model_type {backbone.get('model_type')!r}; give 'timm_backbone' "
+                    "or a backbone of transformers such as 'resnet'."
+                )
             try:
                 self.backbone_config = CONFIG_MAPPING[backbone["model_type"]].from_dict(backbone)
             except (StrictDataclassError, TypeError, ValueError) as error:
@@ -198,25 +229,7 @@ class DrmmConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse values that no model can be built from. Called by the base class."""
-        for name in (
-            "num_proposals",
-            "num_stages",
-            "hidden_size",
-            "num_attention_heads",
-            "decoder_ffn_dim",
-            "dynamic_dim",
-            "num_sampling_groups",
-            "num_sampling_points",
-            "num_mixing_points",
-            "num_query_groups",
-            "num_target_copies",
-            "roi_size",
-            "roi_sampling_ratio",
-            "roi_canonical_size",
-            "proposal_size",
-            "box_unit",
-            "student_t_dof",
-        ):
+        for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ValueError(f"DrmmConfig.{name}={getattr(self, name)} must be greater than 0.")
         if self.hidden_size % self.num_attention_heads:
@@ -224,7 +237,7 @@ class DrmmConfig(PreTrainedConfig):
                 f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}."
             )
-        for name in ("frozen_stages", "num_class_layers", "num_box_layers", "mcm_weight", "min_scale_ratio"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise ValueError(f"DrmmConfig.{name}={getattr(self, name)} must not be negative.")
         if not 0.0 <= self.likelihood_floor < 1.0:
@@ -307,8 +320,6 @@ class DrmmConfig(PreTrainedConfig):
         Raises:
             ValueError: no such preset or no such field; the message lists the nearest names.
         """
-        from .presets import preset_fields
-
         values = preset_fields(name)
         known = {field.name for field in fields(cls)} | set(cls.attribute_map) | {"num_labels", "attn_implementation"}
         for field_name in overrides:

@@ -26,11 +26,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import logging
 
-from .annotations_drmm import make_label, shown
-from .image_checks_drmm import check_images, check_options
-from .postprocessing_drmm import select_detections
+from .annotations import make_labels, to_device
+from .configuration_drmm import shown
+from .postprocessing import select_detections
 
 logger = logging.get_logger(__name__)
+
+_MAX_SIDE = 2**16
 
 
 class DrmmImageProcessorKwargs(ImagesKwargs, total=False):
@@ -71,7 +73,7 @@ class DrmmImageProcessor(TorchvisionBackend):
     size_divisor = 32
 
     def __init__(self, **kwargs: Any) -> None:
-        check_options(kwargs)
+        _check_options(kwargs)
         super().__init__(**kwargs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,8 +95,8 @@ class DrmmImageProcessor(TorchvisionBackend):
             images: one image or a list: PIL, numpy or torch (H, W), (H, W, C) or (C, H, W), a path or a URL.
             annotations: one per image, `{"image_id": int, "annotations": [...]}`, each with `bbox`
                 [x, y, w, h] in pixels of the original image, `category_id` (the class index from 0) and, if
-                known, `area` (pixels²; w·h without it) and `iscrowd`. Boxes are clipped to the image; crowd
-                regions and boxes that are empty after clipping are left out.
+                known, `area` (pixels²; w·h without it) and `iscrowd` (0 or 1). Boxes are clipped to the image; crowd
+                regions and boxes that are empty after clipping are left out, as mmdetection does.
             kwargs: any attribute of this class (`size`, `pad_size`, ...), `return_tensors`, `device`.
 
         Returns:
@@ -107,8 +109,7 @@ class DrmmImageProcessor(TorchvisionBackend):
         Raises:
             ValueError: naming the image, or the option, or the image_id, the annotation's index and the field.
         """
-        check_images(images)
-        check_options(kwargs)
+        _check_options(kwargs)
         if isinstance(images, (list, tuple)):
             images = [_with_channels(image) for image in images]
         else:
@@ -133,22 +134,29 @@ class DrmmImageProcessor(TorchvisionBackend):
             # Not inferred: an image of three rows, or one, looks as if its channels came first.
             input_data_format = ChannelDimension.LAST if image.ndim == 3 else ChannelDimension.FIRST
             image = _with_channels(image)
-        if input_data_format is None:
-            try:
-                input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-            except ValueError:
+        if not str(image.dtype).removeprefix("torch.").startswith(("uint", "int", "float", "bfloat", "bool")):
+            raise ValueError(f"an image holds values of type {image.dtype}: convert them to uint8 (0..255).")
+        try:
+            if 0 in image.shape:
+                raise ValueError("no pixels")
+            input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        except ValueError:
+            raise ValueError(
+                f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
+                "C = 1, 3 or 4 and no side of 0. Convert it to RGB first."
+            ) from None
+        tensor = _eight_bit(super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format))
+        if tensor.is_floating_point():
+            if not tensor.float().isfinite().all():
                 raise ValueError(
-                    f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
-                    "C = 1, 3 or 4. Convert it to RGB first."
-                ) from None
-        tensor = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, device=device)
-        tensor = _eight_bit(tensor)
-        if do_rescale and tensor.is_floating_point() and tensor.max() <= 1:
-            logger.warning_once(
-                "An image of floats in 0..1 is about to be divided by 255. "
-                "Pass do_rescale=False if it is scaled already."
-            )
-        return _to_rgb(tensor) if do_convert_rgb else tensor
+                    "an image holds NaN, infinite or absurdly large values: give 0..255, or 0..1 with do_rescale=False."
+                )
+            if do_rescale and tensor.max() <= 1:
+                logger.warning_once(
+                    "An image of floats in 0..1 is about to be divided by 255. "
+                    "Pass do_rescale=False if it is scaled already."
+                )
+        return to_device(_to_rgb(tensor) if do_convert_rgb else tensor, device)
 
     def resize(  # type: ignore[override]
         self, image: torch.Tensor, size: SizeDict, resample: Any = None, **kwargs: Any
@@ -181,31 +189,25 @@ class DrmmImageProcessor(TorchvisionBackend):
     ) -> BatchFeature:
         if not images:
             raise ValueError("images is an empty list: give at least one image.")
-        if isinstance(annotations, Mapping):
-            annotations = [annotations]
-        if annotations is not None and not isinstance(annotations, Sequence):
-            raise ValueError(f"annotations is a {type(annotations).__name__}: give one dict per image, in a list.")
-        if annotations is not None and len(annotations) != len(images):
-            raise ValueError(f"{len(images)} images but {len(annotations)} annotations: give one dict per image.")
-        labels = None
-        if annotations is not None:
-            pairs = zip(annotations, images, strict=True)
-            labels = [make_label(annotation, image) for annotation, image in pairs]
-
+        device = images[0].device
         resized = [self.resize(image, size, resample) if do_resize else image for image in images]
-        canvas = _canvas([(image.shape[-2], image.shape[-1]) for image in resized], do_pad, pad_size, size_divisor)
-        pixel_values = resized[0].new_zeros((len(resized), resized[0].shape[0], *canvas), dtype=torch.float32)
-        pixel_mask = torch.zeros((len(resized), *canvas), dtype=torch.int64, device=pixel_values.device)
-        for index, image in enumerate(resized):
+        old_sizes = np.array([image.shape[-2:] for image in images])
+        new_sizes = np.array([image.shape[-2:] for image in resized])
+        labels = None if annotations is None else make_labels(annotations, old_sizes, new_sizes, device)
+
+        canvas = _canvas(new_sizes, do_pad, pad_size, size_divisor)
+        factor = rescale_factor if do_rescale else 1.0
+        shift, scale = torch.zeros(1), torch.tensor(1.0 / factor)
+        if do_normalize:
+            # In units of the pixels, so that nothing but the difference and the quotient is left to do for each.
+            shift, scale = torch.tensor(image_mean) * (1.0 / factor), torch.tensor(image_std) * (1.0 / factor)
+        shift, scale = (to_device(value.reshape(-1, 1, 1), device) for value in (shift, scale))
+        pixel_values = torch.zeros((len(resized), resized[0].shape[0], *canvas), device=device)
+        pixel_mask = torch.zeros((len(resized), *canvas), dtype=torch.int64, device=device)
+        for values, mask, image in zip(pixel_values, pixel_mask, resized, strict=True):
             height, width = image.shape[-2:]
-            pixel_values[index, :, :height, :width] = self.rescale_and_normalize(
-                image, do_rescale, rescale_factor, do_normalize, image_mean, image_std
-            )
-            pixel_mask[index, :height, :width] = 1
-            if labels is not None:
-                old_height, old_width = labels[index]["orig_size"].tolist()
-                labels[index]["area"] *= (height / old_height) * (width / old_width)
-                labels[index]["size"] = torch.tensor([height, width], device=image.device)
+            torch.sub(image, shift, out=values[:, :height, :width]).div_(scale)
+            mask[:height, :width] = 1
         batch = BatchFeature({"pixel_values": pixel_values, "pixel_mask": pixel_mask}, tensor_type=return_tensors)
         if labels is not None:
             batch["labels"] = [BatchFeature(label, tensor_type=return_tensors) for label in labels]
@@ -217,33 +219,16 @@ class DrmmImageProcessor(TorchvisionBackend):
         threshold: float | Sequence[float] | torch.Tensor = 0.5,
         target_sizes: torch.Tensor | Sequence[Any] | None = None,
         top_k: int | Sequence[int] = 100,
-        *,
-        interval_level: float | None = None,
-        scale_factor: float = 1.0,
-        density: str = "cauchy",
-        student_t_dof: float = 1.0,
+        **intervals: Any,
     ) -> list[dict[str, torch.Tensor]]:
         """Detections of each image: the `top_k` best (component, class) pairs with a score above `threshold`; no NMS.
 
-        Arguments and errors are those of `select_detections`. `target_sizes` are the (height, width) of the original
-        images; without them boxes and scales stay normalized. `interval_level=0.8` adds the 80% interval of each edge,
-        for which `scale_factor` corrects γ, and `density` and `student_t_dof` are those of the configuration.
-
-        Returns:
-            One dict per image, best first: scores (n,), labels (n,), boxes (n, 4) xyxy in pixels of the original image,
-            scales (n, 4) γ of the edges and objectness (n,) where the model predicts them, and with `interval_level`
-            box_intervals (n, 2, 4), the lower and the upper end of each edge in pixels.
+        Arguments, results and errors are those of `select_detections`. `target_sizes` are the (height, width) of the
+        original images; without them boxes and scales stay normalized. `interval_level=0.8` adds the 80% interval of
+        each edge, for which `scale_factor` corrects γ. The processor does not know the model: where its density is no
+        Cauchy, pass `density=config.density` and `student_t_dof=config.student_t_dof`.
         """
-        return select_detections(
-            outputs,
-            threshold,
-            target_sizes,
-            top_k,
-            interval_level=interval_level,
-            scale_factor=scale_factor,
-            density=density,
-            student_t_dof=student_t_dof,
-        )
+        return select_detections(outputs, threshold, target_sizes, top_k, **intervals)
 
 
 def keep_ratio_size(height: int, width: int, shortest_edge: int | None, longest_edge: int | None) -> tuple[int, int]:
@@ -262,30 +247,54 @@ def keep_ratio_size(height: int, width: int, shortest_edge: int | None, longest_
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _canvas(
-    sizes: Sequence[tuple[int, int]], do_pad: bool, pad_size: SizeDict | None, size_divisor: int
-) -> tuple[int, int]:
-    """The padded (height, width) of a batch whose resized images have these sizes."""
-    height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse values of options, also those of a saved file, that no image can be processed with."""
+
+    def numbers(value: Any, kinds: Any, low: float, high: float = 1e9) -> list[bool]:
+        """Whether each number of a value lies above `low` and below `high`."""
+        values = value.values() if hasattr(value, "values") else value if isinstance(value, (list, tuple)) else [value]
+        plain = (number for number in values if number is not None)
+        return [isinstance(n, kinds) and not isinstance(n, bool) and low < n < high for n in plain]
+
+    for name, value in options.items():
+        if name in ("size", "pad_size", "crop_size"):
+            fine, wanted = numbers(value, int, 0, 2**16), "whole pixels, such as {'height': 640, 'width': 640}"
+        elif name in ("image_mean", "image_std"):
+            fine = numbers(value, (int, float), 0 if name == "image_std" else -1e9)
+            fine, wanted = fine if len(fine) in (1, 3) else [], "numbers for red, green and blue, those of std above 0"
+        elif name == "rescale_factor":
+            fine, wanted = numbers(value, (int, float), 0), "a number such as 1/255"
+        elif name == "size_divisor":
+            fine, wanted = numbers(value, int, 0), "a whole number of at least 1"
+        elif name == "resample":
+            fine, wanted = numbers(value, int, -1, 6), "one of PIL.Image.Resampling, such as 2 for bilinear"
+        elif name.startswith("do_"):
+            fine, wanted = [isinstance(value, bool)], "True or False"
+        else:
+            continue
+        if value is not None and not (fine and all(fine)):
+            raise ValueError(f"{name} is {shown(value)}: give {wanted}.")
+
+
+def _canvas(sizes: np.ndarray, do_pad: bool, pad_size: SizeDict | None, size_divisor: int) -> tuple[int, int]:
+    """The padded (height, width) of a batch of images whose sizes after the resize are (B, 2)."""
+    height, width = sizes.max(axis=0).tolist()
     if not do_pad:
-        if set(sizes) != {(height, width)}:
+        if (sizes != sizes[0]).any():
             raise ValueError(
-                f"after resizing, images of a batch have different sizes {sorted(set(sizes))}, and do_pad "
-                'is False. Set do_pad=True, or a fixed size={"height": ..., "width": ...}.'
+                f"after resizing, images of a batch have different sizes {np.unique(sizes, axis=0).tolist()}, and "
+                'do_pad is False. Set do_pad=True, or a fixed size={"height": ..., "width": ...}.'
             )
         return height, width
     if pad_size is None:
-        if not isinstance(size_divisor, int) or size_divisor < 1:
-            raise ValueError(f"size_divisor is {shown(size_divisor)}: give a whole number of at least 1.")
         return math.ceil(height / size_divisor) * size_divisor, math.ceil(width / size_divisor) * size_divisor
     if not (pad_size.height and pad_size.width):
         raise ValueError(f'pad_size is {dict(pad_size)}: give {{"height": ..., "width": ...}}.')
-    for height, width in sizes:
-        if height > pad_size.height or width > pad_size.width:
-            raise ValueError(
-                f"a resized image of {height}x{width} (height x width) does not fit into pad_size "
-                f"{pad_size.height}x{pad_size.width}. Enlarge pad_size, or make size smaller."
-            )
+    if height > pad_size.height or width > pad_size.width:
+        raise ValueError(
+            f"resized images of up to {height}x{width} (height x width) do not fit into pad_size "
+            f"{pad_size.height}x{pad_size.width}. Enlarge pad_size, or make size smaller."
+        )
     return pad_size.height, pad_size.width
 
 

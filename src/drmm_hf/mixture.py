@@ -1,4 +1,4 @@
-"""The mixture density of D-RMM and its two training terms: the paper's Equations 2 to 8 (3 in `density_drmm.py`).
+"""The mixture density of D-RMM and its training objective: Section 3 of the paper, Equations 2 to 8, top to bottom.
 
 An image's prediction is a mixture of K components. Component k carries a mixing coefficient pi_k, a location
 mu_k and a scale gamma_k for each of the four box edges, class probabilities p_k and an objectness o_k from which
@@ -23,36 +23,23 @@ all stages side by side as (B, S, K): one computation for all stages and images,
 
 import math
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .density_drmm import DENSITIES, box_log_density, effective_scales, floored, image_index, log_density
 from .matching import assign
-from .pairwise_drmm import LogClassProbability
+from .mixture_kernels import MAX_LENGTH, MIN_SCALE, LogClassProbability, LogEdgeTail
 
+DENSITIES = ("cauchy", "gaussian", "student_t")
 STOP_GRADIENTS = ("mixing", "location", "class")
 OBJECTIVES = ("nll_mcm", "nll", "nll_max", "nll_mcm_bipartite", "nll_bipartite")
 
 # A log weight of -1e6 is zero in every sum, and finite.
 _MIN_LOG_WEIGHT = -1e6
-
-__all__ = [
-    "DENSITIES",
-    "OBJECTIVES",
-    "STOP_GRADIENTS",
-    "MixtureLoss",
-    "MixtureParameters",
-    "box_log_density",
-    "confidence_logits",
-    "effective_scales",
-    "log_mixing_coefficients",
-    "mixture_loss",
-    "mixture_losses",
-    "responsibilities",
-]
+# Keep the squares of the Gaussian finite in float32, far outside of what changes a likelihood that counts.
+_MAX_GAUSSIAN_LENGTH, _MAX_GAUSSIAN_DEVIATION = 1e8, 1e10
 
 
 class MixtureParameters(NamedTuple):
@@ -75,7 +62,7 @@ class MixtureParameters(NamedTuple):
 
 
 class MixtureLoss(NamedTuple):
-    """Unreduced terms of the objective, (B, N) each, zero where the mask is False.
+    """Unreduced terms of the objective, one entry per ground truth, zero where the mask is False.
 
     The objective of a stage is `(nll + mcm_weight * mcm).sum()`; `mcm_weight` is applied by the caller.
     """
@@ -84,46 +71,172 @@ class MixtureLoss(NamedTuple):
     mcm: Tensor
 
 
+# Section 3.2: the factors of one component
+
+
 def log_mixing_coefficients(objectness_logits: Tensor) -> Tensor:
     """log pi_k = log o_k - log sum_k' o_k' for o = sigmoid(objectness_logits), shape (B, K) (Section 3.2)."""
     log_objectness = F.logsigmoid(objectness_logits)
     return log_objectness - log_objectness.logsumexp(dim=-1, keepdim=True)
 
 
+def effective_scales(locations: Tensor, scales: Tensor, min_scale_ratio: float) -> Tensor:
+    """The scales that the density uses: gamma, but at least `min_scale_ratio` times the predicted box's size.
+
+    The floor of the l and r edges is relative to the width, of t and b to the height (released code,
+    `min_sc_ratio`). It is not detached: where it is active the gradient goes to the location. A box of negative
+    size (x2 < x1) has no floor.
+
+    Args:
+        locations, scales: (..., 4) pixels.
+
+    Returns:
+        (..., 4) pixels.
+    """
+    return _floored(locations.movedim(-1, 0), scales.movedim(-1, 0), min_scale_ratio).movedim(0, -1)
+
+
+def _floored(locations: Tensor, scales: Tensor, min_scale_ratio: float) -> Tensor:
+    """`effective_scales` with the edges first."""
+    size = locations[2:] - locations[:2]
+    return torch.maximum(scales, min_scale_ratio * torch.cat((size, size)))
+
+
+def box_log_density(
+    boxes: Tensor, locations: Tensor, scales: Tensor, density: str = "cauchy", student_t_dof: float = 1.0
+) -> Tensor:
+    """log F(b_j; mu_k, gamma_k) for every ground truth j and component k (Eq. 3).
+
+    Args:
+        boxes: (B, N, 4) ground-truth edges, pixels xyxy.
+        locations, scales: (B, K, 4) pixels; `scales` as `effective_scales` returns them.
+        density: "cauchy", "gaussian" (scale = standard deviation) or "student_t".
+        student_t_dof: degrees of freedom of "student_t"; 1 is the Cauchy density.
+
+    Returns:
+        (B, N, K) log densities in 1/px^4.
+    """
+    batch, num_boxes, _ = boxes.shape
+    image = _image_index(batch, num_boxes, boxes.device)
+    boxes, locations, scales = (t.movedim(-1, 0) for t in (boxes.flatten(0, 1), locations, scales))
+    return _log_density(boxes, locations, scales, image, density, student_t_dof).view(batch, num_boxes, -1)
+
+
+def _log_density(
+    boxes: Tensor, locations: Tensor, scales: Tensor, image: Tensor, density: str, student_t_dof: float
+) -> Tensor:
+    """As `box_log_density`, of boxes (4, M) of the images `image` (M,) and components (4, B, ..., K): (M, ..., K)."""
+    if density == "gaussian":
+        return _log_gaussian(boxes, locations, scales.clamp(MIN_SCALE, _MAX_GAUSSIAN_LENGTH), image)
+    dof = {"cauchy": 1.0, "student_t": student_t_dof}[density]  # a density without a branch here fails at once
+    # with t = sqrt(dof) * s the density is, but for a constant, t^dof / (t^2 + d^2)^((dof + 1) / 2): the square of a
+    # ratio d / s overflows, this sum cannot
+    scales = (scales if dof == 1.0 else math.sqrt(dof) * scales).clamp(MIN_SCALE, MAX_LENGTH)
+    locations, boxes = (t.clamp(-MAX_LENGTH, MAX_LENGTH) for t in (locations, boxes))
+    constant = 4.0 * (math.lgamma((dof + 1) / 2) - math.lgamma(dof / 2) - 0.5 * math.log(math.pi))
+    peak = constant + dof * scales.log().sum(dim=0)
+    tail = LogEdgeTail.apply(boxes, locations, scales, image)
+    return peak.index_select(0, image) - 0.5 * (dof + 1) * tail
+
+
+def _log_gaussian(boxes: Tensor, locations: Tensor, scales: Tensor, image: Tensor) -> Tensor:
+    peak = -2.0 * math.log(2.0 * math.pi) - scales.log().sum(dim=0)
+    exponent = peak.index_select(0, image)
+    for edge in range(4):
+        target = boxes[edge].view(-1, *[1] * (locations.dim() - 2))
+        deviation = (target - locations[edge].index_select(0, image)).clamp(-_MAX_GAUSSIAN_LENGTH, _MAX_GAUSSIAN_LENGTH)
+        z = (deviation / scales[edge].index_select(0, image)).clamp(-_MAX_GAUSSIAN_DEVIATION, _MAX_GAUSSIAN_DEVIATION)
+        exponent = exponent - 0.5 * z.square()
+    return exponent
+
+
+# Equation 2: the joint density of every ground truth and component
+
+
+class _GroundTruths(NamedTuple):
+    """Ground truths of all images in a row: boxes (M, 4), labels and image index (M,); and their number (B,)."""
+
+    boxes: Tensor
+    labels: Tensor
+    image: Tensor
+    num_boxes: Tensor
+
+
+def _ground_truths(boxes: Tensor, labels: Tensor, mask: Tensor, counts: Sequence[int] | None) -> _GroundTruths:
+    batch, width = labels.shape
+    num_boxes = mask.sum(dim=-1)
+    if counts is None:
+        boxes, labels = torch.where(mask.unsqueeze(-1), boxes, 0), torch.where(mask, labels, 0)
+        image = _image_index(batch, width, labels.device)
+        return _GroundTruths(boxes.flatten(0, 1), labels.flatten(), image, num_boxes)
+    # ranges and not a list of indices: a list would have to be copied to the device
+    rows = [torch.arange(i * width, i * width + n, device=labels.device) for i, n in enumerate(counts)]
+    index = torch.cat(rows)
+    return _GroundTruths(boxes.flatten(0, 1)[index], labels.flatten()[index], index // max(width, 1), num_boxes)
+
+
+def _image_index(batch: int, width: int, device: torch.device) -> Tensor:
+    """(batch * width,) index of the image of each of `width` ground truths of every image."""
+    return torch.arange(batch, device=device).unsqueeze(1).expand(-1, width).flatten()
+
+
+def _log_factors(
+    stages: Sequence[MixtureParameters],
+    truths: _GroundTruths,
+    density: str,
+    student_t_dof: float,
+    min_scale_ratio: float,
+    class_weight: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logarithms of pi times the image's number of ground truths, of F and of p (Eq. 2), (M, S, K) each."""
+    # (4, B, S, K): the edges first, because reading every fourth number is several times slower
+    locations, scales = (
+        _at_least_float32(torch.stack([edges.movedim(-1, 0) for edges in values], dim=2))
+        for values in zip(*(stage[:2] for stage in stages), strict=True)
+    )
+    scales = _floored(locations, scales, min_scale_ratio)
+    boxes = truths.boxes.T.to(locations.dtype)
+    log_location = _log_density(boxes, locations, scales, truths.image, density, student_t_dof)
+
+    logits = [_at_least_float32(stage.class_logits).unsqueeze(1) for stage in stages]
+    if boxes.device.type != "cpu":  # a CPU has the classes of one stage in its cache, not those of all
+        logits = [torch.cat(logits, dim=1)]
+    log_class = LogClassProbability.apply(truths.labels, truths.image, *logits).clamp(min=_MIN_LOG_WEIGHT)
+    if class_weight != 1.0:
+        log_class = log_class * class_weight
+
+    # released code: pi is multiplied by the number of ground truths
+    log_number = truths.num_boxes.clamp(min=1).to(locations.dtype).log()[:, None, None]
+    log_mixing = torch.stack([_log_mixing(stage) for stage in stages], dim=1)
+    log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + log_number).index_select(0, truths.image)
+    return log_mixing, log_location, log_class
+
+
+def _log_mixing(stage: MixtureParameters) -> Tensor:
+    if stage.log_mixing is not None:
+        return _at_least_float32(stage.log_mixing)
+    return log_mixing_coefficients(_at_least_float32(stage.objectness_logits))
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+# Equations 4 to 8, and the objectives of Tables 2 and 3
+
+
 def mixture_loss(
-    parameters: MixtureParameters,
-    boxes: Tensor,
-    labels: Tensor,
-    mask: Tensor | None = None,
-    *,
-    density: str = "cauchy",
-    student_t_dof: float = 1.0,
-    min_scale_ratio: float = 0.04,
-    likelihood_floor: float = 1e-12,
-    class_weight: float = 1.0,
-    stop_gradient: Collection[str] = ("location",),
-    objective: str = "nll_mcm",
+    parameters: MixtureParameters, boxes: Tensor, labels: Tensor, mask: Tensor | None = None, **options: Any
 ) -> MixtureLoss:
     """NLL (Eq. 5) and MCM (Eq. 7) of every ground truth under one stage's mixture, for a whole batch at once.
-
-    Runs in float32 (float64 for float64 input) whatever autocast says, without a host synchronisation (the two
-    `_bipartite` objectives excepted), and is finite, with finite gradients, for every finite input.
 
     Args:
         parameters: the stage's `MixtureParameters`, K components.
         boxes: (B, N, 4) ground truths padded to the same N, xyxy in pixels of the network input.
         labels: (B, N) class indices 0..C-1. Masked entries of boxes and labels may hold anything.
         mask: (B, N), True where there is a ground truth; None if all are real.
-        density, student_t_dof: see `box_log_density`.
-        min_scale_ratio: see `effective_scales`; 0 switches the floor off.
-        likelihood_floor: epsilon inside both logarithms (released code: 1e-12); 0 switches it off. The floor bounds
-            the loss of a ground truth that no component explains, and fades its gradient out.
-        class_weight: exponent of the class probability (released code, `prob_weight`).
-        stop_gradient: which factors MCM sends no gradient into: any of "mixing", "location", "class" (Table 7).
-        objective: which components the terms are about (Tables 2 and 3). "nll_max": NLL is of the maximal component
-            alone. "nll_bipartite": NLL is of the component that bipartite matching gives to the ground truth, with
-            the NLL as its cost, so this is no mixture. "nll_mcm_bipartite": MCM's numerator is the matched component
-            instead of the maximal one. "nll_mcm" and "nll" are the equations as they stand.
+        options: `density`, `student_t_dof`, `min_scale_ratio`, `likelihood_floor`, `class_weight`, `stop_gradient` and
+            `objective` of `mixture_losses`.
 
     Returns:
         `MixtureLoss(nll, mcm)`, (B, N) each, zero where masked. An image without ground truths adds nothing. Where
@@ -132,19 +245,7 @@ def mixture_loss(
     Raises:
         ValueError: an unknown density, objective or stop_gradient name, or shapes that do not fit together.
     """
-    terms = mixture_losses(
-        [parameters],
-        boxes,
-        labels,
-        mask,
-        density=density,
-        student_t_dof=student_t_dof,
-        min_scale_ratio=min_scale_ratio,
-        likelihood_floor=likelihood_floor,
-        class_weight=class_weight,
-        stop_gradient=stop_gradient,
-        objective=objective,
-    )
+    terms = mixture_losses([parameters], boxes, labels, mask, **options)
     return MixtureLoss(terms.nll.view(labels.shape), terms.mcm.view(labels.shape))
 
 
@@ -163,30 +264,44 @@ def mixture_losses(
     stop_gradient: Collection[str] = ("location",),
     objective: str = "nll_mcm",
 ) -> MixtureLoss:
-    """`mixture_loss` of S stages in one computation; stages that differ in K are computed K by K.
+    """`mixture_loss` of S stages in one computation; stages that differ in K are computed one by one.
+
+    Runs in float32 (float64 for float64 input) whatever autocast says, without a host synchronisation (the two
+    `_bipartite` objectives excepted), and is finite, with finite gradients, for every finite input.
 
     Args:
         stages: the `MixtureParameters` of each.
+        boxes, labels, mask: see `mixture_loss`.
         counts: number of ground truths of each image, the first entries of its row, where the host knows them. Then
             nothing is computed for the padding, which in batches of COCO is most of (B, N).
-
-    The other arguments are those of `mixture_loss`.
+        density, student_t_dof: see `box_log_density`.
+        min_scale_ratio: see `effective_scales`; 0 switches the floor off.
+        likelihood_floor: epsilon inside both logarithms (released code: 1e-12); 0 switches it off. The floor bounds
+            the loss of a ground truth that no component explains, and fades its gradient out.
+        class_weight: exponent of the class probability (released code, `prob_weight`).
+        stop_gradient: which factors MCM sends no gradient into: any of "mixing", "location", "class" (Table 7).
+        objective: which components the terms are about (Tables 2 and 3). "nll_max": NLL is of the maximal component
+            alone. "nll_bipartite": NLL is of the component that bipartite matching gives to the ground truth, with
+            the NLL as its cost, so this is no mixture. "nll_mcm_bipartite": MCM's numerator is the matched component
+            instead of the maximal one. "nll_mcm" and "nll" are the equations as they stand.
 
     Returns:
         `MixtureLoss(nll, mcm)`, (M, S) each: the ground truths of all images in a row, M = sum of `counts`; without
         `counts` those of (B, N), zero where masked.
     """
     for parameters in stages:
-        _check_arguments(parameters, boxes, labels, mask, density, stop_gradient)
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r} is no mixture objective; choose one of {', '.join(OBJECTIVES)}.")
+        _check_shapes(parameters, boxes, labels, mask)
+    _check_names("density", [density], DENSITIES)
+    _check_names("objective", [objective], OBJECTIVES)
+    _check_names("stop_gradient", stop_gradient, STOP_GRADIENTS)
     mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     if objective.endswith("_bipartite"):
         counts = None  # matching wants the rows of an image side by side
+    alike = all(stage.objectness_logits.shape == stages[0].objectness_logits.shape for stage in stages)
     with torch.autocast(boxes.device.type, enabled=False):
         truths = _ground_truths(boxes, labels, mask, counts)
         terms = []
-        for group in _of_equal_size(stages):
+        for group in [stages] if alike else [[stage] for stage in stages]:
             factors = _log_factors(group, truths, density, student_t_dof, min_scale_ratio, class_weight)
             terms.append(_terms(factors, mask, likelihood_floor, stop_gradient, objective))
         nll, mcm = (torch.cat(parts, dim=1) for parts in zip(*terms, strict=True))
@@ -204,25 +319,58 @@ def _terms(
     matched = None
     if objective.endswith("_bipartite"):
         # (B * N, S, K) to (S, B, N, K) and back
-        rows = assign(-log_joint.unflatten(0, mask.shape).permute(2, 0, 1, 3), mask)
-        matched = rows.flatten(1).T
-    log_likelihood = log_joint.logsumexp(dim=-1)
+        matched = assign(-log_joint.unflatten(0, mask.shape).permute(2, 0, 1, 3), mask).flatten(1).T
+    log_likelihood = log_joint.logsumexp(dim=-1)  # Eq. 2
     if objective == "nll_max":
         log_likelihood = log_joint.max(dim=-1).values
     elif objective == "nll_bipartite":
         log_likelihood = _at(log_joint, matched)
-    nll = -_log_with_floor(log_likelihood, floor)
+    nll = -_log_with_floor(log_likelihood, floor)  # Eq. 5
 
     named = zip(STOP_GRADIENTS, factors, strict=True)
     mixing, location, class_ = (t.detach() if name in stop_gradient else t for name, t in named)
     log_joint = mixing + location + class_
     log_evidence = _log_with_floor(log_joint.logsumexp(dim=-1), floor)
     owner = _at(log_joint, matched) if objective == "nll_mcm_bipartite" else log_joint.max(dim=-1).values
-    mcm = -_log_with_floor(owner - log_evidence, floor)
+    mcm = -_log_with_floor(owner - log_evidence, floor)  # Eq. 7
     if matched is not None:  # a ground truth may be left without a component
         mcm = torch.where(matched >= 0, mcm, 0)
         nll = torch.where(matched >= 0, nll, 0) if objective == "nll_bipartite" else nll
     return nll, mcm
+
+
+def _at(log_joint: Tensor, component: Tensor | None) -> Tensor:
+    """(M, S, K) at the component (M, S) of each ground truth; an arbitrary one where that is -1."""
+    assert component is not None  # only called where there was a matching
+    return log_joint.gather(-1, component.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+
+
+def _log_with_floor(log_value: Tensor, floor: float) -> Tensor:
+    """log(exp(log_value) + floor) without leaving log space."""
+    if floor == 0.0:
+        return log_value
+    return torch.logaddexp(log_value, log_value.new_full((), math.log(floor)))
+
+
+def _check_names(argument: str, names: Collection[str], known: Sequence[str]) -> None:
+    if isinstance(names, str) or not set(names) <= set(known):
+        raise ValueError(f"{argument}: {names!r} is not out of {', '.join(known)}.")
+
+
+def _check_shapes(parameters: MixtureParameters, boxes: Tensor, labels: Tensor, mask: Tensor | None) -> None:
+    batch, components = parameters.objectness_logits.shape
+    width, classes = labels.shape[-1], parameters.class_logits.shape[-1]
+    expected = {
+        "locations": (parameters.locations, (batch, components, 4)),
+        "scales": (parameters.scales, (batch, components, 4)),
+        "class_logits": (parameters.class_logits, (batch, components, classes)),
+        "boxes": (boxes, (batch, width, 4)),
+        "labels": (labels, (batch, width)),
+        "mask": (labels if mask is None else mask, (batch, width)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"mixture_loss: {name} has shape {tuple(tensor.shape)}, expected {shape}.")
 
 
 @torch.no_grad()
@@ -252,6 +400,9 @@ def responsibilities(
     return torch.exp(log_joint - _log_with_floor(log_joint.logsumexp(dim=-1, keepdim=True), likelihood_floor))
 
 
+# Section 3.4: what is read off a mixture at inference
+
+
 def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
     """Log-odds of the confidence p_c * o (Section 3.4), so that `sigmoid(logits)` is the score.
 
@@ -274,123 +425,3 @@ def confidence_logits(class_logits: Tensor, objectness_logits: Tensor) -> Tensor
     log_not_p = torch.log1p(-torch.exp(log_p)).clamp(min=log_tiny).scatter(-1, likeliest, others)
     log_not_o = F.logsigmoid(-objectness_logits).unsqueeze(-1)
     return log_p + log_o - torch.logaddexp(log_not_o, log_o + log_not_p)
-
-
-class _GroundTruths(NamedTuple):
-    """Ground truths of all images in a row: boxes (M, 4), labels and image index (M,); and their number (B,)."""
-
-    boxes: Tensor
-    labels: Tensor
-    image: Tensor
-    num_boxes: Tensor
-
-
-def _ground_truths(boxes: Tensor, labels: Tensor, mask: Tensor, counts: Sequence[int] | None) -> _GroundTruths:
-    batch, width = labels.shape
-    num_boxes = mask.sum(dim=-1)
-    if counts is None:
-        boxes, labels = torch.where(mask.unsqueeze(-1), boxes, 0), torch.where(mask, labels, 0)
-        return _GroundTruths(boxes.flatten(0, 1), labels.flatten(), image_index(batch, width, labels.device), num_boxes)
-    # ranges and not a list of indices: a list would have to be copied to the device
-    rows = [torch.arange(i * width, i * width + n, device=labels.device) for i, n in enumerate(counts)]
-    index = torch.cat(rows)
-    return _GroundTruths(boxes.flatten(0, 1)[index], labels.flatten()[index], index // max(width, 1), num_boxes)
-
-
-def _log_factors(
-    stages: Sequence[MixtureParameters],
-    truths: _GroundTruths,
-    density: str,
-    student_t_dof: float,
-    min_scale_ratio: float,
-    class_weight: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logarithms of pi times the image's number of ground truths, of F and of p (Eq. 2), (M, S, K) each."""
-    # (4, B, S, K): the edges first, because reading every fourth number is several times slower
-    locations, scales = (
-        _at_least_float32(torch.stack([edges.movedim(-1, 0) for edges in values], dim=2))
-        for values in zip(*(stage[:2] for stage in stages), strict=True)
-    )
-    scales = floored(locations, scales, min_scale_ratio)
-    boxes = truths.boxes.T.to(locations.dtype)
-    log_location = log_density(boxes, locations, scales, truths.image, density, student_t_dof)
-
-    logits = [_at_least_float32(stage.class_logits).unsqueeze(1) for stage in stages]
-    if boxes.device.type != "cpu":  # a CPU has the classes of one stage in its cache, not those of all
-        logits = [torch.cat(logits, dim=1)]
-    log_class = LogClassProbability.apply(truths.labels, truths.image, *logits).clamp(min=_MIN_LOG_WEIGHT)
-    if class_weight != 1.0:
-        log_class = log_class * class_weight
-
-    # released code: pi is multiplied by the number of ground truths
-    log_number = truths.num_boxes.clamp(min=1).to(locations.dtype).log()[:, None, None]
-    log_mixing = torch.stack([_log_mixing(stage) for stage in stages], dim=1)
-    log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + log_number).index_select(0, truths.image)
-    return log_mixing, log_location, log_class
-
-
-def _of_equal_size(stages: Sequence[MixtureParameters]) -> list[list[MixtureParameters]]:
-    """Runs of stages with the same K; `itertools.groupby` does not compile with sizes."""
-    groups: list[list[MixtureParameters]] = []
-    for stage in stages:
-        if groups and groups[-1][0].objectness_logits.shape[1] == stage.objectness_logits.shape[1]:
-            groups[-1].append(stage)
-        else:
-            groups.append([stage])
-    return groups
-
-
-def _log_mixing(stage: MixtureParameters) -> Tensor:
-    if stage.log_mixing is not None:
-        return _at_least_float32(stage.log_mixing)
-    return log_mixing_coefficients(_at_least_float32(stage.objectness_logits))
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _at(log_joint: Tensor, component: Tensor | None) -> Tensor:
-    """(M, S, K) at the component (M, S) of each ground truth; an arbitrary one where that is -1."""
-    assert component is not None  # only called where there was a matching
-    return log_joint.gather(-1, component.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-
-
-def _log_with_floor(log_value: Tensor, floor: float) -> Tensor:
-    """log(exp(log_value) + floor) without leaving log space."""
-    if floor == 0.0:
-        return log_value
-    return torch.logaddexp(log_value, log_value.new_full((), math.log(floor)))
-
-
-def _check_arguments(
-    parameters: MixtureParameters,
-    boxes: Tensor,
-    labels: Tensor,
-    mask: Tensor | None,
-    density: str,
-    stop_gradient: Collection[str],
-) -> None:
-    if density not in DENSITIES:
-        raise ValueError(f"density={density!r} is unknown; choose one of {', '.join(DENSITIES)}.")
-    unknown = set(stop_gradient) - set(STOP_GRADIENTS)
-    if isinstance(stop_gradient, str) or unknown:
-        raise ValueError(
-            f"stop_gradient={stop_gradient!r}: give a collection of names out of {', '.join(STOP_GRADIENTS)}."
-        )
-    batch, components = parameters.objectness_logits.shape
-    expected = {
-        "locations": ((batch, components, 4), parameters.locations),
-        "scales": ((batch, components, 4), parameters.scales),
-        "class_logits": ((batch, components, parameters.class_logits.shape[-1]), parameters.class_logits),
-        "boxes": ((batch, labels.shape[-1], 4), boxes),
-        "labels": ((batch, labels.shape[-1]), labels),
-    }
-    if mask is not None:
-        expected["mask"] = ((batch, labels.shape[-1]), mask)
-    for name, (shape, tensor) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"mixture_loss: {name} has shape {tuple(tensor.shape)}, expected {shape} "
-                f"(batch, {'components' if name in ('locations', 'scales', 'class_logits') else 'ground truths'}, ...)."
-            )

@@ -1,30 +1,38 @@
-"""D-RMM in transformers: the pretrained base, the mixture model and the detector with its loss."""
+"""D-RMM in transformers: outputs, pretrained base, the mixture model, the detector with its loss, own canvases."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_drmm import DrmmBackbone, check_input_shapes, load_imagenet_weights, valid_sizes
-from .boxes_drmm import box_coding
-from .canvas_drmm import run_on_own_canvas
+from .backbone import DrmmBackbone, DrmmChannelMapping, DrmmFeaturePyramid, load_imagenet_weights
 from .configuration_drmm import DrmmConfig
-from .heads_drmm import DrmmMixtureHead, DrmmSetPredictionHead
-from .layers_drmm import DrmmSelfAttention, DrmmStage, XavierLinear
-from .loss_drmm import drmm_loss, pad_targets
+from .decoder import (
+    DrmmMixtureHead,
+    DrmmProposals,
+    DrmmSelfAttention,
+    DrmmSetPredictionHead,
+    DrmmStage,
+    XavierLinear,
+    box_coding,
+)
+from .loss import drmm_loss, pad_targets
 from .matching import SetPrediction
 from .mixture import MixtureParameters, confidence_logits, effective_scales, log_mixing_coefficients
-from .proposals_drmm import DrmmProposals
-from .pyramid_drmm import DrmmChannelMapping, DrmmFeaturePyramid
 from .stage_adamixer import AdaMixerStage, IntersectionBias
 from .stage_sparse_rcnn import SparseRcnnStage
+
+STRIDE = 32
+"""Sides of the network input are padded to a multiple of this."""
 
 _STAGES = {"sparse_rcnn": SparseRcnnStage, "adamixer": AdaMixerStage}
 _PYRAMIDS = {"sparse_rcnn": DrmmFeaturePyramid, "adamixer": DrmmChannelMapping}
@@ -198,31 +206,33 @@ class DrmmModel(DrmmPreTrainedModel):
             every_stage: predict the mixtures of all stages. Without, the intermediate ones move the boxes alone, and
                 `stages` has only the last.
         """
-        sizes = valid_sizes(pixel_values, pixel_mask)
+        check_input_shapes(pixel_values, pixel_mask)
+        sizes = image_sizes(pixel_values, pixel_mask)
         features = self.pyramid(self.backbone(pixel_values))
         strides = self.strides or [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
         boxes, query_states = self.proposals(sizes)
         num_groups = query_states.shape[1] // self.config.num_proposals
         regions = self.coding.encode(boxes)
-        stages: list[MixtureParameters | SetPrediction] = []
+        stages: list[Any] = []
         for i, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True), start=1):
             query_states = stage(
                 query_states, regions.detach(), *features, strides=strides, num_groups=num_groups, **kwargs
             )
             # The first stage moves the learned proposals with gradient, every other detached regions.
-            prediction, objectness = None, None
-            if every_stage or i == len(self.stages):
+            is_read = every_stage or i == len(self.stages)
+            if is_read:
                 prediction, regions = head(query_states, regions)
-                objectness = getattr(prediction, "objectness_logits", None)
                 stages.append(prediction)
             else:
-                rank = self.config.top_k_ratio is not None
-                regions, objectness = head.step(query_states, regions, rank)  # type: ignore[operator]
-            if self.config.top_k_ratio is not None and objectness is not None:
-                index = self._top_components(objectness)
+                regions = head.next_regions(query_states, regions)  # type: ignore[operator]
+            if self.config.top_k_ratio is not None:  # Appendix C.2, which only a mixture head may be asked for
+                objectness = (
+                    stages[-1].objectness_logits if is_read else head.rank(query_states)  # type: ignore[operator]
+                )
+                index = objectness.topk(max(1, int(objectness.shape[1] * self.config.top_k_ratio)), dim=-1).indices
                 regions, query_states = _keep(regions, index), _keep(query_states, index)
-                if prediction is not None:
-                    stages[-1] = _keep_components(prediction, index)
+                if is_read:
+                    stages[-1] = _keep_components(stages[-1], index)
             regions = regions.detach()
         last = stages[-1]
         return DrmmModelOutput(
@@ -234,11 +244,6 @@ class DrmmModel(DrmmPreTrainedModel):
             stages=tuple(stages),
             image_sizes=sizes,
         )
-
-    def _top_components(self, objectness: Tensor) -> Tensor:
-        """(B, k) indices of the fraction `top_k_ratio` of highest objectness (B, K), sorted (Appendix C.2)."""
-        num_kept = max(1, int(objectness.shape[1] * (self.config.top_k_ratio or 1.0)))
-        return objectness.topk(num_kept, dim=-1).indices
 
 
 class DrmmForObjectDetection(DrmmPreTrainedModel):
@@ -281,25 +286,24 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         Raises:
             ValueError: inputs of a wrong shape; labels that are malformed or out of range, see `pad_targets`.
         """
-        check_input_shapes(pixel_values, pixel_mask)  # before images are cut out by the mask
         outputs: DrmmModelOutput
         kwargs["every_stage"] = output_stages or labels is not None
         if self.config.isolate_images and not self.training:
             outputs = run_on_own_canvas(self.model, pixel_values, pixel_mask, **kwargs)
         else:
             outputs = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
-        stages, image_sizes = outputs.stages, outputs.image_sizes
+        stages, sizes = outputs.stages, outputs.image_sizes
         assert stages is not None  # always there, but typed as the optional outputs are
-        assert image_sizes is not None
+        assert sizes is not None
         loss = loss_dict = None
         if labels is not None:
-            targets = pad_targets(labels, image_sizes, len(self.config.id2label or {}))
+            targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
             counts = [len(label["class_labels"]) for label in labels]
-            loss, loss_dict = self.loss_function(stages, targets, self.config, image_sizes, counts)
-        described = self._describe(stages[-1], image_sizes)
+            loss, loss_dict = self.loss_function(stages, targets, self.config, sizes, counts)
+        described = self._describe(stages[-1], sizes)
         auxiliary = None
         if output_stages:
-            auxiliary = [self._describe(stage, image_sizes) for stage in stages[:-1]]
+            auxiliary = [self._describe(stage, sizes) for stage in stages[:-1]]
         return DrmmObjectDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -310,21 +314,83 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             **described,
         )
 
-    def _describe(self, stage: MixtureParameters | SetPrediction, image_sizes: Tensor) -> dict[str, Tensor]:
+    def _describe(self, stage: MixtureParameters | SetPrediction, sizes: Tensor) -> dict[str, Tensor]:
         """The public fields of one stage; of the first query group if there are several."""
+        extent = torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
         if isinstance(stage, SetPrediction):
             locations, logits = (t[:, : self.config.num_proposals] for t in stage)
-            return {"logits": logits, "locations": locations, "pred_boxes": _fractions(locations, image_sizes)}
+            return {"logits": logits, "locations": locations, "pred_boxes": _center_size(locations / extent)}
         scales = effective_scales(stage.locations, stage.scales, self.config.min_scale_ratio)
         return {
             "logits": confidence_logits(stage.class_logits, stage.objectness_logits),
-            "pred_boxes": _fractions(stage.locations, image_sizes),
-            "pred_scales": scales / torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1),
+            "pred_boxes": _center_size(stage.locations / extent),
+            "pred_scales": scales / extent,
             "objectness_logits": stage.objectness_logits,
             "class_log_probs": stage.class_logits.float().log_softmax(dim=-1),
             "locations": stage.locations,
             "scales": stage.scales,
         }
+
+
+def run_on_own_canvas(model: nn.Module, pixel_values: Tensor, pixel_mask: Tensor | None, **kwargs: Any) -> Any:
+    """The model's output for a padded batch, each image on its own canvas, as if it were alone.
+
+    A batch pads its images to the largest. The padding is zero, but after a convolution and a normalization it is not
+    zero any more, and what it holds reaches into the image from the border. So an image's detections change with its
+    padding, as in every convolutional detector that is fed padded batches, the released code included. Computed on its
+    own canvas (its size, rounded up as the image processor does for a single image) they do not.
+
+    Args:
+        model: called as `model(pixel_values, pixel_mask=..., **kwargs)`; its outputs have the batch first.
+        pixel_values: (B, 3, H, W), padded at the right and the bottom.
+        pixel_mask: (B, H, W), 1 on the image; None if there is no padding.
+
+    Returns:
+        The output in the order of the batch; images of one canvas size are computed together. Reads the sizes on the
+        host, which on a GPU waits for the mask; while a graph is captured (compilation, export) the batch is computed
+        whole.
+    """
+    check_input_shapes(pixel_values, pixel_mask)
+    if pixel_mask is None or torch.compiler.is_compiling():
+        return model(pixel_values, pixel_mask=pixel_mask, **kwargs)
+    full = tuple(pixel_values.shape[-2:])
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (width, height) in enumerate(image_sizes(pixel_values, pixel_mask).long().tolist()):
+        canvas = tuple(min(-(-side // STRIDE) * STRIDE, most) for side, most in zip((height, width), full, strict=True))
+        groups.setdefault(canvas, []).append(i)
+    if list(groups) == [full]:
+        return model(pixel_values, pixel_mask=pixel_mask, **kwargs)
+    outputs = [
+        model(pixel_values[index, :, :height, :width], pixel_mask=pixel_mask[index, :height, :width], **kwargs)
+        for (height, width), index in groups.items()
+    ]
+    order = torch.tensor([i for index in groups.values() for i in index], device=pixel_values.device).argsort()
+    # None: a layer whose hidden states were not asked for
+    return tree_map(lambda *parts: None if parts[0] is None else torch.cat(parts)[order], *outputs)
+
+
+def check_input_shapes(pixel_values: Tensor, pixel_mask: Tensor | None) -> None:
+    """Raise ValueError where pixel_values are not (B, 3, H, W) or pixel_mask is not (B, H, W)."""
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise ValueError(f"pixel_values has shape {shape}; expected (batch, 3, height, width).")
+    if pixel_mask is not None and tuple(pixel_mask.shape) != (shape[0], *shape[2:]):
+        raise ValueError(
+            f"pixel_mask has shape {tuple(pixel_mask.shape)} beside pixel_values {shape}; "
+            f"expected {(shape[0], *shape[2:])}, as DrmmImageProcessor makes it."
+        )
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """(B, 2) width and height of each image inside its padded canvas, pixels, float32.
+
+    At least 1 pixel, also for an empty mask: the outputs are fractions of it.
+    """
+    batch, _, height, width = pixel_values.shape
+    if pixel_mask is None:
+        sides = [torch.full((batch,), s, dtype=torch.float32, device=pixel_values.device) for s in (width, height)]
+        return torch.stack(sides, dim=-1)
+    return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float().clamp(min=1)
 
 
 def _keep(tensor: Tensor, index: Tensor) -> Tensor:
@@ -340,7 +406,7 @@ def _keep_components(parameters: MixtureParameters, index: Tensor) -> MixturePar
     return MixtureParameters(*(_keep(field, index) for field in whole if field is not None))
 
 
-def _fractions(locations: Tensor, image_sizes: Tensor) -> Tensor:
-    """(B, K, 4) xyxy pixels to center x, center y, width, height as fractions of the un-padded image."""
-    x1y1, x2y2 = (locations / torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)).chunk(2, dim=-1)
+def _center_size(corners: Tensor) -> Tensor:
+    """(..., 4) xyxy to center x, center y, width, height."""
+    x1y1, x2y2 = corners.chunk(2, dim=-1)
     return torch.cat(((x1y1 + x2y2) / 2, x2y2 - x1y1), dim=-1)

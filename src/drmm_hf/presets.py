@@ -4,6 +4,9 @@ import copy
 import difflib
 from typing import Any
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_pretrained_cfg
+
 _PYRAMID = {"model_type": "timm_backbone", "out_indices": [1, 2, 3, 4]}
 _BACKBONES: dict[str, dict[str, Any]] = {
     "r50": {"backbone_config": {**_PYRAMID, "backbone": "resnet50.tv_in1k"}},
@@ -23,7 +26,7 @@ _BASELINE: dict[str, Any] = {"head": "set_prediction", "objective": "set_predict
 _ADAMIXER: dict[str, Any] = {"decoder": "adamixer", "num_box_layers": 1}
 _DECODERS: dict[str, dict[str, Any]] = {
     "drmm-sparse-rcnn": {"backbone_norm": "sync"},
-    # what the paper leaves open: docs/results/adamixer.md
+    # what the paper leaves open: docs/results/ablations.md
     "drmm-adamixer": {**_ADAMIXER, "backbone_norm": "sync", "learn_proposal_boxes": False},
     "sparse-rcnn": _BASELINE,
     "adamixer": {**_ADAMIXER, **_BASELINE, "learn_proposal_boxes": False},
@@ -46,7 +49,7 @@ _TINY: dict[str, Any] = {
 }
 _FEW_POINTS = {"num_sampling_points": 16, "num_mixing_points": 32}
 _TINY_DECODERS: dict[str, dict[str, Any]] = {
-    # beta is twice the paper's: short trainings leave more duplicates (docs/results/bccd.md)
+    # beta is twice the paper's: short trainings leave more duplicates (docs/results/training.md)
     "drmm-sparse-rcnn": {"pyramid_levels": [1], "dynamic_dim": 16, "box_unit": 10.0, "mcm_weight": 1.0},
     "drmm-adamixer": {**_ADAMIXER, **_FEW_POINTS, "box_unit": 10.0, "learn_proposal_boxes": False},
     "sparse-rcnn": {**_BASELINE, "pyramid_levels": [1], "dynamic_dim": 16, "proposal_init": "grid"},
@@ -86,5 +89,19 @@ def preset_fields(name: str) -> dict[str, Any]:
 
 def processor_fields(name: str) -> dict[str, Any]:
     """Arguments of `DrmmImageProcessor` for the preset `name` (ValueError as `preset_fields`)."""
-    preset_fields(name)
-    return copy.deepcopy(PROCESSOR_PRESETS.get(name, {}))
+    backbone = preset_fields(name)["backbone_config"]
+    return {**copy.deepcopy(PROCESSOR_PRESETS.get(name, {})), **_statistics(backbone["backbone"])}
+
+
+def backbone_statistics(config: Any) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` with which the backbone of a `DrmmConfig` was trained, as arguments of the image
+    processor; empty where they are ImageNet's, its defaults, or where timm states none.
+    """
+    return _statistics(getattr(config.backbone_config, "backbone", None))
+
+
+def _statistics(architecture: str | None) -> dict[str, list[float]]:
+    known = None if architecture is None else get_pretrained_cfg(architecture)
+    if known is None or (known.mean, known.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+        return {}
+    return {"image_mean": list(known.mean), "image_std": list(known.std)}

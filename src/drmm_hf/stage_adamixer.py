@@ -1,7 +1,7 @@
 """One refinement stage of AdaMixer: attention that knows the boxes, 3-D sampling points, adaptive mixing.
 
 Structure and initialisation follow the authors' released code (MCG-NJU/AdaMixer). A region is (x, y, z, r), see
-`boxes_drmm.ScaleSpace`.
+`decoder.ScaleSpace`.
 """
 
 import math
@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .boxes_drmm import ScaleSpace, region_sizes
 from .configuration_drmm import DrmmConfig
-from .layers_drmm import DrmmStage, XavierLinear
+from .decoder import DrmmStage, ScaleSpace, XavierLinear, region_sizes
 
 _POSITION_UNIT = 1000.0
 _TEMPERATURE = 10000.0

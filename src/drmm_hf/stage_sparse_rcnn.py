@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_drmm import DrmmConfig
-from .layers_drmm import DrmmStage, XavierLinear
-from .roi_align_drmm import multilevel_roi_align
+from .decoder import DrmmStage, XavierLinear
+from .roi_align import multilevel_roi_align
 
 
 class DrmmDynamicConv(nn.Module):

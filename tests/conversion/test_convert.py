@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from transformers import pipeline
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
-from drmm_hf.conversion import convert_checkpoint, released_state_dict, warm_start
-from drmm_hf.conversion.cli import main
-from drmm_hf.conversion.verify import reference_input, verify_golden
+from drmm_hf.cli import main
+from drmm_hf.conversion import convert_checkpoint, reference_input, released_state_dict, verify_golden, warm_start
 from drmm_hf.presets import PRESETS
 
 TINY = ("drmm-sparse-rcnn-tiny", "drmm-adamixer-tiny", "sparse-rcnn-tiny", "adamixer-tiny")
@@ -128,30 +128,32 @@ class TestMovingAverage:
         ema = convert_checkpoint(tmp_path / "two.pth", "sparse-rcnn-tiny", weights="ema")
         assert torch.equal(ema.model.model.proposals.features, model.model.proposals.features + 1)
 
-    def test_none_there_is_an_error(self, checkpoints) -> None:
-        with pytest.raises(ValueError, match="holds no moving average; use weights='raw'"):
-            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "sparse-rcnn-tiny", weights="ema")
-
 
 class TestRefusals:
-    def test_another_head(self, checkpoints) -> None:
-        with pytest.raises(
-            ValueError, match=r"holds a Sparse R-CNN \(set prediction\), but .* Presets of its kind: .*tiny"
-        ):
-            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "drmm-sparse-rcnn-tiny")
+    """Every refusal names the file; no code of a file is run."""
 
-    def test_another_decoder(self, checkpoints) -> None:
-        with pytest.raises(ValueError, match="holds a D-RMM on AdaMixer, but the preset 'drmm-sparse-rcnn-tiny'"):
-            convert_checkpoint(checkpoints["drmm-adamixer-tiny"], "drmm-sparse-rcnn-tiny")
+    @pytest.mark.parametrize(
+        ("source", "preset", "named"),
+        [
+            ("sparse-rcnn-tiny", "drmm-sparse-rcnn-tiny", "sparse-rcnn-tiny"),
+            ("drmm-adamixer-tiny", "drmm-sparse-rcnn-tiny", "drmm-adamixer-tiny"),
+            ("sparse-rcnn-tiny", "sparse-rcn-tiny", "sparse-rcnn-tiny"),
+        ],
+    )
+    def test_another_head_or_decoder_names_the_presets_that_fit(self, checkpoints, source, preset, named) -> None:
+        with pytest.raises(ValueError, match=named):
+            convert_checkpoint(checkpoints[source], preset)
+
+    def test_no_moving_average(self, checkpoints) -> None:
+        with pytest.raises(ValueError, match="raw"):
+            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "sparse-rcnn-tiny", weights="ema")
 
     def test_another_depth(self, checkpoints, monkeypatch) -> None:
         deeper = {**PRESETS["sparse-rcnn-tiny"], "backbone_kwargs": {"layers": [1, 1, 2, 1], "stem_width": 8}}
         monkeypatch.setitem(
             PRESETS, "deeper", {**deeper, "backbone_config": PRESETS["sparse-rcnn-r50"]["backbone_config"]}
         )
-        with pytest.raises(
-            ValueError, match=r"another backbone or depth.*\d+ keys missing: .*, \.\.\.\. \d+ tensors of"
-        ):
+        with pytest.raises(ValueError, match=r"\d+ keys missing: .* \d+ tensors of another shape"):
             convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "deeper")
 
     def test_keys_missing_or_left_over_are_listed_up_to_ten(self, tmp_path) -> None:
@@ -159,11 +161,11 @@ class TestRefusals:
         del state["neck.lateral_convs.0.conv.bias"]
         state |= {f"mask_head.{i}": torch.zeros(1) for i in range(12)}
         torch.save(state, tmp_path / "odd.pth")
-        with pytest.raises(ValueError) as caught:  # noqa: PT011  (the whole message is looked at)
+        with pytest.raises(ValueError, match=r"odd\.pth") as caught:
             convert_checkpoint(tmp_path / "odd.pth", "sparse-rcnn-tiny")
         message = str(caught.value)
-        assert "1 keys missing: neck.lateral_convs.0.conv.bias" in message
-        assert "12 unexpected keys: mask_head.0" in message
+        assert "neck.lateral_convs.0.conv.bias" in message
+        assert "12" in message
         assert message.count("mask_head") == 10
 
     def test_a_pickle_with_code_is_not_run(self, tmp_path) -> None:
@@ -171,39 +173,32 @@ class TestRefusals:
             def __reduce__(self):
                 return (Path(tmp_path / "ran").touch, ())
 
-        torch.save(
-            {"state_dict": released_state_dict(tiny("sparse-rcnn-tiny")), "meta": Harmful()}, tmp_path / "bad.pth"
-        )
-        with pytest.raises(ValueError, match="would run code of the file"):
-            convert_checkpoint(tmp_path / "bad.pth", "sparse-rcnn-tiny")
+        state = released_state_dict(tiny("sparse-rcnn-tiny"))
+        torch.save({"state_dict": state, "meta": Harmful()}, tmp_path / "bad.pth")
         (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Harmful()))
-        with pytest.raises(ValueError, match=r"plain\.pkl: .*(code|not a checkpoint)"):
-            convert_checkpoint(tmp_path / "plain.pkl", "sparse-rcnn-tiny")
+        for name in ("bad.pth", "plain.pkl"):
+            with pytest.raises(ValueError, match=name):
+                convert_checkpoint(tmp_path / name, "sparse-rcnn-tiny")
         assert not (tmp_path / "ran").exists()
 
     @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
     def test_a_truncated_file(self, tmp_path, suffix) -> None:
         state = {k: v.contiguous() for k, v in released_state_dict(tiny("sparse-rcnn-tiny")).items()}
-        whole = tmp_path / f"whole{suffix}"
+        whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
         save_file(state, whole) if suffix == ".safetensors" else torch.save(state, whole)
-        cut = tmp_path / f"cut{suffix}"
         cut.write_bytes(whole.read_bytes()[:100_000])
-        with pytest.raises(ValueError, match=rf"cut\{suffix}: (damaged|not a checkpoint)"):
+        with pytest.raises(ValueError, match=cut.name):
             convert_checkpoint(cut, "sparse-rcnn-tiny")
 
-    def test_a_file_that_is_no_detector(self, tmp_path) -> None:
-        torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.pth")
-        with pytest.raises(ValueError, match=r"no mmdet-style .*fc_cls\.weight.* begin with fc\.weight"):
-            convert_checkpoint(tmp_path / "other.pth", "sparse-rcnn-tiny")
-        torch.save({"epoch": 3}, tmp_path / "empty.pth")
-        with pytest.raises(ValueError, match="no state dict in it; its entries are 'epoch'"):
-            convert_checkpoint(tmp_path / "empty.pth", "sparse-rcnn-tiny")
-
-    def test_a_missing_file_and_a_wrong_preset(self, checkpoints, tmp_path) -> None:
-        with pytest.raises(FileNotFoundError, match="no such file; give a checkpoint"):
-            convert_checkpoint(tmp_path / "nowhere.pth", "sparse-rcnn-tiny")
-        with pytest.raises(ValueError, match=r"no preset 'sparse-rcn-tiny'. Nearest: .*sparse-rcnn-tiny"):
-            convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "sparse-rcn-tiny")
+    @pytest.mark.parametrize("content", [{"state_dict": {"fc.weight": torch.zeros(2)}}, {"epoch": 3}, [1]])
+    def test_a_file_that_is_no_detector(self, tmp_path, content, capsys) -> None:
+        torch.save(content, tmp_path / "other.pth")
+        command = ["convert", str(tmp_path / "other.pth"), str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny"]
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "other.pth" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "o").exists()
 
 
 def write_golden(path: Path, model: DrmmForObjectDetection) -> Path:
@@ -222,12 +217,12 @@ class TestCommand:
         golden = write_golden(tmp_path / "golden.safetensors", tiny("sparse-rcnn-tiny"))
         out = tmp_path / "out"
         source = str(checkpoints["sparse-rcnn-tiny"])
-        assert main([source, str(out), "--preset", "sparse-rcnn-tiny", "--verify", str(golden)]) == 0
-        printed = capsys.readouterr().out
-        assert "tensors converted" in printed
-        assert "equals the golden values (4 quantities" in printed
+        assert main(["convert", source, str(out), "--preset", "sparse-rcnn-tiny", "--verify", str(golden)]) == 0
+        assert "equals the golden values (4 quantities" in capsys.readouterr().out
         assert DrmmImageProcessor.from_pretrained(out).size["shortest_edge"] == 288
-        assert "license: apache-2.0" in (out / "README.md").read_text()
+        card = ModelCard.load(out / "README.md")
+        assert card.data.eval_results is None
+        assert "sparse-rcnn-tiny.pth" in card.text
         assert json.loads((out / "config.json").read_text())["id2label"]["2"] == "star"
         detector = pipeline("object-detection", model=str(out))
         assert detector.model.config.head == "set_prediction"
@@ -238,20 +233,22 @@ class TestCommand:
             changed.model.heads[1].classifier.bias += 0.01
         golden = write_golden(tmp_path / "golden.safetensors", changed)
         source = str(checkpoints["sparse-rcnn-tiny"])
-        assert main([source, str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny", "--verify", str(golden)]) == 1
+        assert (
+            main(["convert", source, str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny", "--verify", str(golden)]) == 1
+        )
         assert "stage 2 cls_score: off by 1.0e-02" in capsys.readouterr().out
 
     def test_golden_values_of_another_model_are_refused(self, tmp_path) -> None:
         golden = write_golden(tmp_path / "golden.safetensors", tiny("sparse-rcnn-tiny", num_stages=1))
-        with pytest.raises(ValueError, match="no golden values of a 'set_prediction' head with 2 stages"):
+        with pytest.raises(ValueError, match=r"golden\.safetensors"):
             verify_golden(tiny("sparse-rcnn-tiny"), golden)
-        with pytest.raises(ValueError, match="these are golden values of another model"):
+        with pytest.raises(ValueError, match=r"golden\.safetensors"):
             verify_golden(tiny("sparse-rcnn-tiny", num_stages=1, num_proposals=7), golden)
 
     def test_back_to_the_released_names(self, checkpoints, tmp_path, capsys) -> None:
         source = checkpoints["drmm-adamixer-tiny"]
-        assert main([str(source), str(tmp_path / "ours"), "--preset", "drmm-adamixer-tiny"]) == 0
-        assert main([str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--reverse"]) == 0
+        assert main(["convert", str(source), str(tmp_path / "ours"), "--preset", "drmm-adamixer-tiny"]) == 0
+        assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "back.pth"), "--reverse"]) == 0
         original = torch.load(source, weights_only=True)["state_dict"]
         back = torch.load(tmp_path / "back.pth", weights_only=True)
         assert back["meta"]["CLASSES"] == list(NAMES.values())
@@ -259,11 +256,11 @@ class TestCommand:
         assert all(torch.equal(value, original[f"module.{key}"]) for key, value in back["state_dict"].items())
 
     def test_a_mistake_is_one_line(self, checkpoints, tmp_path, capsys) -> None:
-        assert main([str(tmp_path / "none.pth"), str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny"]) == 2
+        assert main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny"]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
-        assert main([str(checkpoints["sparse-rcnn-tiny"]), str(tmp_path / "o")]) == 2
+        assert main(["convert", str(checkpoints["sparse-rcnn-tiny"]), str(tmp_path / "o")]) == 2
         assert "--preset is missing" in capsys.readouterr().err
 
 
@@ -284,7 +281,7 @@ class TestWarmStart:
     def test_another_decoder_or_size_is_refused(self, tmp_path) -> None:
         tiny("adamixer-tiny").save_pretrained(tmp_path)
         DrmmImageProcessor().save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"decoder='adamixer'.*'sparse_rcnn'; choose"):
+        with pytest.raises(ValueError, match="adamixer"):
             warm_start(tiny("drmm-sparse-rcnn-tiny"), str(tmp_path))
-        with pytest.raises(ValueError, match=r"does not fit .* tensors missing and \d+ of another shape"):
+        with pytest.raises(ValueError, match=str(tmp_path)):
             warm_start(tiny("drmm-adamixer-tiny", num_stages=3, num_proposals=11), str(tmp_path))

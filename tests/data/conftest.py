@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
+
+from drmm_hf.data import generate_scenes, load_detection_dataset
 
 
 @pytest.fixture
@@ -16,6 +19,13 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("set DRMM_TEST_DATA to a folder with bccd/ and coco/ to run this test")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` waits five seconds whenever a shuffled stream of parquet files ends."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    datasets.disable_progress_bars()
 
 
 def coco_dict() -> dict[str, Any]:
@@ -56,3 +66,20 @@ def coco() -> dict[str, Any]:
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     return lambda data, **options: write_coco(tmp_path / "set", data, **options)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate_scenes(tmp_path_factory.mktemp("scenes"), num_train=12, num_val=4, image_size=(96, 128))
+
+
+@pytest.fixture(scope="session")
+def parquet_scenes(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes as parquet files: four of three training images, one of four to evaluate."""
+    folder = tmp_path_factory.mktemp("parquet")
+    for split, count in (("train", 4), ("val", 1)):
+        rows = load_detection_dataset(scenes, split).dataset
+        for index in range(count):
+            shard = rows.shard(count, index).cast_column("image", datasets.Image())
+            shard.to_parquet(folder / f"{split}-{index:05d}-of-{count:05d}.parquet", batch_size=100)
+    return folder

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional
 
-from drmm_hf.data import load_detection_dataset
-from drmm_hf.data.paper_transform import PaperTransform
+from drmm_hf.data import PaperTransform
 
 EDGES = tuple(range(480, 801, 32))
 SMALL = {
@@ -72,7 +71,7 @@ def reference(image, boxes, *, longest, shortest, flip, first=None, crop=None):
 
 
 def view_of(transform, size, seed):
-    return transform._view(size, torch.rand(8, generator=seeded(seed)).tolist())
+    return transform.view(size, torch.rand(8, generator=seeded(seed)).tolist())
 
 
 def crop_of(view, size, resized):
@@ -242,15 +241,6 @@ def test_labels_follow_the_boxes_that_remain():
             assert abs(int(color) - 3 * int(label)) <= 2
 
 
-def test_crowd_and_empty():
-    transform = PaperTransform(**SMALL, crop_probability=0)
-    image = smooth_image((48, 64))
-    assert transform(example_of(image, [[1, 1, 9, 9], [4, 4, 9, 9]], iscrowd=[1, 0]))["labels"].tolist() == [4]
-    sample = transform(example_of(image, []))
-    assert sample["boxes"].shape == (0, 4)
-    assert sample["labels"].shape == (0,)
-
-
 def test_boxes_that_only_touch_are_removed():
     transform = PaperTransform(**SMALL, multi_scale=False)
     sample = transform(
@@ -266,7 +256,7 @@ def test_boxes_that_only_touch_are_removed():
     draws=st.lists(st.floats(0, 1, exclude_max=True, width=32), min_size=8, max_size=8),
 )
 def test_views_are_always_inside(height, width, draws):
-    view = PaperTransform()._view((height, width), draws)
+    view = PaperTransform().view((height, width), draws)
     left, top, right, bottom = view.source
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -292,43 +282,14 @@ def test_extreme_images(size, crop_probability):
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("name", "value"),
     [
-        ({"multi_scale": 3}, "multi_scale=3: must be True or False"),
-        ({"longest_edge": 0}, "longest_edge=0: must be a positive"),
-        ({"longest_edge": 1333.0}, r"longest_edge=1333\.0"),
-        ({"shortest_edges": ()}, r"shortest_edges=\(\): must be one or more"),
-        ({"shortest_edges": 800}, "shortest_edges=800"),
-        ({"shortest_edges": (800, 1400)}, r"shortest_edges=\(800, 1400\): .* longest_edge=1333"),
-        ({"crop_shortest_edges": [400, 0]}, r"crop_shortest_edges=\[400, 0\]"),
-        ({"crop_shortest_edges": (400.5,)}, r"crop_shortest_edges=\(400\.5,\)"),
-        ({"crop_size": (600, 384)}, r"crop_size=\(600, 384\): must be \(least, greatest\)"),
-        ({"crop_size": (384,)}, r"crop_size=\(384,\)"),
-        ({"crop_size": (0, 600)}, "both positive"),
-        ({"crop_probability": 1.5}, r"crop_probability=1\.5: must be between 0 and 1"),
-        ({"crop_probability": "0.5"}, "crop_probability='0.5'"),
-        ({"horizontal_flip": math.nan}, "horizontal_flip=nan"),
+        *(("multi_scale", 3), ("longest_edge", 0), ("longest_edge", 1333.0), ("shortest_edges", ())),
+        *(("shortest_edges", 800), ("shortest_edges", (800, 1400)), ("crop_shortest_edges", [400, 0])),
+        *(("crop_shortest_edges", (400.5,)), ("crop_size", (600, 384)), ("crop_size", (384,)), ("crop_size", (0, 600))),
+        *(("crop_probability", 1.5), ("crop_probability", "0.5"), ("horizontal_flip", math.nan)),
     ],
 )
-def test_bad_arguments(options, match):
-    with pytest.raises(ValueError, match=match):
-        PaperTransform(**options)
-
-
-def test_bad_rows_are_named(tmp_path):
-    example = example_of(smooth_image((48, 64)), [[1, 1, 9, 9]])
-    with pytest.raises(ValueError, match="image 9: `objects` must be a dict of lists"):
-        PaperTransform(**SMALL)(example | {"objects": {"boxes": []}})
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
-        PaperTransform(**SMALL)(example | {"image": {"path": str(tmp_path / "gone.jpg"), "bytes": None}})
-
-
-def test_rows_of_a_data_set(write, coco):
-    rows = load_detection_dataset(write(coco)).dataset
-    for row in rows:
-        sample = PaperTransform(**SMALL, crop_probability=0)(row, seeded(0))
-        single = [
-            box for box, crowd in zip(row["objects"]["bbox"], row["objects"]["iscrowd"], strict=True) if not crowd
-        ]
-        assert len(sample["boxes"]) == len(sample["labels"]) == len(single)
-        assert sample["image_id"] == row["image_id"]
+def test_bad_arguments_are_named(name, value):
+    with pytest.raises(ValueError, match=name):
+        PaperTransform(**{name: value})

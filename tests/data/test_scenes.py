@@ -36,31 +36,6 @@ def test_boxes_are_tight(scenes):
         assert 0 <= item.box[1] < item.box[3] <= 240
 
 
-def test_objects_are_drawn_where_the_masks_are():
-    """Drawing an object changes most pixels of its mask and none outside its box."""
-    from drmm_hf.data import scene_rendering as rendering
-
-    changed_inside = []
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        kept = rendering._drop_covered(rendering._place_objects(rng, 240, 320, 12, 150, 4.2), 240, 320)
-        background = rendering._background(rng, 240, 320)
-        canvas = background.copy()
-        touched = np.zeros((240, 320), dtype=bool)
-        for item, patch in kept:
-            before = canvas.copy()
-            rendering._paint(canvas, patch, rng)
-            difference = np.abs(canvas - before).max(axis=2)
-            changed_inside.append((difference[item.mask] > 8).mean())
-            x1, y1, x2, y2 = item.box
-            allowed = np.zeros_like(touched)
-            allowed[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = True
-            assert (difference[~allowed] == 0).all()
-            touched |= allowed
-        assert (canvas[~touched] == background[~touched]).all()
-    assert np.mean(changed_inside) > 0.9
-
-
 def test_hidden_objects_are_left_out(scenes):
     shares = []
     for scene in scenes:
@@ -109,11 +84,6 @@ def test_a_ring_has_a_hole_and_a_disc_has_none():
             assert patch.alpha[50 - patch.top, 50 - patch.left] == center
 
 
-def test_unknown_shape():
-    with pytest.raises(ValueError, match="'blob' is no class"):
-        outline("blob", np.random.default_rng(0))
-
-
 def test_writes_a_coco_folder(folder):
     for split, count in (("train", 30), ("val", 10)):
         data = load_detection_dataset(folder, split)
@@ -157,7 +127,7 @@ def test_does_not_touch_what_is_there(tmp_path):
     stamps = {file: file.stat().st_mtime_ns for file in root.rglob("*.*")}
     generate_scenes(tmp_path, num_train=2, num_val=1)
     assert stamps == {file: file.stat().st_mtime_ns for file in root.rglob("*.*")}
-    with pytest.raises(FileExistsError, match=r"instances_train\.json: already exists.*overwrite=True"):
+    with pytest.raises(FileExistsError, match=r"instances_train\.json"):
         generate_scenes(tmp_path, num_train=3, num_val=1)
     generate_scenes(tmp_path, num_train=3, num_val=1, overwrite=True)
     assert len(load_detection_dataset(root)) == 3
@@ -170,22 +140,29 @@ def test_does_not_touch_what_is_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "match"),
+    ("name", "value"),
     [
-        ({"num_train": 0}, "num_train=0: must be an integer of at least 1"),
-        ({"num_val": 1.5}, r"num_val=1\.5"),
-        ({"seed": -1}, "seed=-1"),
-        ({"image_size": (32, 320)}, r"image_size=\(32, 320\).*at least 64"),
-        ({"max_object_size": 500}, r"max_object_size=500\.0.*<= 240"),
-        ({"min_object_size": 1}, r"min_object_size=1\.0"),
-        ({"mean_objects": 0.5}, r"mean_objects=0\.5: must be at least 1"),
-        ({"image_format": "gif"}, "image_format='gif': must be 'jpg' or 'png'"),
+        *(("num_train", 0), ("num_val", 1.5), ("seed", -1), ("image_size", (32, 320)), ("max_object_size", 500)),
+        *(("min_object_size", 1), ("mean_objects", 0.5), ("image_format", "gif")),
     ],
 )
-def test_bad_arguments(tmp_path, options, match):
-    with pytest.raises(ValueError, match=match):
-        generate_scenes(tmp_path / "new", **options)
+def test_bad_arguments_are_named(tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        generate_scenes(tmp_path / "new", **{name: value})
     assert not (tmp_path / "new").exists()
+
+
+def test_the_scenes_of_a_seed_stay_the_same():
+    """Published numbers are of trainings on them."""
+    scene = render_scene(np.random.default_rng([0, 0, 0]), 240, 320, min_size=12, max_size=150, mean_objects=4.2)
+    assert [item.name for item in scene.objects] == ["disc", "cross", "rhombus", "rhombus"]
+    assert [item.box for item in scene.objects] == [
+        (253.5, 212.5, 267.0, 225.5),
+        (0.0, 167.0, 75.5, 240.0),
+        (123.5, 0.0, 148.5, 20.5),
+        (300.0, 214.5, 320.0, 240.0),
+    ]
+    assert scene.image.mean() == pytest.approx(97.94, abs=0.1)
 
 
 def test_the_mean_number_of_objects_can_be_raised(scenes):

@@ -1,19 +1,22 @@
 """The page, served by the command and used in headless Chromium."""
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from drmm_hf.data.scene_shapes import CATEGORIES
+from drmm_hf.data.scenes import CATEGORIES
+from drmm_hf.demo_page import KEEP_FILES, MAX_UPLOAD, build_app
+from drmm_hf.loading import load_detector
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(
@@ -97,18 +100,21 @@ def test_the_page_is_used(address: str, browser: Any, width: int) -> None:
     page.close()
 
 
-def test_a_file_that_is_no_picture_leaves_the_page_working(address: str, browser: Any, tmp_path: Path) -> None:
-    from playwright.sync_api import expect
-
-    page = browser.new_page()
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)
-    page.goto(address)
-    damaged = tmp_path / "damaged.png"
-    damaged.write_bytes(b"no picture")
-    page.locator("#input input[type=file]").set_input_files(damaged)
-    expect(page.get_by_text("damaged.png: the image cannot be decoded (not a readable image)").first).to_be_visible()
-    page.locator("#examples button:has(img)").nth(1).click()
-    expect(page.locator("#summary")).to_contain_text(re.compile("detection", re.IGNORECASE))
-    assert urllib.request.urlopen(address).status == 200
-    page.close()
+def test_an_upload_is_gone_when_the_server_stops(checkpoint: Path) -> None:
+    pytest.importorskip("gradio", reason="needs the extra `demo`")
+    httpx = pytest.importorskip("httpx")
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 20)).save(picture, "PNG")
+    app = build_app(*load_detector(str(checkpoint), "cpu"))
+    assert app.delete_cache == KEEP_FILES
+    _, url, _ = app.launch(prevent_thread_lock=True, quiet=True, max_file_size=MAX_UPLOAD, ssr_mode=False)
+    try:
+        upload = f"{url}gradio_api/upload"
+        answer = httpx.post(upload, files={"files": ("a.png", picture.getvalue())})
+        kept = Path(answer.json()[0])
+        assert kept.read_bytes() == picture.getvalue()
+        too_large = httpx.post(upload, files={"files": ("b.png", bytes(21 * 2**20))}, timeout=60)
+        assert too_large.status_code == 413
+    finally:
+        app.close()
+    assert not kept.exists()

@@ -1,5 +1,6 @@
 """From an image to picture, table and sentences."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,20 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from demo.reports import CLASSES, report
-from drmm_hf import DrmmConfig
-from drmm_hf.data.scene_shapes import CATEGORIES
-from drmm_hf.demo import Measured, Options, detect, show
-from drmm_hf.demo.app import open_upload
-from drmm_hf.demo.drawing import display_size, draw_view
-from drmm_hf.demo.examples import example_files, example_scenes
-from drmm_hf.demo.measured import _read
-from drmm_hf.demo.view import threshold_text
-from drmm_hf.evaluation.loading import load_detector
+from drmm_hf.data.scenes import CATEGORIES
+from drmm_hf.demo import (
+    Measured,
+    Options,
+    detect,
+    draw_view,
+    example_files,
+    example_scenes,
+    load_measured,
+    show,
+    threshold_text,
+)
+from drmm_hf.demo_page import open_upload
+from drmm_hf.loading import load_detector
 from model_fixtures import small_config
 
 IMAGE = Image.new("RGB", (480, 240), (10, 10, 10))
@@ -30,9 +35,10 @@ FOUND = {
 CONFIG = small_config()
 
 
-def measured() -> Measured:
-    content = report()
-    return _read(content["checkpoints"][0], content["data"])
+@pytest.fixture
+def measured(report: dict, tmp_path: Path) -> Measured:
+    (tmp_path / "analysis.json").write_text(json.dumps(report))
+    return load_measured(tmp_path / "analysis.json", "model", ["disc", "ring", "star"])
 
 
 def test_table_without_a_report() -> None:
@@ -46,8 +52,8 @@ def test_table_without_a_report() -> None:
     assert "Measured" not in view.text
 
 
-def test_a_report_adds_precision_and_corrects_the_bands() -> None:
-    view = show(IMAGE, FOUND, CONFIG, Options(0.3, 0.5), measured())
+def test_a_report_adds_precision_and_corrects_the_bands(measured: Measured) -> None:
+    view = show(IMAGE, FOUND, CONFIG, Options(0.3, 0.5), measured)
     assert view.columns[2] == "expected precision"
     assert view.rows[0][2:4] == ["90%", "100.0 ± 2.0"]
     assert "γ times 0.50" in view.text
@@ -64,9 +70,10 @@ def test_nms_is_shown_and_not_applied() -> None:
     assert "would change nothing here" in show(IMAGE, FOUND, CONFIG, Options(0.7, None, True)).text
 
 
-def test_nothing_found() -> None:
-    view = show(IMAGE, FOUND, CONFIG, Options(0.9, 0.8, True), measured())
-    assert (view.rows, view.text) == ([], "**No detection** has a score above 0.90.")
+def test_nothing_found(measured: Measured) -> None:
+    view = show(IMAGE, FOUND, CONFIG, Options(0.9, 0.8, True), measured)
+    assert view.rows == []
+    assert "No detection" in view.text
 
 
 def test_a_model_without_density_has_no_bands() -> None:
@@ -93,20 +100,16 @@ def test_bands_lie_where_the_intervals_say() -> None:
     ("size", "drawn"),
     [((480, 240), (960, 480)), ((1200, 900), (1200, 900)), ((3200, 4), (1600, 2)), ((1, 9000), (1, 1600))],
 )
-def test_display_size(size: tuple[int, int], drawn: tuple[int, int]) -> None:
-    assert display_size(size) == drawn
+def test_a_picture_is_drawn_at_a_size_for_the_page(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    nothing = {name: values[:0] for name, values in FOUND.items()}
+    assert draw_view(Image.new("RGB", size), nothing, {}).size == drawn
 
 
-def test_what_is_said_of_a_threshold() -> None:
+def test_what_is_said_of_a_threshold(measured: Measured) -> None:
     assert "score is its own expected precision" in threshold_text(0.3, None)
-    text = threshold_text(0.25, measured())
-    assert text == "**Expected precision 63%**: the share of right ones above 0.25 on the report's 7 images, IoU 0.5."
-    assert "**Expected precision unknown**" in threshold_text(1.0, measured())
-
-
-def test_threshold_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], not 1.5"):
-        Options(1.5)
+    text = threshold_text(0.25, measured)
+    assert all(part in text for part in ("63%", "0.25", "7 images", "IoU 0.5"))
+    assert "**Expected precision unknown**" in threshold_text(1.0, measured)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
@@ -122,14 +125,14 @@ def test_examples_are_always_the_same_and_only_for_their_classes(tmp_path: Path)
     first, again = example_scenes(CATEGORIES, 2), example_scenes(CATEGORIES, 3)
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=False))
     assert not np.array_equal(*first)
-    assert example_scenes(CLASSES) == []
+    assert example_scenes(["disc", "ring"]) == []
     for name in ("b.png", "a.JPG", "c.txt"):
         (tmp_path / name).touch()
     assert [Path(file).name for file in example_files(str(tmp_path))] == ["a.JPG", "b.png"]
-    with pytest.raises(FileNotFoundError, match=r"none: no such image file or folder"):
+    with pytest.raises(FileNotFoundError, match="none"):
         example_files(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty: no images in this folder"):
+    with pytest.raises(FileNotFoundError, match="empty"):
         example_files(str(tmp_path / "empty"))
 
 
@@ -152,8 +155,3 @@ def test_a_bad_upload_is_named_without_its_folders(tmp_path: Path, content: byte
     with pytest.raises(ValueError, match=rf"^bad.png: .*{reason}") as raised:
         open_upload(str(tmp_path / "bad.png"))
     assert str(tmp_path) not in str(raised.value)
-
-
-def test_density_of_the_configuration_is_used() -> None:
-    gaussian = DrmmConfig(**{**CONFIG.to_dict(), "density": "gaussian"})
-    assert show(IMAGE, FOUND, gaussian, Options(0.3, 0.5)).rows[0][2] == "100.0 ± 2.7"

@@ -1,136 +1,283 @@
-"""Calibration error on cases that can be worked out by hand."""
+"""ECE, LaECE, Brier score and OCE: by hand, by their properties, and by independent libraries; and the diagram."""
 
 import json
 import math
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drmm_hf.evaluation import calibration_report
+from drmm_hf.evaluation import (
+    brier_report,
+    calibration_report,
+    localization_calibration_report,
+    match_detections,
+    object_calibration_report,
+    part_calibration_report,
+    save_reliability_diagram,
+)
+from evaluation_fixtures import ON_CROWD, found, make_truth, scene
 
 
-def make_truth(count: int, *, crowd: bool = False) -> dict:
-    """One image with `count` 10x10 boxes of class 1, 20 px apart, and perhaps a crowd region far below."""
-    boxes = [[20 * index, 0, 10, 10] for index in range(count)]
-    annotations = [{"image_id": 1, "category_id": 1, "bbox": box} for box in boxes]
-    if crowd:
-        annotations.append({"image_id": 1, "category_id": 1, "bbox": [0, 500, 400, 400], "iscrowd": 1})
-    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}]
-    return {"images": [{"id": 1}], "categories": categories, "annotations": annotations}
-
-
-def hit(index: int, score: float) -> dict:
-    return {"image_id": 1, "category_id": 1, "bbox": [20 * index, 0, 10, 10], "score": score}
-
-
-def miss(score: float) -> dict:
-    return {"image_id": 1, "category_id": 1, "bbox": [0, 200, 10, 10], "score": score}
-
-
-def test_sure_and_right_is_zero():
-    report = calibration_report(make_truth(2), [hit(0, 1.0), hit(1, 1.0)])
-    assert report.ece == 0.0
-    assert report.bin_counts == (0,) * 9 + (2,)
-
-
-def test_precision_equal_to_confidence_is_zero():
-    report = calibration_report(make_truth(3), [hit(0, 0.75), hit(1, 0.75), hit(2, 0.75), miss(0.75)])
-    assert report.ece == pytest.approx(0.0)
-    assert report.bin_accuracies[7] == pytest.approx(0.75)
-
-
-def test_known_value_in_two_bins():
+def test_ece_by_hand() -> None:
     # bin [.9, 1]: 2 of 3 right at .95, gap .28333 · 3/5; bin [.2, .3): 0 of 2 right at .25, gap .25 · 2/5
-    results = [hit(0, 0.95), hit(1, 0.95), miss(0.95), miss(0.25), miss(0.25)]
-    report = calibration_report(make_truth(2), results)
+    results = [found(0.95, 0), found(0.95, 20), found(0.95, 300), found(0.25, 300), found(0.25, 300), ON_CROWD]
+    report = calibration_report(make_truth((7, 0), (7, 20), crowd=True), results)
     assert report.ece == pytest.approx(0.6 * (0.95 - 2 / 3) + 0.4 * 0.25)
-    assert report.num_detections == 5
+    assert (report.num_detections, report.num_ignored) == (5, 1)
+    assert report.bin_counts == (0, 0, 2, 0, 0, 0, 0, 0, 0, 3)
     assert report.bin_confidences[2] == pytest.approx(0.25)
     assert math.isnan(report.bin_accuracies[0])
 
 
-def test_duplicate_is_wrong_and_the_surer_one_wins():
-    report = calibration_report(make_truth(1), [hit(0, 0.15), hit(0, 0.85)])
-    assert report.bin_accuracies[8] == 1.0
-    assert report.bin_accuracies[1] == 0.0
-    assert report.ece == pytest.approx(0.15)
-
-
-def test_matching_is_per_class():
-    report = calibration_report(make_truth(1), [hit(0, 0.5) | {"category_id": 2}])
-    assert report.ece == pytest.approx(0.5)
-
-
-def test_detections_on_a_crowd_are_left_out():
-    on_crowd = {"image_id": 1, "category_id": 1, "bbox": [50, 550, 30, 30], "score": 0.99}
-    report = calibration_report(make_truth(1, crowd=True), [hit(0, 1.0), on_crowd, on_crowd])
-    assert (report.ece, report.num_detections, report.num_ignored) == (0.0, 1, 2)
-
-
-def test_score_threshold_and_max_detections():
-    results = [hit(0, 1.0), *[miss(0.1)] * 9]
-    assert calibration_report(make_truth(1), results).ece == pytest.approx(0.09)
-    assert calibration_report(make_truth(1), results, score_threshold=0.3).ece == 0.0
-    assert calibration_report(make_truth(1), results, max_detections=2).num_detections == 2
-
-
-def test_iou_threshold():
-    half = hit(0, 1.0) | {"bbox": [0, 0, 10, 6]}
-    assert calibration_report(make_truth(1), [half], iou_threshold=0.6).ece == 0.0
-    assert calibration_report(make_truth(1), [half], iou_threshold=0.65).ece == 1.0
+def test_thresholds() -> None:
+    truth, results = make_truth((7, 0)), [found(1.0, 0), *[found(0.1, 300)] * 9]
+    assert calibration_report(truth, results).ece == pytest.approx(0.09)
+    assert calibration_report(truth, results, score_threshold=0.3).ece == 0.0
+    assert calibration_report(truth, results, max_detections=2).num_detections == 2
+    assert calibration_report(truth, [found(1.0, 0, height=6)], iou_threshold=0.6).ece == 0.0
+    assert calibration_report(truth, [found(1.0, 0, height=6)], iou_threshold=0.65).ece == 1.0
 
 
 @pytest.mark.parametrize("num_bins", [1, 3, 10, 100])
-def test_a_score_on_an_edge_belongs_to_the_bin_above(num_bins):
+def test_a_score_on_an_edge_belongs_to_the_bin_above(num_bins: int) -> None:
     for edge in range(num_bins):
-        report = calibration_report(make_truth(0), [miss(edge / num_bins)], num_bins=num_bins)
+        report = calibration_report(make_truth(), [found(edge / num_bins, 300)], num_bins=num_bins)
         assert report.bin_counts[edge] == 1
 
 
-def test_no_detections_have_no_calibration():
-    report = calibration_report(make_truth(1), [])
-    assert math.isnan(report.ece)
-    assert report.num_detections == 0
-    plain = report.to_dict()
-    assert plain["ece"] is None
-    assert plain["bin_accuracies"] == [None] * 10
-    json.dumps(plain, allow_nan=False)
-
-
-def test_report_carries_its_settings():
-    report = calibration_report(
-        make_truth(0), [], iou_threshold=0.75, num_bins=15, score_threshold=0.3, max_detections=50
-    )
-    assert report.settings == "IoU 0.75, 15 bins, score >= 0.3, maxDets 50"
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(1, 20))
-def test_bounds(scores, num_bins):
-    results = [hit(index, score) if index % 2 else miss(score) for index, score in enumerate(scores)]
-    report = calibration_report(make_truth(20), results, num_bins=num_bins)
-    assert 0.0 <= report.ece <= 1.0
-    assert sum(report.bin_counts) == len(scores)
-    # One bin is the coarsest view: |precision - mean score| never exceeds the error over finer bins.
-    coarse = calibration_report(make_truth(20), results, num_bins=1)
-    assert coarse.ece <= report.ece + 1e-12
-
-
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"iou_threshold": 0.0}, r"iou_threshold must lie in \(0, 1\]"),
-        ({"num_bins": 0}, "num_bins must be at least 1"),
-        ({"score_threshold": 1.5}, r"score_threshold must lie in \[0, 1\]"),
-        ({"max_detections": 0}, "max_detections must be increasing positive"),
-    ],
+    "report", [calibration_report, localization_calibration_report, brier_report, object_calibration_report]
 )
-def test_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        calibration_report(make_truth(1), [], **options)
+def test_without_detections_or_objects_and_with_bad_input(report: Any) -> None:
+    nothing = report(make_truth(), [])
+    assert math.isnan(
+        next(nothing.__dict__[name] for name in ("ece", "laece", "brier", "oce") if hasattr(nothing, name))
+    )
+    json.dumps(nothing.to_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match=r"3\.5"):
+        report(make_truth((7, 0)), [found(3.5, 0)])
+    bad = [{"score_threshold": 1.5}, {"max_detections": 0}, {"image_ids": [5]}]
+    bad += [{"iou_thresholds": (0.5, 0.0)}, {"iou_thresholds": ()}] if "oce" in nothing.__dict__ else [{"num_bins": 0}]
+    for options in bad:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            report(make_truth((7, 0)), [], **options)
 
 
-def test_scores_that_are_no_probabilities():
-    with pytest.raises(ValueError, match=r"score 3\.5 is outside \[0, 1\]"):
-        calibration_report(make_truth(1), [hit(0, 3.5)])
+def test_reports_carry_their_settings() -> None:
+    options: dict[str, Any] = {"iou_threshold": 0, "num_bins": 15, "score_threshold": 0.3, "max_detections": 50}
+    for measure in (calibration_report, localization_calibration_report, brier_report):
+        report = measure(make_truth(), [], **options)
+        assert report.settings == "IoU > 0, 15 bins, score >= 0.3, maxDets 50"
+        assert {name: report.to_dict()[name] for name in options} == options
+    assert localization_calibration_report(make_truth(), []).iou_threshold == 0.1
+    report = object_calibration_report(make_truth(), [])
+    assert report.settings == "mean over IoU 0.5, 0.75, score >= 0.3, maxDets 100"
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 60), st.floats(1, 20)), min_size=1, max_size=12),
+    st.integers(1, 30),
+)
+def test_bounds(rows: list[tuple[float, float, float]], num_bins: int) -> None:
+    truth = make_truth((7, 0), (7, 20), (7, 40))
+    results = [found(score, x, height=height) for score, x, height in rows]
+    matches = match_detections(truth, results)
+    report = calibration_report(matches, num_bins=num_bins)
+    assert 0.0 <= report.ece <= 1.0
+    assert sum(report.bin_counts) == len(rows)
+    # One bin is the coarsest view: |precision - mean score| never exceeds the error over finer bins.
+    assert calibration_report(matches, num_bins=1).ece <= report.ece + 1e-12
+    located = localization_calibration_report(truth, results, iou_threshold=0, num_bins=num_bins)
+    assert 0.0 <= located.laece <= located.laace + 1e-12 <= 1.0 + 1e-12
+    brier = brier_report(matches, num_bins=num_bins)
+    assert brier.brier == pytest.approx(np.mean((matches.scores - matches.correct) ** 2))
+    assert brier.resolution <= brier.uncertainty + 1e-12 <= 0.25 + 2e-12
+
+
+def with_parts(x: float, class_probability: float, objectness: float) -> dict[str, Any]:
+    return found(class_probability * objectness, x) | {"objectness": objectness}
+
+
+# Two right, a duplicate with a high p and a low o, one on nothing, one on the crowd region, which does not count.
+PARTS = [
+    with_parts(0, 0.95, 0.85), with_parts(20, 0.85, 0.75), with_parts(0, 0.95, 0.15), with_parts(300, 0.45, 0.25),
+    {**ON_CROWD, "objectness": 1.0},
+]  # fmt: skip
+PARTS_TRUTH = make_truth((7, 0), (7, 20), crowd=True)
+
+
+def test_parts_of_the_score_by_hand(tmp_path: Path) -> None:
+    parts = part_calibration_report(PARTS_TRUTH, PARTS)
+    # p: bin .9 has a right and a wrong one at .95, gap .45 · 2/4; bin .8 gap .15/4; bin .4 gap .45/4
+    assert parts["class_probability"].ece == pytest.approx(0.9 / 4 + 0.15 / 4 + 0.45 / 4)
+    assert parts["objectness"].ece == pytest.approx((0.15 + 0.25 + 0.15 + 0.25) / 4)
+    assert {(part.num_detections, part.num_ignored) for part in parts.values()} == {(4, 1)}
+    assert parts["score"].to_dict() == calibration_report(PARTS_TRUTH, PARTS).to_dict()
+    above = part_calibration_report(PARTS_TRUTH, PARTS, score_threshold=0.3)
+    assert {(part.num_detections, part.score_threshold) for part in above.values()} == {(2, 0.3)}
+    assert above["objectness"].ece == pytest.approx((0.15 + 0.25) / 2)
+    (tmp_path / "saved.json").write_text(json.dumps(PARTS))
+    again = part_calibration_report(PARTS_TRUTH, tmp_path / "saved.json")
+    assert {name: part.ece for name, part in again.items()} == {name: part.ece for name, part in parts.items()}
+    zero = part_calibration_report(PARTS_TRUTH, [with_parts(0, 1.0, 0.0)])
+    assert [part.ece for part in zero.values()] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [None, 1.5, "1", 0.1])
+def test_bad_objectness_is_named(value: Any, tmp_path: Path) -> None:
+    rows = [dict(one) for one in PARTS]
+    rows[1]["objectness"] = value
+    (tmp_path / "bad.json").write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"bad\.json.*\[1\]\.objectness"):
+        part_calibration_report(PARTS_TRUTH, tmp_path / "bad.json")
+
+
+def test_laece_of_two_classes_by_hand() -> None:
+    # Cells, 10 bins: [.9, 1]: IoUs .8 and 0 (a duplicate), scores .95 and .91: gap |1.86 - .8| = 1.06;
+    # [.3, .4): IoU .5, score .3: gap .2; over 3 detections. Discs: score .4 on nothing: .4.
+    # Singly: |.95-.8| + |.91-0| + |.3-.5| = 1.26, over 3. Stars have no detection and do not count.
+    truth = make_truth((7, 0), (7, 20), (8, 40))
+    results = [found(0.95, 0, height=8), found(0.91, 0, height=7), found(0.3, 20, height=5)]
+    results.append(found(0.4, 300, category_id=9))
+    report = localization_calibration_report(truth, results, num_bins=10)
+    assert report.per_class["cell"].laece == report.per_class["cell"].laace == pytest.approx(1.26 / 3)
+    assert report.per_class["disc"].laece == pytest.approx(0.4)
+    assert math.isnan(report.per_class["star"].laece)
+    assert report.laece == pytest.approx((1.26 / 3 + 0.4) / 2)
+    # In one bin the gaps of different sign cancel: |.95 + .91 + .3 - .8 - .5| / 3.
+    coarse = localization_calibration_report(truth, results, num_bins=1)
+    assert (coarse.per_class["cell"].laece, coarse.laace) == (pytest.approx(0.86 / 3), report.laace)
+
+
+def test_score_equal_to_iou_has_no_localisation_error() -> None:
+    truth = make_truth((7, 40), (7, 0), (7, 20), (8, 60), crowd=True)
+    results = [found(0.7, 0, height=7), found(0.9, 20, height=9), found(0.8, 40, height=8), ON_CROWD]
+    report = localization_calibration_report(truth, [*results, found(0.0, 300), found(1.0, 60, category_id=8)])
+    assert (report.laece, report.laace) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert (report.num_detections, report.num_ignored) == (5, 1)
+    # IoU .05: wrong for LaECE (|.5 - 0|), a true positive for LaECE_0 (|.5 - .05|).
+    loose = make_truth((7, 0)), [found(0.5, 0, height=0.5)]
+    assert localization_calibration_report(*loose).laece == pytest.approx(0.5)
+    assert localization_calibration_report(*loose, iou_threshold=0).laace == pytest.approx(0.45)
+
+
+def test_brier_by_hand() -> None:
+    # Bin [.8, .9): right at .8 and wrong at .8; bin [.2, .3): wrong at .2 twice. Precision 1/4.
+    # Brier (.04 + .64 + .04 + .04)/4 = .19; reliability (.3² + .2²)/2 = .065; resolution (.25² + .25²)/2 = .0625;
+    # uncertainty 3/16 = .1875; .065 - .0625 + .1875 = .19
+    results = [found(0.8, 0), found(0.8, 300), found(0.2, 300), found(0.2, 300), ON_CROWD]
+    report = brier_report(make_truth((7, 0), crowd=True), results)
+    values = (report.brier, report.reliability, report.resolution, report.uncertainty, report.within_bin)
+    assert values == pytest.approx((0.19, 0.065, 0.0625, 0.1875, 0.0))
+    # One bin cannot see that .9 is right and .1 wrong: Brier .01 = 0 - 0 + .25 + (-.24)
+    report = brier_report(make_truth((7, 0)), [found(0.9, 0), found(0.1, 300)], num_bins=1)
+    assert (report.brier, report.within_bin) == (pytest.approx(0.01), pytest.approx(-0.24))
+
+
+def test_oce_by_hand() -> None:
+    truth = make_truth((7, 0), (9, 20), (7, 40), crowd=True)
+    results = [
+        found(0.9, 0),  # class vector (.9, .1, 0)
+        found(0.1, 0, category_id=9),
+        found(0.5, 0, height=6),  # (.5, 0, 0), IoU .6
+        found(0.4, 20, category_id=8),  # (0, 0, .4): sure of the wrong class
+        found(0.2, 40),  # below the score threshold: missed
+        ON_CROWD,
+    ]
+    # IoU .5. First: mean (.7, .05, 0): .09 + .0025 = .0925; second: 1 + .16; third: 1
+    # IoU .75. First: (.9, .1, 0): .01 + .01 = .02
+    report = object_calibration_report(truth, results)
+    assert report.per_threshold == pytest.approx(((0.0925 + 1.16 + 1) / 3, (0.02 + 1.16 + 1) / 3))
+    assert report.oce == pytest.approx(np.mean(report.per_threshold))
+    assert (report.missed, report.num_objects) == (pytest.approx((1 / 3, 1 / 3)), 3)
+    lower = object_calibration_report(truth, results, score_threshold=0.0, iou_thresholds=[0.5])
+    assert (lower.oce, lower.missed) == (pytest.approx((0.0925 + 1.16 + 0.64) / 3), (0.0,))
+    assert object_calibration_report(truth, []).oce == 1.0
+
+
+def test_oce_of_several_images_and_of_a_box_that_stands_twice() -> None:
+    # Mean of (.9, .1, 0) and (.4, 0, 0): .35² + .05²
+    results = [found(0.4, 0), found(0.9, 0), found(0.1, 0, category_id=9)]
+    assert object_calibration_report(make_truth((7, 0)), results).oce == pytest.approx(0.35**2 + 0.05**2)
+    assert object_calibration_report(make_truth((7, 0)), results, max_detections=1).oce == pytest.approx(0.02)
+    truth = make_truth((7, 0), (7, 20))
+    truth["images"] += [{"id": 2}, {"id": 3}]
+    truth["annotations"].append({"image_id": 2, "category_id": 7, "bbox": [0, 0, 10, 10]})
+    results = [found(1.0, 0), found(0.5, 20), found(0.9, 0) | {"image_id": 3}]
+    assert object_calibration_report(truth, results).oce == pytest.approx((0 + 0.25 + 1) / 3)
+    assert object_calibration_report(truth, results, image_ids=[2]).oce == 1.0
+
+
+def uq_detr_inputs(library: Any, truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[list, list]:
+    """The detections and objects of each image as uq_detr takes them; class vectors are one-hot times the score."""
+    detections, objects = [], []
+    for image in truth["images"]:
+        rows = [row for row in results if row["image_id"] == image["id"]]
+        scores = np.array([[row["score"] * (row["category_id"] == c) for c in (7, 8)] for row in rows])
+        boxes = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
+        labels = np.array([row["category_id"] - 7 for row in rows])
+        detections.append(library.Detections.from_xywh(boxes, scores.reshape(-1, 2), labels=labels))
+        rows = [row for row in truth["annotations"] if row["image_id"] == image["id"]]
+        labels = np.array([row["category_id"] - 7 for row in rows])
+        objects.append(library.GroundTruth.from_xywh(np.array([row["bbox"] for row in rows]), labels))
+    return detections, objects
+
+
+@pytest.mark.parametrize("seed", [7, 11])
+def test_uq_detr_gives_the_same(seed: int) -> None:
+    library = pytest.importorskip("uq_detr")
+    truth, results = scene(seed)
+    # its bins run from the lowest to the highest score
+    ends = [(score, category_id) for score in (0.0, 1.0) for category_id in (7, 8)]
+    results += [found(score, 900 + 20 * i, category_id=c) for i, (score, c) in enumerate(ends)]
+    detections, objects = uq_detr_inputs(library, truth, results)
+    for iou_threshold, num_bins in ((0.5, 10), (0.3, 25)):
+        options = {"iou_threshold": iou_threshold, "tp_criterion": "greedy", "n_bins": num_bins}
+        ours = calibration_report(truth, results, iou_threshold=iou_threshold, num_bins=num_bins)
+        assert ours.ece == pytest.approx(library.dece(detections, objects, **options).score, abs=1e-9)
+        located = localization_calibration_report(truth, results, iou_threshold=iou_threshold, num_bins=num_bins)
+        assert located.laece == pytest.approx(library.laece(detections, objects, **options).score, abs=1e-9)
+    for threshold in (0.0, 0.3):
+        kept = [library.select(one, "threshold", threshold) for one in detections]
+        ours = object_calibration_report(truth, results, score_threshold=threshold)
+        assert ours.oce == pytest.approx(library.oce(kept, objects).score, abs=1e-9)
+
+
+def diagram_report() -> Any:
+    """Ten bins: two of four right at .95, both of two right at .65, none of three right at .05."""
+    rows = [(0.95, 0), (0.95, 20), (0.65, 40), (0.65, 60), *[(0.95, 300)] * 2, *[(0.05, 300)] * 3]
+    return calibration_report(make_truth((7, 0), (7, 20), (7, 40), (7, 60)), [found(*row) for row in rows])
+
+
+def test_the_diagram_draws_what_the_report_says(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = save_reliability_diagram(tmp_path / "diagram.svg", {"model": diagram_report(), "p·o": diagram_report()})
+    assert "<svg" in (tmp_path / "diagram.svg").read_text(encoding="utf-8")
+    top, bottom = figure.axes[0], figure.axes[2]
+    drawn = {
+        container.get_label(): {
+            index: (bar.get_y(), bar.get_y() + bar.get_height())
+            for index, bar in enumerate(container)
+            if not np.isnan(bar.get_height())
+        }
+        for container in top.containers
+    }
+    assert drawn["precision"] == {0: (0, 0), 6: (0, 1), 9: (0, 0.5)}
+    assert drawn["too confident"] == {0: (0, pytest.approx(0.05)), 9: (0.5, pytest.approx(0.95))}
+    assert drawn["not confident enough"] == {6: (1, pytest.approx(0.65))}
+    assert [bar.get_height() for bar in bottom.containers[0]] == [3, 0, 0, 0, 0, 0, 2, 0, 0, 4]
+    assert "model" in top.get_title()
+    with pytest.raises(ValueError, match="reports"):
+        save_reliability_diagram(tmp_path / "none.png", {})
+
+
+def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"drmm-hf\[plots\]"):
+        save_reliability_diagram(tmp_path / "figure.png", {"model": diagram_report()})

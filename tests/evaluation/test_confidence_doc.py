@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from drmm_hf import DrmmForObjectDetection
+from drmm_hf.cli import main
 from drmm_hf.data import generate_scenes, load_detection_dataset
-from drmm_hf.evaluation import analyze_cli, cli
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from model_fixtures import small_config
 
@@ -63,12 +63,11 @@ def simulate(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_commands_and_snippets_run(home: Path, capsys: pytest.CaptureFixture) -> None:
-    commands = {"scripts/evaluate.py": cli.main, "scripts/analyze.py": analyze_cli.main}
     assert len(COMMANDS) == 5
     for command in COMMANDS:
-        python, script, *arguments = shlex.split(command)
-        assert python == "python"
-        assert commands[script]([*arguments, "--device", "cpu"]) == 0, command
+        # `python scripts/NAME.py ...` or `drmm NAME ...`
+        _, name, *arguments = shlex.split(command)
+        assert main([Path(name).stem, *arguments, "--device", "cpu"]) == 0, command
     assert (home / "runs/report/report.html").is_file()
     assert [path.name for path in (home / "runs/test-dev").iterdir()] == ["results.json"]
     rows = json.loads((home / "runs/confidence/results.json").read_text())

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor
+from drmm_hf.cli import main
 from drmm_hf.export import DetectorGraph, GraphSettings, capture
-from drmm_hf.export.cli import main
 from model_fixtures import small_model
 
 DECODERS = {"sparse_rcnn": {}, "adamixer": {"decoder": "adamixer", "num_sampling_points": 8, "num_mixing_points": 8}}
@@ -62,7 +62,9 @@ def exported(checkpoint: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "out"
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        status = main([str(checkpoint), str(folder), "--format", "onnx", "--with-postprocessing", "--top-k", "20"])
+        status = main(
+            ["export", str(checkpoint), str(folder), "--format", "onnx", "--with-postprocessing", "--top-k", "20"]
+        )
     assert status == 0, printed.getvalue()
     (folder.parent / "printed.txt").write_text(printed.getvalue())
     return folder

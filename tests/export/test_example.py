@@ -14,9 +14,8 @@ from transformers import pipeline
 
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.data.scene_rendering import render_scene
-from drmm_hf.export import GraphSettings
-from drmm_hf.export.sidecar import processor_settings
-from drmm_hf.postprocessing_drmm import select_detections
+from drmm_hf.export import GraphSettings, processor_settings
+from drmm_hf.postprocessing import select_detections
 
 SOURCE = Path(__file__).parents[2] / "examples" / "onnx_detect.py"
 LEVEL = 1 / 255 / 0.224  # one of the 256 levels after normalization
@@ -96,7 +95,7 @@ def test_preprocessing_for_a_fixed_size_is_the_image_processors(example, shape: 
 
 def test_an_image_too_large_for_the_canvas_is_named(example) -> None:
     fields = DrmmImageProcessor(do_resize=False, pad_size={"height": 64, "width": 64}).to_dict()
-    with pytest.raises(ValueError, match="an image of 90x130 does not fit into pad_size"):
+    with pytest.raises(ValueError, match="pad_size"):
         example.preprocess(scene(), fields)
 
 

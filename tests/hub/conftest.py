@@ -1,17 +1,15 @@
-"""A small checkpoint with a card, and a Hub that huggingface_hub and transformers talk to in this process."""
+"""A small checkpoint with a card, and a Hub in memory behind huggingface_hub's methods that ask one."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
-import transformers.utils.hub
-from huggingface_hub import constants
+from huggingface_hub import CommitInfo, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from drmm_hf import DrmmImageProcessor
-from hub.loopback_hub import TOKEN, LoopbackHub, running_hub
 from model_fixtures import small_model
 
 CARD = """---
@@ -22,6 +20,76 @@ pipeline_tag: object-detection
 # Discs, rings and stars
 A detector for a test.
 """
+TOKEN = "hf_secret"
+
+
+def answer(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubHTTPError:
+    """The error of a request that the Hub answers with this status."""
+    return kind(f"{status}", response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
+class FakeHub:
+    """One repository: `commits` by hash (name -> content), `branches`, and what shall go wrong.
+
+    Attributes:
+        failures: method of HfApi -> the error that it raises.
+        corrupt: name of a file that arrives changed.
+        calls: the methods that were called, in order.
+    """
+
+    def __init__(self) -> None:
+        self.commits: dict[str, dict[str, bytes]] = {}
+        self.branches: dict[str, str] = {}
+        self.private = False
+        self.failures: dict[str, Exception] = {}
+        self.corrupt: str | None = None
+        self.calls: list[str] = []
+
+    def files(self, revision: str = "main") -> dict[str, bytes]:
+        return self.commits[self.branches.get(revision, revision)]
+
+    def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        sha = f"{len(self.commits):040x}"
+        self.commits[sha], self.branches[branch] = files, sha
+        return sha
+
+    def create_repo(self, repo_id, *, private=None, exist_ok=False):
+        if not self.branches:
+            self.private = bool(private)
+            self.commit("main", {".gitattributes": b""})
+
+    def create_branch(self, repo_id, *, branch, exist_ok=False):
+        self.branches.setdefault(branch, self.branches["main"])
+
+    def model_info(self, repo_id, *, revision=None):
+        if (revision or "main") not in self.branches:
+            raise answer(404, RevisionNotFoundError)
+        siblings = [SimpleNamespace(rfilename=name) for name in self.files(revision or "main")]
+        return SimpleNamespace(sha=self.branches[revision or "main"], private=self.private, siblings=siblings)
+
+    def create_commit(self, repo_id, operations, *, revision, create_pr, parent_commit, commit_message):
+        branch = revision or "main"
+        if parent_commit != self.branches[branch]:
+            raise answer(412)
+        files = dict(self.files(branch))
+        for operation in operations:
+            if isinstance(operation, CommitOperationDelete):
+                del files[operation.path_in_repo]
+            else:
+                files[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+        sha = self.commit("refs/pr/1" if create_pr else branch, files)
+        url = f"https://huggingface.co/{repo_id}/commit/{sha}"
+        return CommitInfo(
+            commit_url=url, commit_message=commit_message, commit_description="", oid=sha,
+            pr_url=f"https://huggingface.co/{repo_id}/discussions/1" if create_pr else None,
+        )  # fmt: skip
+
+    def snapshot_download(self, repo_id, *, revision, cache_dir):
+        folder = Path(cache_dir) / "snapshot"
+        for name, content in self.files(revision).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content[:-1] + b" " if name == self.corrupt else content)
+        return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -46,18 +114,20 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
-    """A running Hub that this process talks to, with a token and an empty cache; retries do not wait."""
-    with running_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        huggingface_hub.close_session()
-        yield server
-        huggingface_hub.close_session()
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """The Hub that HfApi talks to, and a token for it."""
+    fake = FakeHub()
+
+    def replacement(name: str):
+        def call(api: HfApi, *arguments, **options):
+            fake.calls.append(name)
+            if name in fake.failures:
+                raise fake.failures[name]
+            return getattr(fake, name)(*arguments, **options)
+
+        return call
+
+    for name in ("create_repo", "create_branch", "model_info", "create_commit", "snapshot_download"):
+        monkeypatch.setattr(HfApi, name, replacement(name))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return fake

@@ -18,10 +18,8 @@ from transformers.dynamic_module_utils import get_imports
 
 import drmm_hf
 from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor, DrmmModel
-from drmm_hf.hub import code_files, export_with_code, plan_upload, publish
-from hub.loopback_hub import LoopbackHub
+from drmm_hf.hub import code_files, export_with_code
 
-REPO = "me/stars"
 PACKAGE = Path(drmm_hf.__file__).parent
 NEEDED = {"huggingface_hub", "numpy", "safetensors", "timm", "torch", "torchvision", "transformers"}
 
@@ -128,34 +126,6 @@ def test_where_the_package_is_installed_it_is_used_without_a_question_or_a_messa
     assert not strict
 
 
-def test_by_repository_id_with_a_pinned_revision_and_offline_the_second_time(
-    hub: LoopbackHub, checkpoint, picture, strict, monkeypatch
-):
-    with plan_upload(checkpoint, with_code=True) as plan:
-        first = publish(plan, REPO).commit
-    expected = pipeline("object-detection", model=str(checkpoint))(str(picture), threshold=0.0)
-    assert pipeline("object-detection", model=REPO)(str(picture), threshold=0.0) == expected
-
-    model = DrmmForObjectDetection.from_pretrained(checkpoint)
-    with torch.no_grad():
-        model.model.heads[-1].objectness.bias.add_(1)
-    model.save_pretrained(checkpoint)
-    with plan_upload(checkpoint, with_code=True) as plan:
-        publish(plan, REPO)
-    asked = len(hub.requests)
-    assert pipeline("object-detection", model=REPO, revision=first)(str(picture), threshold=0.0) == expected
-    assert not [line for line in hub.requests[asked:] if line.startswith("GET") and "model.safetensors" in line]
-    newest = pipeline("object-detection", model=REPO)(str(picture), threshold=0.0)
-    assert newest != expected
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    asked = len(hub.requests)
-    assert pipeline("object-detection", model=REPO)(str(picture), threshold=0.0) == newest
-    assert pipeline("object-detection", model=REPO, revision=first)(str(picture), threshold=0.0) == expected
-    assert len(hub.requests) == asked
-    assert not strict
-
-
 ABSENT = """
 import sys
 
@@ -178,42 +148,22 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection, pipeline
 
-sources, picture, output = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-tensors, answers = {}, []
-for number, (source, revision) in enumerate(sources):
-    options = {"trust_remote_code": True, "revision": revision}
-    assert AutoConfig.from_pretrained(source, **options).model_type == "drmm"
-    assert type(AutoModel.from_pretrained(source, **options)).__name__ == "DrmmModel"
-    model = AutoModelForObjectDetection.from_pretrained(source, **options)
-    processor = AutoImageProcessor.from_pretrained(source, **options)
-    with torch.no_grad():
-        outputs = model.eval()(**processor(images=[Image.open(picture)], return_tensors="pt"))
-    tensors |= {f"{number}.{name}": outputs[name].contiguous() for name in ("logits", "pred_boxes")}
-    detector = pipeline("object-detection", model=source, **options)
-    answers.append(detector(picture, threshold=0.0))
-save_file(tensors, f"{output}/tensors.safetensors")
+source, picture, output = sys.argv[1:]
+options = {"trust_remote_code": True}
+assert AutoConfig.from_pretrained(source, **options).model_type == "drmm"
+assert type(AutoModel.from_pretrained(source, **options)).__name__ == "DrmmModel"
+model = AutoModelForObjectDetection.from_pretrained(source, **options)
+processor = AutoImageProcessor.from_pretrained(source, **options)
+with torch.no_grad():
+    outputs = model.eval()(**processor(images=[Image.open(picture)], return_tensors="pt"))
+save_file({name: outputs[name].contiguous() for name in ("logits", "pred_boxes")}, f"{output}/tensors.safetensors")
+answers = [pipeline("object-detection", model=source, **options)(picture, threshold=0.0)]
 model.save_pretrained(f"{output}/again")
 processor.save_pretrained(f"{output}/again")
 again = pipeline("object-detection", model=f"{output}/again", trust_remote_code=True)
 answers.append(again(picture, threshold=0.0))
 print(json.dumps(answers))
 """
-
-
-def without_the_package(script: str, *arguments: str, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "PYTHON"))
-    }
-    settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        capture_output=True,
-        text=True,
-        env=kept | settings,
-        cwd=home,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
 
 
 def noise(text: str) -> list[str]:
@@ -224,55 +174,49 @@ def noise(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_without_the_package_folder_and_hub_give_the_same_bits(hub: LoopbackHub, checkpoint, picture, tmp_path):
-    with plan_upload(checkpoint, with_code=True) as plan:
-        commit = publish(plan, REPO).commit
-    export_with_code(checkpoint)
-    sources = [(str(checkpoint), None), (REPO, commit)]
+def test_without_the_package_the_code_of_the_folder_gives_the_same_bits(exported, picture, tmp_path) -> None:
     (tmp_path / "home").mkdir()
-    (tmp_path / "out").mkdir()
-    done = without_the_package(
-        ABSENT,
-        json.dumps(sources),
-        str(picture),
-        str(tmp_path / "out"),
-        home=tmp_path / "home",
-        endpoint=hub.endpoint,
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_", "PYTHON"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ABSENT, str(exported), str(picture), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**kept, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path / "home",
+        timeout=300,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
     assert not noise(done.stderr)
-    processor = DrmmImageProcessor.from_pretrained(checkpoint)
-    expected = answers(DrmmForObjectDetection.from_pretrained(checkpoint), processor, picture)
-    tensors = load_file(tmp_path / "out" / "tensors.safetensors")
-    for number in range(len(sources)):
-        for name, tensor in expected.items():
-            assert torch.equal(tensors[f"{number}.{name}"], tensor), f"{name} of {sources[number]}"
-    detections = json.loads(done.stdout)
-    assert detections == [pipeline("object-detection", model=str(checkpoint))(str(picture), threshold=0.0)] * 3
-    saved = {path.name for path in (tmp_path / "out" / "again").glob("*.py")}
+    processor = DrmmImageProcessor.from_pretrained(exported)
+    expected = answers(DrmmForObjectDetection.from_pretrained(exported), processor, picture)
+    tensors = load_file(tmp_path / "tensors.safetensors")
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+    detections = pipeline("object-detection", model=str(exported))(str(picture), threshold=0.0)
+    assert json.loads(done.stdout) == [detections] * 2
+    saved = {path.name for path in (tmp_path / "again").glob("*.py")}
     assert saved == set(code_files()), "saving a model that runs its checkpoint's code hands the code on"
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "error", "message"),
+    ("name", "text", "error"),
     [
-        ("config.json", None, FileNotFoundError, "config.json: no such file; give a folder that save_pretrained wrote"),
-        ("preprocessor_config.json", None, FileNotFoundError, "preprocessor_config.json: no such file"),
-        ("config.json", "{", ValueError, "config.json: not valid JSON .*save the checkpoint again"),
-        ("config.json", "[]", ValueError, "config.json: expected a JSON object, found a list"),
-        ("config.json", '{"model_type": "detr"}', ValueError, "field model_type is 'detr', expected 'drmm'"),
+        ("config.json", None, FileNotFoundError),
+        ("preprocessor_config.json", None, FileNotFoundError),
+        ("config.json", "{", ValueError),
+        ("config.json", "[]", ValueError),
+        ("preprocessor_config.json", "[]", ValueError),
+        ("config.json", '{"model_type": "detr"}', ValueError),
     ],
 )
-def test_a_folder_that_cannot_be_exported_is_left_as_it_was(checkpoint, name, text, error, message):
+def test_a_folder_that_cannot_be_exported_is_left_as_it_was(checkpoint, name, text, error) -> None:
     (checkpoint / name).unlink()
     if text is not None:
         (checkpoint / name).write_text(text)
     before = {path.name for path in checkpoint.iterdir()}
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=name):
         export_with_code(checkpoint)
     assert {path.name for path in checkpoint.iterdir()} == before
-
-
-def test_no_folder_to_export(tmp_path):
-    with pytest.raises(FileNotFoundError, match="stars: no such folder"):
-        export_with_code(tmp_path / "stars")

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drmm_hf import DrmmImageProcessor
-from drmm_hf.boxes_drmm import EdgeOffsets, ScaleSpace
 from drmm_hf.data import load_detection_dataset
+from drmm_hf.decoder import EdgeOffsets, ScaleSpace
 from drmm_hf.evaluation import calibration_report
-from drmm_hf.postprocessing_drmm import select_detections
+from drmm_hf.postprocessing import select_detections
 from properties.examples import few_examples
 
 seeds = st.integers(0, 10**6)

@@ -1,7 +1,4 @@
-"""What the mixture loss does not depend on, its bounds, and its gradient, for random mixtures.
-
-tests/test_mixture.py has the same for one size and the default objective; here sizes, densities and objectives vary.
-"""
+"""What the mixture loss does not depend on, its bounds, and its gradient, for random mixtures."""
 
 import math
 from typing import NamedTuple

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
-from drmm_hf.reproduction.measurements import false_positives_without_objects
-from drmm_hf.reproduction.training_memory import training_memory
+from reproduction.measurements import false_positives_without_objects, training_memory
 
 BOX = [1.0, 1.0, 5.0, 5.0]
 
@@ -38,7 +37,7 @@ def test_without_such_images_there_is_no_number() -> None:
 def test_query_groups_take_memory_and_the_objective_does_not() -> None:
     def memory(preset: str, **changes) -> float:
         small = {"num_stages": 2, "num_proposals": 64, "num_labels": 3}
-        return training_memory(DrmmConfig.from_preset(preset, **small, **changes), 1, 96, 128).gigabytes
+        return training_memory(DrmmConfig.from_preset(preset, **small, **changes), 1, 96, 128)
 
     default, groups = memory("sparse-rcnn-tiny"), memory("sparse-rcnn-tiny", num_query_groups=4)
     ours = memory("drmm-sparse-rcnn-tiny")
@@ -48,7 +47,7 @@ def test_query_groups_take_memory_and_the_objective_does_not() -> None:
 
 def test_memory_counts_every_kept_tensor_once() -> None:
     config = DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", num_stages=1, num_proposals=16, num_labels=3)
-    one, two, three, again = (training_memory(config, images, 96, 128).gigabytes for images in (1, 2, 3, 1))
+    one, two, three, again = (training_memory(config, images, 96, 128) for images in (1, 2, 3, 1))
     assert one == again
     assert three - two == pytest.approx(two - one, rel=0.02)
     parameters = sum(p.numel() for p in DrmmForObjectDetection(config).parameters())

@@ -1,4 +1,4 @@
-"""The hint on memory is for commands of all kinds, also those without a batch size, and for memory of all kinds."""
+"""No memory ends a command in one line, of whatever kind the memory is and whether or not there is a batch size."""
 
 import argparse
 
@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from drmm_hf.evaluation.command_line import run_command
-from drmm_hf.out_of_memory import is_out_of_memory
+from drmm_hf.cli import run_command
 
 TOO_MUCH = 2**58
 """More bytes than any address space has."""
 
 
 def on_a_gpu() -> None:
-    raise torch.OutOfMemoryError("CUDA out of memory")
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
 def in_torch_on_windows() -> None:
@@ -34,28 +33,22 @@ def in_python() -> None:
 
 
 @pytest.mark.parametrize("fail", [on_a_gpu, in_torch, in_torch_on_windows, in_numpy, in_python])
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [({"batch_size": 8}, "error: out of memory; lower --batch-size (now 8)\n"), ({}, "error: out of memory\n")],
-)
-def test_one_line(fail, options, line, capsys) -> None:
-    assert run_command(lambda _: fail() or 0, argparse.Namespace(debug=False, **options)) == 2
-    assert capsys.readouterr().err == line
+@pytest.mark.parametrize("options", [{"batch_size": 8}, {}])
+def test_one_line(fail, options, capsys) -> None:
+    assert run_command(lambda _: fail(), argparse.Namespace(debug=False, **options)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert ("--batch-size" in line) == bool(options)
 
 
-def test_another_error_keeps_its_traceback() -> None:
-    def run(arguments: argparse.Namespace) -> int:
-        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+@pytest.mark.parametrize("message", ["mat1 and mat2 shapes", "memory format option is only for strided tensors"])
+def test_another_error_keeps_its_traceback(message: str) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        raise RuntimeError(message)
 
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+    with pytest.raises(RuntimeError, match=message):
         run_command(run, argparse.Namespace(debug=False))
 
 
 def test_debug_shows_where_the_memory_went() -> None:
     with pytest.raises(MemoryError):
-        run_command(lambda _: in_python() or 0, argparse.Namespace(debug=True))
-
-
-def test_the_word_memory_alone_is_no_sign() -> None:
-    assert not is_out_of_memory(ValueError("out of memory"))
-    assert not is_out_of_memory(RuntimeError("memory format option is only supported by strided tensors"))
+        run_command(lambda _: in_python(), argparse.Namespace(debug=True))

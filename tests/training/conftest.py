@@ -1,5 +1,8 @@
-"""A small generated data set that the training tests share."""
+"""Generated scenes that the training tests share, as a folder in COCO format and as shards."""
 
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -26,7 +29,30 @@ def parquet(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tars(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as one tar for each split, without the names of the classes."""
+    folder = tmp_path_factory.mktemp("tars")
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}-00000.tar", "w") as archive:
+            for row in load_detection_dataset(scenes, split).dataset:
+                record = {"objects": {name: row["objects"][name] for name in ("bbox", "category")}}
+                picture = Path(row["image"]["path"]).read_bytes()
+                for suffix, content in (("png", picture), ("json", json.dumps(record).encode())):
+                    member = tarfile.TarInfo(f"{row['image_id']:06d}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerator() -> None:
     """Accelerate's settings are the process's: another test's must not be ours."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def quick_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` waits five seconds whenever a shuffled stream of parquet files ends."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    datasets.disable_progress_bars()

@@ -8,18 +8,18 @@ import pytest
 
 from drmm_hf.data import generate_scenes
 from drmm_hf.training import TrainConfig, train
-from training.run_two import run_two_processes
+from training.runs import SMALL, fields, lines, run_two_processes
 
 # statistics of BatchNorm are those of a process unless they are fixed (SyncBN is for accelerators only)
-SMALL = {"backbone_norm": "eval", "num_stages": 2, "num_proposals": 16}
+FIXED = {**SMALL, "backbone_norm": "eval"}
 CASES: dict[str, dict[str, Any]] = {
-    "mean": {"config": SMALL},
-    "sum": {"config": {**SMALL, "loss_reduction": "sum"}},
-    "baseline": {"preset": "sparse-rcnn-tiny", "config": SMALL},
-    "accumulated": {"config": SMALL, "gradient_accumulation": 2, "train_images": 24},
+    "mean": {"config": FIXED},
+    "sum": {"config": {**FIXED, "loss_reduction": "sum"}},
+    "baseline": {"preset": "sparse-rcnn-tiny", "config": FIXED},
+    "accumulated": {"config": FIXED, "gradient_accumulation": 2, "train_images": 24},
 }
 # a rate that does not depend on the length of the training
-STEADY = {"schedule": "constant_with_warmup", "warmup_steps": 0}
+STEADY = {"schedule": "constant_with_warmup", "warmup_steps": 0, "learning_rate": 1e-4, "config": FIXED}
 
 
 @pytest.fixture(scope="module")
@@ -28,32 +28,27 @@ def odd_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generate_scenes(tmp_path_factory.mktemp("odd"), num_train=13, num_val=11, image_size=(96, 128))
 
 
-def fields(data: Path, output: Path, batch_size: int, **more: Any) -> dict[str, Any]:
-    settings = {"data": str(data), "output": str(output), "batch_size": batch_size, "train_images": 40, "log_every": 1}
-    # a small rate: Adam makes a whole step of a rounding error in a gradient near zero
-    return {**settings, "cpu": True, "learning_rate": 1e-4, "eval_batch_size": 4, "save_every": 0, **more}
+def measured(data: Path, output: Path, batch_size: int, **more: Any) -> dict[str, Any]:
+    # a small rate: two processes add up in another order, and Adam makes a whole step of a rounding error near zero
+    own = {"batch_size": batch_size, "train_images": 40, "learning_rate": 3e-5, "eval_split": "val"}
+    return fields(data, output, **{**own, "eval_batch_size": 4, **more})
 
 
 @pytest.fixture(scope="module")
 def two_processes(odd_scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Outputs of all cases, trained by two processes with half the batch each."""
     folder = tmp_path_factory.mktemp("two")
-    configs = [fields(odd_scenes, folder / name, 1, **case) for name, case in CASES.items()]
-    few = {"config": SMALL, "train_images": 4, "save_every": 1}
-    configs.append(fields(generate_scenes(folder / "few", num_train=1, num_val=1), folder / "fewer", 1, **few))
-    half = {"config": SMALL, "train_images": 20, "save_every": 5}
-    configs.append(fields(odd_scenes, folder / "stopped", 1, **STEADY, **half))
+    configs = [measured(odd_scenes, folder / name, 1, **case) for name, case in CASES.items()]
+    few = {"config": FIXED, "train_images": 4, "save_every": 1}
+    configs.append(measured(generate_scenes(folder / "few", num_train=1, num_val=1), folder / "fewer", 1, **few))
+    configs.append(measured(odd_scenes, folder / "stopped", 1, **STEADY, train_images=20, save_every=5))
     run_two_processes(configs, folder)
     return folder
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(odd_scenes: Path, two_processes: Path, tmp_path: Path, name: str) -> None:
-    train(TrainConfig(**fields(odd_scenes, tmp_path, 2, **CASES[name])))
+    train(TrainConfig(**measured(odd_scenes, tmp_path, 2, **CASES[name])))
     one, two = lines(tmp_path), lines(two_processes / name)
     assert len(one) == len(two) == (6 if name == "accumulated" else 20)
     for a, b in zip(one, two, strict=True):
@@ -78,8 +73,8 @@ def test_fewer_images_than_processes(two_processes: Path) -> None:
 
 
 def test_one_process_goes_on_where_two_stopped(odd_scenes: Path, two_processes: Path, tmp_path: Path) -> None:
-    train(TrainConfig(**fields(odd_scenes, tmp_path, 2, config=SMALL, **STEADY)))
-    rest = fields(odd_scenes, two_processes / "stopped", 2, config=SMALL, resume=True, **STEADY)
+    train(TrainConfig(**measured(odd_scenes, tmp_path, 2, **STEADY)))
+    rest = measured(odd_scenes, two_processes / "stopped", 2, resume=True, **STEADY)
     assert train(TrainConfig(**rest)).metrics["train_steps"] == 20
     got, expected = lines(two_processes / "stopped"), lines(tmp_path)
     assert [line["step"] for line in got] == list(range(1, 21))

@@ -1,52 +1,54 @@
-"""What goes wrong in a training: gradients that are not finite, unreadable images, dead workers, odd batches."""
+"""What goes wrong in a training, inside or from outside, ends with one message and leaves a way to go on."""
 
+import dataclasses
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
-from accelerate.state import AcceleratorState
-from packaging.version import Version
 
 from drmm_hf import DrmmForObjectDetection
 from drmm_hf.data import TrainTransform
-from drmm_hf.training import TrainConfig, TrainingStopped, train
-from drmm_hf.training.loop import _Training
+from drmm_hf.training import TrainConfig, TrainingStopped, parse_config, train
+from training.runs import ENVIRONMENT, ROOT, lines, settings
 
-NEW_TRANSFORMERS = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.23"),
-    reason="torch.compile stumbles over the output recorder of older transformers",
+CPU_ALLOCATOR = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
 )
-SMALL = {"num_stages": 2, "num_proposals": 16}
 
 
-def settings(scenes: Path, output: Path, **more: Any) -> TrainConfig:
-    fields = {"data": str(scenes), "output": str(output), "train_images": 16, "batch_size": 2, "log_every": 1}
-    return TrainConfig(**{**fields, "cpu": True, "eval_split": "", "save_every": 0, "config": SMALL, **more})
+def change_forward(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, DrmmForObjectDetection, Any], None]) -> None:
+    """Call `change(turn, model, outputs)` after every forward pass, counted from 1."""
+    original, turns = DrmmForObjectDetection.forward, [0]
 
+    def forward(self: DrmmForObjectDetection, *args: Any, **kwargs: Any) -> Any:
+        outputs = original(self, *args, **kwargs)
+        turns[0] += 1
+        change(turns[0], self, outputs)
+        return outputs
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    monkeypatch.setattr(DrmmForObjectDetection, "forward", forward)
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Make the loss of these steps infinite."""
-    original, count = _Training._forward_backward, [0]
+    """Make the loss of these steps, and so all gradients, NaN."""
 
-    def forward_backward(self: _Training, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        values = original(self, batches)
-        count[0] += 1
-        if count[0] in steps:
-            self.model.model.stages[0].fc1.weight.grad[0, 0] = float("nan")
-        return values
+    def spoil(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
+        if turn in steps:
+            outputs.loss = outputs.loss * float("nan")
 
-    monkeypatch.setattr(_Training, "_forward_backward", forward_backward)
+    change_forward(monkeypatch, spoil)
 
 
 def test_steps_without_a_finite_gradient_are_skipped_and_counted(scenes, tmp_path, monkeypatch, caplog) -> None:
@@ -54,20 +56,31 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(scenes, tmp_pat
     with caplog.at_level(logging.WARNING):
         result = train(settings(scenes, tmp_path))
     assert result.metrics["bad_steps"] == 2
-    assert "step 3: 1 steps without a finite gradient were skipped" in caplog.text
-    assert all(torch.isfinite(p).all() for p in result.model.parameters())
-    losses = [line["loss"] for line in lines(tmp_path)]
-    assert [loss is None for loss in losses] == [step in (3, 6) for step in range(1, 9)]
+    assert "step 3" in caplog.text
+    assert "step 6" in caplog.text
+    assert all(torch.isfinite(p).all() for p in result.model.state_dict().values())
+    assert [line["step"] for line in lines(tmp_path) if line["loss"] is None] == [3, 6]
 
 
-def test_too_many_bad_steps_in_a_row_stop_the_training_with_a_diagnosis(scenes, tmp_path, monkeypatch) -> None:
+def test_the_mean_of_a_line_is_that_of_its_good_steps(scenes, tmp_path, monkeypatch) -> None:
+    train(settings(scenes, tmp_path / "each", train_images=4))
+    poison(monkeypatch, {2})
+    train(settings(scenes, tmp_path / "two", train_images=4, log_every=2))
+    each, [two] = lines(tmp_path / "each"), lines(tmp_path / "two")
+    assert {k: v for k, v in two.items() if k not in ("step", "learning_rate")} == {
+        k: v for k, v in each[0].items() if k not in ("step", "learning_rate")
+    }
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_training(scenes, tmp_path, monkeypatch) -> None:
     poison(monkeypatch, set(range(4, 99)))
-    message = "3 steps in a row up to step 6 had no finite gradient.*Lower --learning-rate .now 0.001."
-    with pytest.raises(TrainingStopped, match=message):
+    with pytest.raises(TrainingStopped, match="--learning-rate"):
         train(settings(scenes, tmp_path, max_bad_steps=3))
+    assert len(lines(tmp_path)) == 5
 
 
 def spoil(scenes: Path, folder: Path, count: int) -> list[str]:
+    """The scenes with some broken pictures, and their names."""
     shutil.copytree(scenes, folder)
     pictures = sorted((folder / "images").glob("*train*"))[:count]
     for picture in pictures:
@@ -81,141 +94,160 @@ def test_unreadable_images_are_reported_once_and_do_not_stop_the_training(scenes
         result = train(settings(tmp_path / "data", tmp_path / "out", train_images=48))
     reported = result.metrics["unreadable_images"]
     assert sorted(next(name for name in names if name in message) for message in reported) == names
-    assert caplog.text.count("training image replaced") == 2
+    assert all(caplog.text.count(name) == 1 for name in names)
     assert len(lines(tmp_path / "out")) == 24
 
 
 def test_more_unreadable_images_than_allowed_stop_it(scenes, tmp_path) -> None:
     spoil(scenes, tmp_path / "data", 4)
-    with pytest.raises(TrainingStopped, match=r"[34] training images cannot be read, more than --max-bad-images 2: "):
+    with pytest.raises(TrainingStopped, match="--max-bad-images"):
         train(settings(tmp_path / "data", tmp_path / "out", train_images=48, max_bad_images=2))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_first_unreadable_image_can_stop_it_by_its_name(scenes, tmp_path, num_workers: int) -> None:
+    [name] = spoil(scenes, tmp_path / "data", 1)
+    with pytest.raises(ValueError, match=name) as caught:
+        train(settings(tmp_path / "data", tmp_path / "out", num_workers=num_workers, max_bad_images=0))
+    assert "Traceback" not in str(caught.value)
+
+
 def test_a_worker_that_dies_is_a_clear_error(scenes, tmp_path, monkeypatch) -> None:
-    main, original = os.getpid(), TrainTransform.__call__
+    here, original = os.getpid(), TrainTransform.__call__
 
     def die(self: TrainTransform, *args: Any, **kwargs: Any) -> Any:
-        if os.getpid() != main:
+        if os.getpid() != here:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(TrainTransform, "__call__", die)
-    with pytest.raises(TrainingStopped, match=r"A process that reads images has died .* lower --num-workers"):
+    with pytest.raises(OSError, match="--num-workers"):
         train(settings(scenes, tmp_path, num_workers=1))
 
 
-def without_boxes(scenes: Path, folder: Path, keep: int) -> Path:
-    """The scenes with the boxes of the first images only."""
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").symlink_to(scenes / "images")
-    for split in ("train", "val"):
-        content = json.loads((scenes / f"annotations/instances_{split}.json").read_text())
-        kept = {image["id"] for image in content["images"][:keep]}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(content))
-    return folder
-
-
-def test_batches_of_boxless_images_leave_the_weights_finite(scenes: Path, tmp_path: Path) -> None:
-    data = without_boxes(scenes, tmp_path / "data", keep=3)
-    result = train(settings(data, tmp_path / "out", train_images=24))
-    assert result.metrics["bad_steps"] == 0
-    assert 0.0 in [line["loss"] for line in lines(tmp_path / "out")]
-    assert all(torch.isfinite(p).all() for p in result.model.parameters())
-
-
-def test_boxless_images_can_be_left_out(scenes: Path, tmp_path: Path) -> None:
-    data = without_boxes(scenes, tmp_path / "data", keep=5)
-    result = train(settings(data, tmp_path / "out", epochs=4, train_images=None, skip_empty_images=True))
-    content = json.loads((data / "annotations/instances_train.json").read_text())
-    images = len({a["image_id"] for a in content["annotations"]})
-    assert result.metrics["train_steps"] == round(4 * images / 2)
-    assert all(line["loss"] > 0 for line in lines(tmp_path / "out"))
-
-
-class TestEvaluationDuringTraining:
-    def test_the_best_and_the_last_are_kept(self, scenes, tmp_path, monkeypatch) -> None:
-        scores = iter([0.1, 0.3, 0.2, 0.25])
-        monkeypatch.setattr("drmm_hf.training.loop.evaluate_model", lambda *a, **k: {"AP": next(scores), "n": "text"})
-        result = train(settings(scenes, tmp_path, eval_split="val", eval_every=2))
-        assert (result.metrics["best_AP"], result.metrics["best_step"], result.metrics["AP"]) == (0.3, 4, 0.25)
-        best, last = (DrmmForObjectDetection.from_pretrained(tmp_path / name) for name in ("best", "model"))
-        assert not torch.equal(best.model.stages[0].fc1.weight, last.model.stages[0].fc1.weight)
-        assert [line["AP"] for line in lines(tmp_path) if "AP" in line] == [0.1, 0.3, 0.2]
-
-    def test_it_stops_when_nothing_gets_better(self, scenes, tmp_path, monkeypatch) -> None:
-        scores = iter([0.3, 0.2, 0.1, 0.1, 0.1])
-        monkeypatch.setattr("drmm_hf.training.loop.evaluate_model", lambda *a, **k: {"AP": next(scores)})
-        result = train(settings(scenes, tmp_path, eval_split="val", eval_every=1, patience=2))
-        assert result.metrics["train_steps"] == 3
-        assert result.metrics["best_step"] == 1
-
-    def test_by_epochs(self, scenes, tmp_path) -> None:
-        result = train(settings(scenes, tmp_path, eval_split="val", eval_every_epochs=0.5, epochs=1, train_images=None))
-        assert [line["step"] for line in lines(tmp_path) if "AP" in line] == [3]
-        assert "AP" in result.metrics
-
-
-def test_the_average_is_what_is_evaluated_and_saved(scenes: Path, tmp_path: Path) -> None:
-    plain = train(settings(scenes, tmp_path / "plain"))
-    averaged = train(settings(scenes, tmp_path / "average", ema_decay=0.99))
-    saved = DrmmForObjectDetection.from_pretrained(tmp_path / "average/model").state_dict()
-    assert all(torch.equal(saved[name], value) for name, value in averaged.model.state_dict().items())
-    losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "average")]
-    assert losses[0] == losses[1]
-    assert not torch.equal(saved["model.proposals.features"], plain.model.state_dict()["model.proposals.features"])
-
-
-# rounding adds up over the steps; recomputing the stages is the same arithmetic
 @pytest.mark.parametrize(
-    ("options", "first", "later"),
-    [
-        ({"mixed_precision": "bf16"}, 5e-3, 5e-2),
-        ({"gradient_checkpointing": True}, 1e-6, 1e-5),
-        pytest.param(
-            {"compile": "eager"},
-            1e-5,
-            5e-3,
-            marks=NEW_TRANSFORMERS,
-        ),
-    ],
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError(CPU_ALLOCATOR), MemoryError()],
 )
-def test_cheaper_arithmetic_trains_alike(scenes: Path, tmp_path: Path, options: dict, first, later) -> None:
-    train(settings(scenes, tmp_path / "plain"))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(settings(scenes, tmp_path / "other", **options))
-    plain, other = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "other"))
-    assert other[0] == pytest.approx(plain[0], rel=first)
-    assert other == pytest.approx(plain, rel=later)
+def test_no_memory_in_a_step_names_the_sizes(scenes: Path, tmp_path: Path, monkeypatch, error: Exception) -> None:
+    def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
+        if turn == 5:
+            raise error
+
+    change_forward(monkeypatch, fail)
+    with pytest.raises(TrainingStopped, match=r"2 images .* 288x384 .* 16 proposals .*--batch-size.*--resume"):
+        train(settings(scenes, tmp_path, save_every=2))
+    monkeypatch.undo()
+    assert train(settings(scenes, tmp_path, save_every=2, resume=True)).metrics["train_steps"] == 8
+
+
+def test_no_memory_in_an_evaluation_names_its_batch_size(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
+        if not model.training:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    change_forward(monkeypatch, fail)
+    with pytest.raises(TrainingStopped, match="--eval-batch-size"):
+        train(settings(scenes, tmp_path, eval_split="val", eval_every=1))
+
+
+def test_another_error_stays_what_it_is(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    change_forward(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(settings(scenes, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_model_in_pieces_is_refused(scenes: Path, tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=name):
+        train(settings(scenes, tmp_path))
+
+
+def start_command(config: TrainConfig, **variables: str) -> subprocess.Popen[str]:
+    """`scripts/train.py` with these settings as a recipe."""
+    path = Path(config.output).with_suffix(".yaml")
+    path.write_text(json.dumps({name: value for name, value in config.to_dict().items() if name != "resume"}))
+    command = [sys.executable, str(ROOT / "scripts/train.py"), "--recipe", str(path)]
+    # a group of its own: Ctrl-C in a terminal goes to all processes of the group
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**ENVIRONMENT, **variables}, start_new_session=True, **streams)
+
+
+def wait_for_steps(process: subprocess.Popen[str], output: Path, steps: int) -> None:
+    log, deadline = output / "metrics.jsonl", time.monotonic() + 300
+    while not log.is_file() or len(log.read_text().splitlines()) < steps:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(scenes: Path, tmp_path: Path) -> None:
+    config = settings(scenes, tmp_path / "run", train_images=2000, save_every=900, num_workers=1)
+    process = start_command(config)
+    wait_for_steps(process, tmp_path / "run", 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in errors
+    step = int(next((tmp_path / "run/checkpoints").iterdir()).name.removeprefix("step-"))
+    assert step == len(lines(tmp_path / "run")) < 900
+    told = parse_config(shlex.split(errors.strip().splitlines()[-1].split("drmm train ")[1]))
+    train(dataclasses.replace(told, train_images=2 * (step + 1)))
+    assert len(lines(tmp_path / "run")) == step + 1
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> None:
+    def press(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
+        for _ in range(times if turn == step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    change_forward(monkeypatch, press)
+
+
+def test_ctrl_c_leaves_the_uninterrupted_run(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    """Ctrl-C in the middle of a step: the step is finished, saved, and the run goes on as if nothing had been."""
+    train(settings(scenes, tmp_path / "whole", save_every=2))
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, step=3, times=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(scenes, tmp_path / "cut", save_every=2))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert len(lines(tmp_path / "cut")) == 3
+    train(settings(scenes, tmp_path / "cut", save_every=2, resume=True))
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_ctrl_c_twice_stops_at_once(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    press_ctrl_c(monkeypatch, step=1, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(scenes, tmp_path, save_every=2))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor compiles with gcc on a CPU")
-@NEW_TRANSFORMERS
-def test_inductor_trains_as_eager_in_one_graph(scenes: Path, tmp_path: Path) -> None:
-    options = {"config": {"num_stages": 1, "num_proposals": 16}, "learning_rate": 1e-5, "train_images": 8}
-    train(settings(scenes, tmp_path / "plain", **options))
-    torch._dynamo.utils.counters.clear()
-    train(settings(scenes, tmp_path / "other", compile="inductor", **options))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-    assert not torch._dynamo.utils.counters["graph_break"]
-    plain, other = ([line["loss"] for line in lines(tmp_path / name)] for name in ("plain", "other"))
-    assert other == pytest.approx(plain, rel=1e-4)
-
-
-@pytest.mark.parametrize("augmentation", ["multi_scale", "resize"])
-def test_the_papers_augmentation_and_batches_of_one_orientation(scenes, tmp_path, augmentation) -> None:
-    fields = {"augmentation": augmentation, "aspect_ratio_batches": True, "train_images": 2, "config": SMALL}
-    train(settings(scenes, tmp_path, **fields))
-    assert lines(tmp_path)[0]["loss"] > 0
-
-
-def test_a_tracker_that_is_not_there_is_refused(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"report_to='tensorbord'; choose of .*tensorboard"):
-        train(settings(scenes, tmp_path, report_to="tensorbord"))
-
-
-def test_metrics_go_to_a_tracker(scenes: Path, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    train(settings(scenes, tmp_path, report_to="tensorboard"))
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+@pytest.mark.parametrize("lost", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_one_of_two_processes_the_other_stops(scenes: Path, tmp_path: Path, lost: signal.Signals) -> None:
+    """One is killed, or hangs; the other one ends with a message, and the run can be resumed by one process."""
+    output = tmp_path / "run"
+    config = settings(scenes, output, train_images=4000, batch_size=1, timeout=20.0, save_every=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    layout = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [start_command(config, RANK=str(rank), LOCAL_RANK=str(rank), **layout) for rank in range(2)]
+    try:
+        wait_for_steps(processes[0], output, 3)
+        processes[1].send_signal(lost)
+        _, errors = processes[0].communicate(timeout=200)
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode == 2, errors[-3000:]
+    assert "--timeout" in errors.strip().splitlines()[-1]
+    steps = 4 + len(lines(output))
+    again = settings(scenes, output, train_images=2 * steps, resume=True)
+    assert train(again).metrics["train_steps"] == steps

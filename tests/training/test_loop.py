@@ -1,160 +1,147 @@
-"""The training loop and the commands around it, run as a user runs them, only shorter."""
+"""The training loop, run as a user runs it, only shorter."""
 
+import dataclasses
 import json
-import os
+import re
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
+from accelerate.state import AcceleratorState
+from packaging.version import Version
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
+from drmm_hf.cli import main
 from drmm_hf.conversion import released_state_dict
-from drmm_hf.training import TrainConfig, read_recipe, train
+from drmm_hf.training import parse_config, read_recipe, train
+from training.runs import ROOT, lines, settings
 
-ROOT = Path(__file__).parents[2]
-
-
-def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+NEW_TRANSFORMERS = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="torch.compile stumbles over the output recorder of older transformers",
+)
 
 
-def short_run(scenes: Path, output: Path, **fields) -> TrainConfig:
-    fields = {"train_images": 8, "batch_size": 4, "log_every": 1, "cpu": True, **fields}
-    return TrainConfig(data=str(scenes), output=str(output), **fields)
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in lines(folder) if "loss" in line]
 
 
 def test_a_run_leaves_model_metrics_and_settings(scenes: Path, tmp_path: Path) -> None:
-    result = train(short_run(scenes, tmp_path))
+    result = train(settings(scenes, tmp_path, eval_split="val", batch_size=4, train_images=8, save_every=2))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert {"AP", "AP50", "AP75", "AR100", "ECE", "train_seconds"} <= set(metrics)
-    assert metrics["train_images"] == 8
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2]
-    assert {"loss", "grad_norm", "nll_stage_1", "mcm_stage_3", "learning_rate", "images_per_second"} <= set(lines[0])
+    assert metrics == result.metrics
+    assert {"AP", "AP50", "AP75", "AR100", "ECE", "D-ECE", "train_seconds"} <= set(metrics)
+    assert (metrics["train_images"], metrics["train_steps"], metrics["bad_steps"]) == (8, 2, 0)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    names = {"loss", "grad_norm", "nll_stage_1", "mcm_stage_2", "learning_rate", "images_per_second"}
+    assert names <= set(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]))
     assert read_recipe(str(tmp_path / "recipe.yaml"))["batch_size"] == 4
     results = json.loads((tmp_path / "results.json").read_text())
+    categories = json.loads((scenes / "annotations/instances_val.json").read_text())["categories"]
     assert len(results) == 4 * 100
-    assert {r["category_id"] for r in results} <= category_ids(scenes)
+    assert {r["category_id"] for r in results} <= {category["id"] for category in categories}
     reloaded = DrmmForObjectDetection.from_pretrained(result.model_dir)
     assert reloaded.config.id2label == result.model.config.id2label
     for name, tensor in result.model.state_dict().items():
         assert torch.equal(tensor, reloaded.state_dict()[name]), name
-
-
-def category_ids(scenes: Path) -> set[int]:
-    content = json.loads((scenes / "annotations/instances_val.json").read_text())
-    return {category["id"] for category in content["categories"]}
+    assert (tmp_path / "checkpoints/step-00000002").is_dir()
 
 
 def test_the_seed_decides_everything(scenes: Path, tmp_path: Path) -> None:
-    losses = []
     for i, seed in enumerate((3, 3, 4)):
-        train(short_run(scenes, tmp_path / str(i), seed=seed, eval_split=""))
-        lines = (tmp_path / str(i) / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in lines])
-    assert losses[0] == losses[1]
-    assert losses[0] != losses[2]
+        train(settings(scenes, tmp_path / str(i), train_images=4, seed=seed))
+    first, second, third = (losses(tmp_path / str(i)) for i in range(3))
+    assert first == second
+    assert first != third
 
 
 def test_training_lowers_the_loss(scenes: Path, tmp_path: Path) -> None:
-    train(short_run(scenes, tmp_path, train_images=160, eval_split="", schedule="constant_with_warmup"))
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    # means of about 71 and 66; that of ten batches varies by less than 1
-    assert sum(losses[-10:]) / 10 < sum(losses[:10]) / 10 - 3
+    train(settings(scenes, tmp_path, batch_size=4, train_images=160, schedule="constant_with_warmup"))
+    found = losses(tmp_path)
+    assert sum(found[-10:]) / 10 < sum(found[:10]) / 10 - 2
+
+
+def test_the_processor_of_the_checkpoint_prepares_the_images(scenes: Path, tmp_path: Path) -> None:
+    """Other statistics, other inputs: a detector is trained on what it will be shown."""
+    model = DrmmForObjectDetection(DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", num_labels=3))
+    found = {}
+    for name, mean in (("imagenet", None), ("other", [0.0, 0.0, 0.0])):
+        model.save_pretrained(tmp_path / name)
+        changes = {} if mean is None else {"image_mean": mean, "image_std": [1.0, 1.0, 1.0]}
+        DrmmImageProcessor(size={"height": 96, "width": 128}, **changes).save_pretrained(tmp_path / name)
+        options = {"model": str(tmp_path / name), "config": None, "train_images": 2}
+        result = train(settings(scenes, tmp_path / f"run-{name}", **options))
+        found[name] = losses(tmp_path / f"run-{name}")
+        assert list(result.processor.image_mean) == (mean or [0.485, 0.456, 0.406])
+        saved = DrmmImageProcessor.from_pretrained(result.model_dir)
+        assert list(saved.image_mean) == list(result.processor.image_mean)
+    assert found["imagenet"] != found["other"]
 
 
 def test_fine_tuning_keeps_what_fits_and_takes_the_new_classes(scenes: Path, tmp_path: Path) -> None:
-    first = train(short_run(scenes, tmp_path / "first", eval_split=""))
+    first = train(settings(scenes, tmp_path / "first", train_images=2))
     content = json.loads((scenes / "annotations/instances_train.json").read_text())
     content["categories"] = [{"id": 5, "name": "thing"}]
     for annotation in content["annotations"]:
         annotation["category_id"] = 5
-    other = tmp_path / "other"
-    (other / "annotations").mkdir(parents=True)
-    (other / "annotations/instances_train.json").write_text(json.dumps(content))
-    (other / "images").symlink_to(scenes / "images")
-    tuned = train(
-        short_run(
-            other, tmp_path / "tuned", eval_split="", model=str(first.model_dir), learning_rate=1e-9, train_images=4
-        )
-    )
+    other = with_annotations(scenes, tmp_path / "other", content)
+    start = {"model": str(first.model_dir), "config": None, "learning_rate": 1e-9, "train_images": 2}
+    tuned = train(settings(other, tmp_path / "tuned", **start))
     assert tuned.model.config.id2label == {0: "thing"}
     before, after = first.model.state_dict(), tuned.model.state_dict()
-    trained = {n for n in before if "classifier" not in n and "running" not in n and "num_batches" not in n}
-    for name in trained:
+    for name in (n for n in before if not re.search("classifier|running|num_batches", n)):
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert after["model.heads.0.classifier.weight"].shape[0] == 1
 
 
-def test_the_train_command_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
-    done = run_script("train.py", "--data", tmp_path / "nowhere", "--train-images", 8, "--output", tmp_path / "out")
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "nowhere" in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_checkpoint_of_another_model_is_refused(scenes: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    for name, text in {"config.json": '{"model_type": "detr"}', "preprocessor_config.json": "{}"}.items():
-        (other / name).write_text(text)
-    (other / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"config\.json: field model_type is 'detr', expected 'drmm'"):
-        train(short_run(scenes, tmp_path / "out", model=str(other)))
-
-
-def test_quickstart_on_own_data(scenes: Path, tmp_path: Path) -> None:
-    done = run_script("quickstart.py", "--data", scenes, "--output", tmp_path, "--train-images", 8, "--num-pictures", 2)
-    assert done.returncode == 0, done.stderr
-    for part in ("metrics.json", "model/model.safetensors", "pictures/overview.png", "results.json"):
-        assert str(tmp_path / part).removesuffix("/model.safetensors") in done.stdout
-        assert (tmp_path / part).stat().st_size > 0
-    assert "AP50" in done.stdout
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_truncated_picture_stops_the_training_by_its_name(scenes: Path, tmp_path: Path, num_workers: int) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(scenes, data)
-    broken = sorted((data / "images").glob("*train*"))[3]
-    broken.write_bytes(broken.read_bytes()[:500])
-    with pytest.raises(ValueError, match=broken.name) as caught:
-        train(short_run(data, tmp_path / "out", train_images=12, num_workers=num_workers, max_bad_images=0))
-    assert "Traceback" not in str(caught.value)
+def with_annotations(scenes: Path, folder: Path, content: dict[str, Any]) -> Path:
+    """The scenes with other annotations of the training split."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(scenes / "images")
+    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+    return folder
 
 
 def test_training_without_any_box_is_refused(scenes: Path, tmp_path: Path) -> None:
-    content = json.loads((scenes / "annotations/instances_train.json").read_text())
-    content["annotations"] = []
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "images").symlink_to(scenes / "images")
-    (tmp_path / "annotations/instances_train.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"instances_train\.json: no boxes to learn from"):
-        train(short_run(tmp_path, tmp_path / "out", eval_split=""))
+    content = json.loads((scenes / "annotations/instances_train.json").read_text()) | {"annotations": []}
+    data = with_annotations(scenes, tmp_path / "data", content)
+    with pytest.raises(ValueError, match=r"instances_train\.json"):
+        train(settings(data, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_images_without_boxes(scenes: Path, tmp_path: Path, skip: bool) -> None:
+    """Batches of them leave the weights finite, and they can be left out."""
+    content = json.loads((scenes / "annotations/instances_train.json").read_text())
+    kept = {image["id"] for image in content["images"][:3]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    data = with_annotations(scenes, tmp_path / "data", content)
+    length = {"epochs": 4, "train_images": None, "batch_size": 1}
+    result = train(settings(data, tmp_path / "out", skip_empty_images=skip, **length))
+    assert result.metrics["bad_steps"] == 0
+    assert result.metrics["train_steps"] == 4 * (len(kept) if skip else len(content["images"]))
+    assert (0.0 in losses(tmp_path / "out")) != skip
+    assert all(torch.isfinite(p).all() for p in result.model.parameters())
+
+
 def test_a_converted_baseline_starts_a_mixture(scenes: Path, tmp_path: Path) -> None:
-    """Released Sparse R-CNN file -> scripts/convert.py -> scripts/train.py --warm-start, as a user would."""
+    """Released Sparse R-CNN file -> drmm convert -> drmm train --warm-start, as a user would."""
     torch.manual_seed(0)
     baseline = DrmmForObjectDetection(DrmmConfig.from_preset("sparse-rcnn-tiny", num_labels=5))
     with torch.no_grad():
         for parameter in baseline.parameters():
             parameter.add_(0.01)
     torch.save({"state_dict": released_state_dict(baseline)}, tmp_path / "released.pth")
-    done = run_script("convert.py", tmp_path / "released.pth", tmp_path / "start", "--preset", "sparse-rcnn-tiny")
-    assert done.returncode == 0, done.stderr
-    options = ["--data", scenes, "--output", tmp_path / "run", "--train-images", 4, "--batch-size", 4, "--cpu"]
-    options += ["--warm-start", tmp_path / "start", "--eval-split", "", "--learning-rate", "1e-9", "--config"]
-    done = run_script("train.py", *options, "mcm_weight=0.25", "objective=nll_mcm")
-    assert done.returncode == 0, done.stderr
+    words = [tmp_path / "released.pth", tmp_path / "start", "--preset", "sparse-rcnn-tiny"]
+    assert main(["convert", *map(str, words)]) == 0
+    words = ["--data", scenes, "--output", tmp_path / "run", "--train-images", 2, "--cpu", "--warm-start"]
+    words += [tmp_path / "start", "--eval-split", "", "--learning-rate", "1e-9", "--config", "mcm_weight=0.25"]
+    assert main(["train", *map(str, words)]) == 0
     trained = DrmmForObjectDetection.from_pretrained(tmp_path / "run" / "model")
     assert (trained.config.head, trained.config.mcm_weight) == ("mixture", 0.25)
     start, end = dict(baseline.named_parameters()), dict(trained.named_parameters())
@@ -165,31 +152,121 @@ def test_a_converted_baseline_starts_a_mixture(scenes: Path, tmp_path: Path) -> 
             torch.testing.assert_close(parameter, start[name], rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(("preset", "fields"), [("adamixer-tiny", {}), ("sparse-rcnn-tiny", {"num_stages": 2})])
+def test_a_warm_start_that_does_not_fit_is_refused(scenes: Path, tmp_path: Path, preset: str, fields: dict) -> None:
+    DrmmForObjectDetection(DrmmConfig.from_preset(preset, **fields)).save_pretrained(tmp_path / "start")
+    DrmmImageProcessor().save_pretrained(tmp_path / "start")
+    with pytest.raises(ValueError, match=str(tmp_path / "start")):
+        train(settings(scenes, tmp_path / "run", warm_start=str(tmp_path / "start"), config=None))
+
+
+def test_quickstart_on_own_data(scenes: Path, tmp_path: Path, capsys) -> None:
+    words = ["--data", scenes, "--output", tmp_path, "--train-images", 8, "--num-pictures", 2]
+    assert main(["quickstart", *map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert "AP50" in printed
+    for part in ("metrics.json", "model", "pictures/overview.png", "results.json"):
+        assert str(tmp_path / part) in printed
+        assert (tmp_path / part).stat().st_size > 0
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
+
+
+class TestEvaluationDuringTraining:
+    def test_the_best_and_the_last_are_kept(self, scenes: Path, tmp_path: Path) -> None:
+        result = train(settings(scenes, tmp_path, eval_split="val", eval_every=2))
+        scores = {line["step"]: line["AP"] for line in lines(tmp_path) if "AP" in line}
+        assert list(scores) == [2, 4, 6]
+        scores[8] = result.metrics["AP"]
+        best_step = max(scores, key=lambda step: (scores[step], -step))
+        assert (result.metrics["best_step"], result.metrics["best_AP"]) == (best_step, scores[best_step])
+        best, last = (DrmmForObjectDetection.from_pretrained(tmp_path / name) for name in ("best", "model"))
+        same = torch.equal(best.model.stages[0].fc1.weight, last.model.stages[0].fc1.weight)
+        assert same == (best_step == 8)
+
+    def test_it_stops_when_nothing_gets_better(self, scenes: Path, tmp_path: Path) -> None:
+        options = {"eval_split": "val", "eval_every": 1, "patience": 2, "learning_rate": 1e-12}
+        result = train(settings(scenes, tmp_path, **options))
+        scores = [line["AP"] for line in lines(tmp_path) if "AP" in line]
+        gains = [i for i, score in enumerate(scores) if score > max(scores[:i], default=-1.0)]
+        assert len(scores) == result.metrics["train_steps"] == gains[-1] + 3 < 8
+
+    def test_by_epochs(self, scenes: Path, tmp_path: Path) -> None:
+        length = {"eval_every_epochs": 0.5, "epochs": 1, "train_images": None}
+        result = train(settings(scenes, tmp_path, eval_split="val", **length))
+        assert [line["step"] for line in lines(tmp_path) if "AP" in line] == [3]
+        assert "AP" in result.metrics
+
+
+def test_the_average_is_what_is_evaluated_and_saved(scenes: Path, tmp_path: Path) -> None:
+    plain = train(settings(scenes, tmp_path / "plain"))
+    averaged = train(settings(scenes, tmp_path / "average", ema_decay=0.99))
+    saved = DrmmForObjectDetection.from_pretrained(tmp_path / "average/model").state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in averaged.model.state_dict().items())
+    assert losses(tmp_path / "plain") == losses(tmp_path / "average")
+    assert not torch.equal(saved["model.proposals.features"], plain.model.state_dict()["model.proposals.features"])
+
+
+# rounding adds up over the steps; recomputing the stages is the same arithmetic
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("options", "first", "later"),
     [
-        ({"config": {"objectiv": "nll"}}, "objectiv"),
-        ({"config": {"objective": "set_prediction"}}, "objective"),
-        ({"config": {"num_stages": "many"}}, "num_stages"),
-        ({"warm_start": "no/such/folder"}, "no/such/folder"),
-        ({"warm_start": "a", "model": "b"}, "Give one of model .* and warm_start"),
+        ({"mixed_precision": "bf16"}, 5e-3, 5e-2),
+        ({"gradient_checkpointing": True}, 1e-6, 1e-5),
+        ({"batch_size": 1, "gradient_accumulation": 2}, 1e-3, 1e-2),
+        pytest.param({"compile": "eager"}, 1e-5, 5e-3, marks=NEW_TRANSFORMERS),
     ],
 )
-def test_a_bad_start_is_refused_before_the_training(scenes: Path, tmp_path: Path, fields: dict, message: str) -> None:
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        train(short_run(scenes, tmp_path, **fields))
+def test_cheaper_arithmetic_trains_alike(scenes: Path, tmp_path: Path, options: dict, first, later) -> None:
+    fields = {"config": {"num_stages": 2, "num_proposals": 16, "backbone_norm": "eval"}}
+    train(settings(scenes, tmp_path / "plain", **fields))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(settings(scenes, tmp_path / "other", **fields, **options))
+    plain, other = losses(tmp_path / "plain"), losses(tmp_path / "other")
+    assert other[0] == pytest.approx(plain[0], rel=first)
+    assert other == pytest.approx(plain, rel=later)
 
 
-def test_a_warm_start_of_another_decoder_is_refused(scenes: Path, tmp_path: Path) -> None:
-    DrmmForObjectDetection(DrmmConfig.from_preset("adamixer-tiny")).save_pretrained(tmp_path / "start")
-    DrmmImageProcessor().save_pretrained(tmp_path / "start")
-    with pytest.raises(ValueError, match="has decoder='adamixer', the model to train 'sparse_rcnn'"):
-        train(short_run(scenes, tmp_path / "run", warm_start=str(tmp_path / "start")))
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor compiles with gcc on a CPU")
+@NEW_TRANSFORMERS
+def test_inductor_trains_as_eager_in_one_graph(scenes: Path, tmp_path: Path) -> None:
+    options = {"config": {"num_stages": 1, "num_proposals": 16}, "learning_rate": 1e-5, "train_images": 8}
+    train(settings(scenes, tmp_path / "plain", **options))
+    torch._dynamo.utils.counters.clear()
+    train(settings(scenes, tmp_path / "other", compile="inductor", **options))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
 
-def test_a_warm_start_of_another_size_is_refused(scenes: Path, tmp_path: Path) -> None:
-    config = DrmmConfig.from_preset("sparse-rcnn-tiny", num_stages=2)
-    DrmmForObjectDetection(config).save_pretrained(tmp_path / "start")
-    DrmmImageProcessor().save_pretrained(tmp_path / "start")
-    with pytest.raises(ValueError, match=r"tensors missing .* Choose the preset of the same backbone"):
-        train(short_run(scenes, tmp_path / "run", warm_start=str(tmp_path / "start")))
+@pytest.mark.parametrize("augmentation", ["multi_scale", "resize"])
+def test_the_papers_augmentation_and_batches_of_one_orientation(scenes, tmp_path, augmentation) -> None:
+    train(settings(scenes, tmp_path, augmentation=augmentation, aspect_ratio_batches=True, train_images=2))
+    assert losses(tmp_path)[0] > 0
+
+
+def test_metrics_go_to_a_tracker(scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(settings(scenes, tmp_path, report_to="tensorboard"))
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_streams")
+def test_the_commands_of_the_documentation_run(scenes: Path, parquet: Path, tmp_path: Path) -> None:
+    """With their options but in one process, for two steps, and with a small model."""
+    places = {"FOLDER": str(scenes), "SHARDS": str(parquet)}
+    for name, preset in (("CHECKPOINT", "drmm-sparse-rcnn-tiny"), ("runs/sparse-rcnn", "sparse-rcnn-tiny")):
+        places[name] = str(tmp_path / preset)
+        DrmmForObjectDetection(DrmmConfig.from_preset(preset)).save_pretrained(places[name])
+        DrmmImageProcessor(size={"height": 96, "width": 128}).save_pretrained(places[name])
+    text = (ROOT / "docs/train.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^ {4}.*(?:scripts/train\.py|drmm train) (.*)$", text, flags=re.MULTILINE)
+    run = {" ".join(words.split()) for words in commands if "FOLDER" in words or "SHARDS" in words}
+    assert len(run) >= 6
+    for index, words in enumerate(sorted(run)):
+        config = parse_config([places.get(word, word) for word in shlex.split(words)])
+        short = {"epochs": None, "train_images": 4, "cpu": True, "output": str(tmp_path / str(index))}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        result = train(dataclasses.replace(config, **short, preset=config.preset.replace("-r50", "-tiny")))
+        assert "AP" in result.metrics, words

@@ -1,4 +1,4 @@
-"""`scripts/analyze.py`: one HTML report on one or several checkpoints, and its numbers as JSON.
+"""`drmm analyze`: one HTML page on one or several checkpoints, and its numbers as JSON.
 
 Beside each `results-NAME.json` lies a `results-NAME.model.json`: what the results were made from, so that `--reuse`
 refuses those of another model or data set, and what only the model itself can tell (density, likelihood).
@@ -6,18 +6,22 @@ refuses those of another model or data set, and what only the model itself can t
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cli import count, positive_int
+from ..cli import add_model_arguments, count
 from ..data import DetectionDataset, load_detection_dataset
-from ..evaluation.analyze import analyze_intervals, analyze_results, describe_data, operating_thresholds, result_names
-from ..evaluation.coco_input import CocoGroundTruth, prepare_ground_truth, prepare_results
-from ..evaluation.html_report import WorstImage, render_report
-from ..evaluation.likelihood import likelihood_report
-from ..evaluation.predict import predict_dataset
-from ..evaluation.worst_images import draw_image, rank_images
+from ..evaluation import likelihood_report, predict_dataset
+from ..evaluation.analysis import (
+    analyze_intervals,
+    analyze_results,
+    describe_data,
+    operating_thresholds,
+    rank_images,
+    result_names,
+)
+from ..evaluation.coco import prepare_ground_truth, prepare_results
+from ..evaluation.report import draw_images, render_report, require_matplotlib
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
 from ..loading import label_names, load_detector, weights_written
 
@@ -47,49 +51,47 @@ def parser() -> argparse.ArgumentParser:
         "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"
     )
     parser.add_argument("--worst", type=count, default=6, help="images with the most error to draw (default: 6)")
-    parser.add_argument("--batch-size", type=positive_int, default=8, help="images at once (default: 8)")
-    parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image (default: 100)")
-    parser.add_argument("--workers", type=count, default=0, help="processes that read images (default: 0)")
-    parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_model_arguments(parser)
+    parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require_matplotlib()
     names = _names(arguments)
-    if Path(arguments.output_dir).is_file():
-        raise ValueError(f"--output_dir {arguments.output_dir}: a file is in the way; choose another folder")
     output = make_output_folder(arguments.output_dir)
     # Every input is looked at before the first model runs.
     dataset = _load_data(arguments, None)
     truth = prepare_ground_truth(dataset.annotations_path)
-    cached = {name: _cached(output, name, checkpoint, arguments) for name, checkpoint in _pairs(arguments, names)}
-    for name, found in cached.items():
-        if found is not None:
-            prepare_results(_results_path(output, name), truth)
-    models = []
-    drawn: list[tuple[Sequence[Mapping[str, Any]], Mapping[Any, float]]] = []
-    for name, checkpoint in _pairs(arguments, names):
-        predicted = cached[name] or _predict(output, name, checkpoint, arguments)
-        results, facts = predicted.results, predicted.facts
+    saved = {name: output / f"results-{name}.json" for name in names}
+    facts: dict[str, Mapping[str, Any] | None] = {}
+    for name, checkpoint in zip(names, arguments.checkpoint, strict=True):
+        facts[name] = _saved_facts(saved[name], checkpoint, arguments)
+        if facts[name] is not None:
+            prepare_results(saved[name], truth)
+    models, drawn = [], []
+    for name, checkpoint in zip(names, arguments.checkpoint, strict=True):
+        known = facts[name]
+        if known is None:
+            known = _predict(saved[name], checkpoint, arguments)
+        results = read_json(saved[name])
         part = analyze_results(truth, results)
         drawn.append((results, operating_thresholds(part, truth)))
         models.append(
             {
                 "name": name,
                 "checkpoint": checkpoint,
-                "results": _results_path(output, name).name,
+                "results": saved[name].name,
                 **part,
-                "likelihood": facts.get("likelihood", NO_LIKELIHOOD),
-                "uncertainty": analyze_intervals(truth, results, **{"density": None, **facts.get("density", {})}),
+                "likelihood": known.get("likelihood", NO_LIKELIHOOD),
+                "uncertainty": analyze_intervals(truth, results, **{"density": None, **known.get("density", {})}),
             }
         )
     worst = rank_images([model["images"] for model in models], arguments.worst)
     data = describe_data(truth, arguments.data, arguments.split)
-    analysis = {"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst}
-    write_json(output / NUMBERS, to_plain(analysis))
-    pictures = _draw(dataset, truth, worst, drawn)
-    write_text(output / REPORT, render_report(analysis, pictures))
+    analysis = to_plain({"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst})
+    write_json(output / NUMBERS, analysis)
+    write_text(output / REPORT, render_report(analysis, draw_images(dataset, worst, truth, drawn)))
     print(f"{truth.source}: {data['images']} images, {data['objects']} objects, {len(models)} checkpoints")
     for model in models:
         ap = model["accuracy"]["metrics"]["AP"]
@@ -98,93 +100,58 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _draw(
-    dataset: DetectionDataset,
-    truth: CocoGroundTruth,
-    worst: Sequence[str],
-    drawn: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[Any, float]]],
-) -> list[WorstImage]:
-    shown = set(worst)
-    needed = [([row for row in results if str(row["image_id"]) in shown], limits) for results, limits in drawn]
-    return [WorstImage(image_id, *draw_image(dataset, image_id, truth, needed)) for image_id in worst]
-
-
-def _names(arguments: argparse.Namespace) -> list[str]:
+def _names(arguments: argparse.Namespace) -> Sequence[str]:
     if arguments.names is None:
         return result_names(arguments.checkpoint)
     names: list[str] = arguments.names
     if len(names) != len(arguments.checkpoint):
         raise ValueError(f"--names: {len(names)} names for {len(arguments.checkpoint)} checkpoints; give one each")
-    for name in names:
-        if result_names([name]) != [name]:
-            raise ValueError(
-                f"--names: {name!r} becomes part of a file name; use letters, digits, '-', '_' and '.' inside it"
-            )
+    if odd := [name for name in names if result_names([name]) != [name]]:
+        raise ValueError(
+            f"--names: {odd[0]!r} becomes part of a file name; use letters, digits, '-', '_', '.' inside it"
+        )
     if len({name.lower() for name in names}) != len(names):
         raise ValueError("--names: two names are the same but for the case of their letters; make them different")
     return names
 
 
-def _pairs(arguments: argparse.Namespace, names: Sequence[str]) -> list[tuple[str, str]]:
-    return list(zip(names, arguments.checkpoint, strict=True))
-
-
 def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None) -> DetectionDataset:
-    return load_detection_dataset(
-        arguments.data,
-        arguments.split,
-        annotations=arguments.annotations,
-        images=arguments.images,
-        id2label=id2label,
-    )
-
-
-def _results_path(output: Path, name: str) -> Path:
-    return output / f"results-{name}.json"
-
-
-def _model_path(output: Path, name: str) -> Path:
-    return output / f"results-{name}.model.json"
+    where = {"annotations": arguments.annotations, "images": arguments.images}
+    return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
 
 
 def _made_from(checkpoint: str, arguments: argparse.Namespace) -> dict[str, Any]:
     named = ("data", "split", "annotations", "images", "top_k")
-    return {
-        "checkpoint": checkpoint,
-        "weights_written": weights_written(checkpoint),
-        **{name: getattr(arguments, name) for name in named},
-    }
+    settings = {name: getattr(arguments, name) for name in named}
+    return {"checkpoint": checkpoint, "weights_written": weights_written(checkpoint), **settings}
 
 
-@dataclass(frozen=True)
-class _Predicted:
-    """Results, and the facts about the model that made them; no facts for results from elsewhere."""
+def _saved_facts(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
+    """What is known of the model behind saved results, nothing of another tool's; None where there are none to use.
 
-    results: list[dict[str, Any]]
-    facts: Mapping[str, Any]
-
-
-def _cached(output: Path, name: str, checkpoint: str, arguments: argparse.Namespace) -> _Predicted | None:
-    """What an earlier run predicted, or None where there is nothing to use; refuses another model or data set."""
-    path, described = _results_path(output, name), _model_path(output, name)
-    if not arguments.reuse or not path.is_file():
+    Raises:
+        ValueError: they are those of another model or data set.
+    """
+    if not arguments.reuse or not saved.is_file():
         return None
-    facts: Any = {}
-    if described.is_file():
-        facts = read_json(described)
-        if not isinstance(facts, Mapping) or not isinstance(facts.get("made_from"), Mapping):
-            raise ValueError(f"{described}: field made_from is missing; remove the file or leave out --reuse")
-        for field, now in _made_from(checkpoint, arguments).items():
-            before = facts["made_from"].get(field)
-            if before != now:
-                raise ValueError(
-                    f"{described}: field {field} is {before!r}, now {now!r}; leave out --reuse to predict again, "
-                    "or choose another --output_dir"
-                )
-    return _Predicted(read_json(path), facts)
+    described = saved.with_suffix(".model.json")
+    if not described.is_file():
+        return {}
+    facts = read_json(described)
+    made_from = facts.get("made_from") if isinstance(facts, Mapping) else None
+    if not isinstance(made_from, Mapping):
+        raise ValueError(f"{described}: field made_from is missing; remove the file or leave out --reuse")
+    for field, now in _made_from(checkpoint, arguments).items():
+        if made_from.get(field) != now:
+            raise ValueError(
+                f"{described}: field {field} is {made_from.get(field)!r}, now {now!r}; leave out --reuse to predict "
+                "again, or choose another --output_dir"
+            )
+    return facts
 
 
-def _predict(output: Path, name: str, checkpoint: str, arguments: argparse.Namespace) -> _Predicted:
+def _predict(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Mapping[str, Any]:
+    """Write results and what is known of the model, which is returned."""
     model, processor = load_detector(checkpoint, arguments.device)
     dataset = _load_data(arguments, label_names(model))
     mixture = model.config.head == "mixture"
@@ -205,6 +172,6 @@ def _predict(output: Path, name: str, checkpoint: str, arguments: argparse.Names
         facts["density"] = {name: getattr(model.config, name) for name in named}
         facts["likelihood"] = {**likelihood.to_dict(), "settings": likelihood.settings, "note": None}
     # The facts first: results without facts would pass for those of another tool.
-    write_json(_model_path(output, name), facts)
-    write_json(_results_path(output, name), results)
-    return _Predicted(results, facts)
+    write_json(saved.with_suffix(".model.json"), facts)
+    write_json(saved, results)
+    return facts

@@ -1,4 +1,4 @@
-"""`scripts/demo.py`: detections of a checkpoint in the browser."""
+"""`drmm demo`: detections of a checkpoint in the browser."""
 
 import argparse
 import os
@@ -8,9 +8,8 @@ from pathlib import Path
 from PIL import Image
 from transformers.utils import cached_file
 
-from ..demo.app import build_app, import_gradio, launch_app
-from ..demo.examples import example_files, example_scenes
-from ..demo.measured import Measured, load_measured
+from ..demo import Measured, example_files, example_scenes, load_measured
+from ..demo_page import build_app, import_gradio, launch_app
 from ..loading import label_names, load_detector
 
 CHECKPOINT, ANALYSIS, EXAMPLES = "DRMM_CHECKPOINT", "DRMM_ANALYSIS", "DRMM_EXAMPLES"
@@ -31,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
         "--analysis",
         default=os.environ.get(ANALYSIS),
         metavar="JSON",
-        help=f"the analysis.json of scripts/analyze.py (default: {ANALYSIS}, or the one beside the weights, if any)",
+        help=f"the analysis.json of drmm analyze (default: {ANALYSIS}, or the one beside the weights, if any)",
     )
     parser.add_argument(
         "--examples",
@@ -42,27 +41,24 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=_port, help="default: the first free one from 7860 on")
     parser.add_argument("--share", action="store_true", help="also give it a public address through gradio's servers")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.checkpoint:
         raise ValueError(f"--checkpoint is missing: give a folder or a Hub id, or set {CHECKPOINT}")
-    try:
-        import_gradio()
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    import_gradio()
     own = example_files(arguments.examples) if arguments.examples else None
     model, processor = load_detector(arguments.checkpoint, arguments.device)
     classes = list(label_names(model).values())
-    measured = _measured(arguments.analysis, arguments.checkpoint, classes)
+    measured = find_report(arguments.analysis, arguments.checkpoint, classes)
     examples: Sequence[Image.Image | str] = example_scenes(classes) if own is None else own
     launch_app(build_app(model, processor, measured, examples), arguments.port, arguments.share)
     return 0
 
 
-def _measured(analysis: str | None, checkpoint: str, classes: Sequence[str]) -> Measured | None:
+def find_report(analysis: str | None, checkpoint: str, classes: Sequence[str]) -> Measured | None:
+    """What the named report, or the one beside the weights, says of the checkpoint; None if there is none."""
     path = analysis or _beside_weights(checkpoint)
     if path is None:
         print("no report: the page cannot say how well the scores are calibrated; see --analysis")

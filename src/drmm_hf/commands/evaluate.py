@@ -1,35 +1,87 @@
-"""`scripts/evaluate.py`: COCO AP and calibration of a trained detector.
+"""`drmm evaluate`: COCO AP and calibration of a detector, or of a file of results.
 
-While it predicts, OUTPUT/results.partial holds what is there so far; it is removed when the metrics are written. With
-`torchrun` each process predicts its share, and the first one evaluates.
+Under `torchrun` or `accelerate launch` each process predicts its share, and the first one evaluates.
 """
 
 import argparse
-import json
-import tempfile
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+
 from ..cli import add_model_arguments, count, positive_int
-from ..data import DetectionDataset, StreamingDetectionDataset, load_detection_dataset, load_streaming_dataset
-from ..data.coco import build_detection_dataset
-from ..data.coco_layout import check_images_exist, find_annotations, find_images_dir
-from ..data.coco_tables import read_coco_tables
-from ..data.objects_sources import is_objects_source
-from ..evaluation.batches import Dataset
-from ..evaluation.processes import Processes
-from ..evaluation.report import DetectionReport, evaluate_detections
-from ..evaluation.spool import ResultsSpool
-from ..evaluation.spooled import predict_to_spool, spooled_results, streamed_ground_truth
-from ..files import make_output_folder, read_json, write_json, write_json_lines
-from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import label_names, load_detector, weights_written
-from ..modeling_drmm import DrmmForObjectDetection
+from ..data import DetectionDataset, load_detection_dataset, load_streaming_dataset
+from ..data.coco import find_annotations
+from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
+from ..evaluation.predict import predict_stream
+from ..files import make_output_folder, read_json, write_json
+from ..loading import label_names, load_detector
 
 COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="COCO AP and calibration of a detector on a data set.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder written by save_pretrained, or a Hub id")
+    source.add_argument(
+        "--results", help="evaluate this results.json (COCO results) again, without a model and without the images"
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--data", help="COCO-format folder, or a data set with an objects column")
+    parser.add_argument("--split", default="val", help="split of the data set (default: val)")
+    parser.add_argument(
+        "--annotations",
+        help="annotation file, if not where the split's is looked for; for one without annotations, such as COCO's "
+        "image_info_test-dev2017.json, only results.json is written",
+    )
+    parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    parser.add_argument("--streaming", action="store_true", help="read --data (a Hub id, parquet, tars) as a stream")
+    parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
+    parser.add_argument("--bins", type=positive_int, default=10, help="score bins of the ECE (default: 10)")
+    parser.add_argument("--per-class", action="store_true", help="print AP and AR of every class")
+    parser.add_argument(
+        "--max-detections",
+        type=positive_int,
+        default=MAX_DETECTIONS,
+        help="report AP and AR also at this number of detections an image and class, such as 300; raises --top-k "
+        "to it, and calibration counts as many (default: 100)",
+    )
+    parser.add_argument("--with-scales", action="store_true", help="keep the scale of each box edge in results.json")
+    parser.add_argument(
+        "--with-parts",
+        action="store_true",
+        help="keep the objectness in results.json, and report the calibration of p and o by themselves",
+    )
+    parser.add_argument(
+        "--output", help="folder for metrics.json, results.json (COCO results), and the ground truth of a stream"
+    )
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.max_detections < MAX_DETECTIONS:
+        raise ValueError(
+            f"--max-detections is {arguments.max_detections}; 1, 10 and 100 are reported anyway, give more than 100"
+        )
+    if arguments.data is None and not (arguments.results and arguments.annotations):
+        raise ValueError("--data is required: the data set to evaluate on")
+    arguments.top_k = max(arguments.top_k, arguments.max_detections) if _more(arguments) else arguments.top_k
+    if arguments.results:
+        if arguments.streaming:
+            raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
+        output = make_output_folder(arguments.output) if arguments.output else None
+        annotations = _annotations_path(arguments)
+        settings = {"results": arguments.results, "data": arguments.data, "split": arguments.split}
+        _report(arguments, output, annotations, annotations, arguments.results, settings)
+    else:
+        _predict(arguments, _processes(arguments))
+    return 0
 
 
 def format_report(report: DetectionReport) -> str:
@@ -67,178 +119,88 @@ def _table(metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
     return ["".join(f"{name:>{width}}" for name in names), "".join(f"{value:>{width}}" for value in values)]
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="COCO AP and calibration of a detector on a data set.",
-    )
-    results_help = "evaluate this results.json (COCO results) again, without a model and without the images"
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder written by save_pretrained, or a Hub id")
-    source.add_argument("--results", help=results_help)
-    add_model_arguments(parser)
-    parser.add_argument("--data", help="COCO-format folder, or a data set with an objects column")
-    parser.add_argument("--split", default="val", help="split of the data set (default: val)")
-    parser.add_argument(
-        "--annotations",
-        help="annotation file, if not where the split's is looked for; for one without annotations, such as COCO's "
-        "image_info_test-dev2017.json, only results.json is written",
-    )
-    parser.add_argument("--images", help="image folder, if not where the split's is looked for")
-    parser.add_argument("--workers", type=count, default=0, help="processes that read images (default: 0)")
-    parser.add_argument("--bins", type=positive_int, default=10, help="score bins of the ECE (default: 10)")
-    parser.add_argument("--per-class", action="store_true", help="print AP and AR of every class")
-    parser.add_argument(
-        "--max-detections",
-        type=positive_int,
-        default=MAX_DETECTIONS,
-        help="report AP and AR also at this number of detections an image and class, such as 300; raises --top-k "
-        "to it, and calibration counts as many (default: 100)",
-    )
-    parser.add_argument(
-        "--with-scales", action="store_true", help="keep the predicted scale of each box edge in results.json"
-    )
-    parser.add_argument(
-        "--with-parts",
-        action="store_true",
-        help="keep the objectness in results.json, and report the calibration of p and o by themselves",
-    )
-    parser.add_argument("--output", help="folder for metrics.json and results.json (COCO results)")
-    parser.add_argument(
-        "--streaming",
-        action="store_true",
-        help="read --data (a Hub id, parquet shards, WebDataset tars) as a stream; OUTPUT gets its ground truth",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the interrupted run of the same command in OUTPUT"
-    )
-    return parser
-
-
-def run(arguments: argparse.Namespace) -> int:
-    if arguments.max_detections < MAX_DETECTIONS:
-        raise ValueError(
-            f"--max-detections is {arguments.max_detections}; 1, 10 and 100 are reported anyway, give more than 100"
-        )
-    if arguments.resume and not arguments.output:
-        raise ValueError("--resume: give the --output of the interrupted run, where its detections are")
-    if arguments.results:
-        if arguments.streaming:
-            raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
-        output = make_output_folder(arguments.output) if arguments.output else None
-        return _report(arguments, output, arguments.results, _annotations_path(arguments))
-    processes = Processes(arguments.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        # All write to one folder, and all but the main process leave when they have.
-        folder = Path(processes.share(arguments.output or scratch))
-        return _predict_and_report(arguments, processes, folder)
-
-
-def _predict_and_report(arguments: argparse.Namespace, processes: Processes, folder: Path) -> int:
-    boxless, dataset, model, processor = processes.all_do(lambda: _load(arguments, processes))
-    make_output_folder(str(folder))
-    partial = folder / "results.partial"
-    settings = {**_settings(arguments), "weights_written": weights_written(arguments.model)}
-    processes.all_do(
-        lambda: ResultsSpool.begin(partial, settings, arguments.resume) if processes.is_main else None,
-    )
-    spool = ResultsSpool(partial, processes.index)
-    finished = processes.share(spool.finished() if processes.is_main else set())
-    processes.all_do(
-        lambda: predict_to_spool(
-            spool,
-            model,
-            processor,
-            dataset,
-            processes,
-            finished=finished,
-            batch_size=arguments.batch_size,
-            top_k=_top_k(arguments),
-            num_workers=arguments.workers,
-            with_scales=arguments.with_scales,
-            with_parts=arguments.with_parts,
-        )
-    )
-    if not processes.is_main:
-        return 0
-    saved, image_ids = folder / "results.json", None
-    if isinstance(dataset, StreamingDetectionDataset):
-        truth = streamed_ground_truth(spool, dataset)
-        annotations, image_ids = folder / "ground_truth.json", [image["id"] for image in truth["images"]]
-        write_json(annotations, truth)
-    else:
-        annotations = dataset.annotations_path
-    write_json_lines(saved, spooled_results(spool, image_ids))
-    if boxless:
-        found = sum(entry["count"] for entry in spool.entries())
-        print(f"{boxless}: {len(dataset)} images, {found} detections")  # type: ignore[arg-type]
-        print(
-            f"the file has no annotations to evaluate with; the detections are in {saved}, with the file's own image "
-            "and category ids, as COCO's server takes them (zip the file under the name that it asks for)"
-        )
-    else:
-        _report(arguments, folder if arguments.output else None, str(saved), annotations)
-    spool.remove()
-    return 0
-
-
-def _report(arguments: argparse.Namespace, output: Path | None, results: str, annotations: Path) -> int:
-    """Evaluate saved results, print the numbers and write them to `output`."""
-    report = evaluate_detections(
-        annotations,
-        results,
-        num_bins=arguments.bins,
-        per_class=True,
-        also_at=arguments.max_detections if arguments.max_detections > MAX_DETECTIONS else None,
-        details=True,
-    )
-    if output:
-        settings = {**_settings(arguments), "annotations": str(annotations)}
-        if arguments.results:
-            settings = {"results": results, **{name: settings[name] for name in ("data", "split", "annotations")}}
-        counts = {"images": report.num_images, "detections": report.num_detections}
-        write_json(output / "metrics.json", {**settings, **counts, **report.to_dict()})
-    if not arguments.per_class:
-        report = replace(report, metrics={name: value for name, value in report.metrics.items() if "/" not in name})
-    print(f"{annotations}: {report.num_images} images, {report.num_detections} detections")
-    print(format_report(report))
-    return 0
-
-
-def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the detections depend on, besides the files."""
-    named = ("model", "data", "split", "annotations", "images", "streaming", "batch_size", "with_scales", "with_parts")
-    return {**{name: getattr(arguments, name) for name in named}, "top_k": _top_k(arguments)}
-
-
-def _load(
-    arguments: argparse.Namespace, processes: Processes
-) -> tuple[Path | None, Dataset, DrmmForObjectDetection, DrmmImageProcessor]:
-    """The annotation file if it has no annotations, the data set, the model and its image processor."""
+def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> None:
+    """Predict, and on the main process write and evaluate."""
     if arguments.streaming and (arguments.annotations or arguments.images):
         raise ValueError("--streaming: the shards hold images and annotations; leave out --annotations and --images")
     boxless = _boxless_path(arguments)
     if boxless and not arguments.output:
         raise ValueError(f"{boxless}: has no annotations, so that results.json is all there is; give --output")
-    if arguments.output:
-        make_output_folder(arguments.output)
-    model, processor = load_detector(arguments.model, processes.device)
+    output = make_output_folder(arguments.output) if arguments.output else None
+    model, processor = load_detector(arguments.model, processes.device if processes else arguments.device)
     for option in ("with_scales", "with_parts"):
         if getattr(arguments, option) and model.config.head != "mixture":
             raise ValueError(f"--{option.replace('_', '-')}: a model with head={model.config.head!r} predicts none")
-    dataset: Dataset
+    options: dict[str, Any] = {
+        "accelerator": processes,
+        "num_workers": arguments.workers,
+        **{name: getattr(arguments, name) for name in ("batch_size", "top_k", "with_scales", "with_parts")},
+    }
+    truth: Path | dict[str, Any]
     if arguments.streaming:
-        dataset = load_streaming_dataset(arguments.data, arguments.split, id2label=label_names(model))
-    elif boxless:
-        dataset = _load_boxless(arguments, boxless, label_names(model))
+        stream = load_streaming_dataset(arguments.data, arguments.split, id2label=label_names(model))
+        results, truth = predict_stream(model, processor, stream, **options)
+        images, source = len(truth["images"]), output / "ground_truth.json" if output else Path(stream.name)
     else:
-        dataset = load_detection_dataset(
-            arguments.data,
-            arguments.split,
-            annotations=arguments.annotations,
-            images=arguments.images,
-            id2label=label_names(model),
+        dataset = _load_data(arguments, boxless, label_names(model))
+        results, truth = predict_dataset(model, processor, dataset, **options), dataset.annotations_path
+        images, source = len(dataset), boxless or dataset.annotations_path
+    if processes and not processes.is_main_process:
+        return
+    if output:
+        write_json(output / "results.json", results)
+        if arguments.streaming:
+            write_json(source, truth)
+    if boxless:
+        print(f"{boxless}: {images} images, {len(results)} detections")
+        print(
+            f"the file has no annotations to evaluate with; the detections are in {arguments.output}/results.json, "
+            "with the file's own image and category ids, as COCO's server takes them (zip the file under the name that "
+            "it asks for)"
         )
-    return boxless, dataset, model, processor
+        return
+    named = ("model", "data", "split", "annotations", "images", "streaming", "batch_size", "with_scales", "with_parts")
+    settings = {name: getattr(arguments, name) for name in (*named, "top_k")}
+    _report(arguments, output, truth, source, results, settings)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    output: Path | None,
+    truth: Path | Mapping[str, Any],
+    source: Path,
+    results: str | list[dict[str, Any]],
+    settings: Mapping[str, Any],
+) -> None:
+    """Evaluate, print the numbers and write them to `output`."""
+    report = evaluate_detections(
+        truth,
+        results,
+        num_bins=arguments.bins,
+        per_class=True,
+        also_at=arguments.max_detections if _more(arguments) else None,
+        details=True,
+    )
+    if output:
+        counts = {"images": report.num_images, "detections": report.num_detections}
+        write_json(output / "metrics.json", {**settings, "annotations": str(source), **counts, **report.to_dict()})
+    if not arguments.per_class:
+        report = replace(report, metrics={name: value for name, value in report.metrics.items() if "/" not in name})
+    print(f"{source}: {report.num_images} images, {report.num_detections} detections")
+    print(format_report(report))
+
+
+def _more(arguments: argparse.Namespace) -> bool:
+    return arguments.max_detections > MAX_DETECTIONS
+
+
+def _processes(arguments: argparse.Namespace) -> PartialState | None:
+    """The processes that a launcher started; None for one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return None
+    if arguments.device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device {arguments.device}: several processes need one each; give cpu, cuda or nothing")
+    return PartialState(cpu=arguments.device == "cpu" or not torch.cuda.is_available())
 
 
 def _boxless_path(arguments: argparse.Namespace) -> Path | None:
@@ -250,26 +212,20 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
     return path if isinstance(content, Mapping) and "images" in content and "annotations" not in content else None
 
 
-def _load_boxless(arguments: argparse.Namespace, path: Path, id2label: Mapping[int, str]) -> DetectionDataset:
-    """The data set of a file that has images and categories but no annotations."""
-    with tempfile.TemporaryDirectory() as folder:
-        # The reader of instances files checks the rest.
-        completed = Path(folder) / path.name
-        completed.write_text(json.dumps({**read_json(path), "annotations": []}), encoding="utf-8")
-        tables = read_coco_tables(completed)
-    images_dir = find_images_dir(arguments.data, arguments.split, arguments.images, tables.file_names)
-    check_images_exist(images_dir, tables.file_names, path)
-    return build_detection_dataset(tables, id2label, path, annotations_path=path, images_dir=images_dir)
+def _load_data(arguments: argparse.Namespace, boxless: Path | None, id2label: Mapping[int, str]) -> DetectionDataset:
+    return load_detection_dataset(
+        arguments.data,
+        arguments.split,
+        annotations=arguments.annotations,
+        images=arguments.images,
+        id2label=id2label,
+        boxless=boxless is not None,
+    )
 
 
 def _annotations_path(arguments: argparse.Namespace) -> Path:
     if arguments.data is None:
         return Path(arguments.annotations)
-    if arguments.annotations is None and is_objects_source(arguments.data):
-        return load_detection_dataset(arguments.data, arguments.split).annotations_path
-    return find_annotations(arguments.data, arguments.split, arguments.annotations)
-
-
-def _top_k(arguments: argparse.Namespace) -> int:
-    more = arguments.max_detections if arguments.max_detections > MAX_DETECTIONS else 0
-    return max(arguments.top_k, more)
+    if arguments.annotations or (Path(arguments.data) / "annotations").is_dir():
+        return find_annotations(arguments.data, arguments.split, arguments.annotations)
+    return load_detection_dataset(arguments.data, arguments.split).annotations_path

@@ -1,21 +1,27 @@
-"""`scripts/export.py`: a checkpoint as an ONNX file or a torch.export program, checked against the checkpoint."""
+"""`drmm export`: a checkpoint as an ONNX file or a torch.export program, checked against the checkpoint."""
 
 import argparse
 import statistics
+import time
 
 import torch
 
-from ..benchmark.timing import alternate, ratios
 from ..cli import positive_int
 from ..data import load_detection_dataset
-from ..evaluation.predict import predict_dataset
-from ..evaluation.report import evaluate_detections
-from ..export.graph import DetectorGraph, GraphSettings, example_inputs
-from ..export.onnx_file import DEFAULT_OPSET
-from ..export.parity import TOLERANCE, Run, check_parity, rounding
-from ..export.runtime import ExportedDetector, load_run
-from ..export.sidecar import SIDECAR, canvas_size
-from ..export.write import EXPORT_FORMATS, PRECISIONS, Export, export_detector
+from ..evaluation import evaluate_detections, predict_dataset
+from ..export import (
+    DEFAULT_OPSET,
+    EXPORT_FORMATS,
+    PRECISIONS,
+    SIDECAR,
+    TOLERANCE,
+    Export,
+    ExportedDetector,
+    canvas_size,
+    export_detector,
+    load_run,
+)
+from ..export_graph import DetectorGraph, GraphSettings, Run, check_parity, example_inputs, rounding
 from ..files import make_output_folder
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import label_names, load_checkpoint
@@ -44,7 +50,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
     parser.add_argument("--data", help="COCO-format folder: measure AP and ECE of checkpoint and file on it")
     parser.add_argument("--split", default="val", help="split of --data (default: val)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -69,18 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
     )
     model, processor = load_checkpoint(arguments.checkpoint)
     model.eval()
-    try:
-        exported = export_detector(
-            model,
-            processor,
-            make_output_folder(arguments.output),
-            format=arguments.format,
-            settings=settings,
-            precision=arguments.precision,
-            opset=arguments.opset,
-        )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    exported = export_detector(
+        model,
+        processor,
+        make_output_folder(arguments.output),
+        format=arguments.format,
+        settings=settings,
+        precision=arguments.precision,
+        opset=arguments.opset,
+    )
     print(f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB")
     run = load_run(exported.path, exported.graph.output_names)
     within = _print_parity(run, model, exported, arguments.precision)
@@ -114,21 +116,24 @@ def _print_parity(run: Run, model: DrmmForObjectDetection, exported: Export, pre
 
 def _print_latency(run: Run, model: DrmmForObjectDetection, exported: Export) -> None:
     """Print medians of alternating rounds on one batch of the usual size."""
-    settings = exported.settings
-    size, batch = settings.size or canvas_size(exported.processor), settings.batch or 1
+    size, batch = exported.settings.size or canvas_size(exported.processor), exported.settings.batch or 1
     reference = DetectorGraph(model)
-    inputs = example_inputs(exported.graph.input_names, batch, size, padding=False)
+    inputs = example_inputs(exported.graph.input_names, batch, size)
     raw = {name: inputs[name] for name in reference.input_names}
     candidates = {"eager": torch.no_grad()(lambda: reference(**raw)), "exported": lambda: run(inputs)}
-    timings = alternate(candidates, _ROUNDS)
-    wall = {name: statistics.median(timing.wall) * 1e3 for name, timing in timings.items()}
-    cpu = {name: statistics.median(timing.cpu) * 1e3 for name, timing in timings.items()}
-    ratio = ratios(timings["exported"].cpu, timings["eager"].cpu)[0]
-    print(
-        f"milliseconds of a batch of {batch}, {size[0]}x{size[1]}, median of {_ROUNDS} rounds, "
-        f"{torch.get_num_threads()} threads: eager {wall['eager']:.0f} (CPU time {cpu['eager']:.0f}), "
-        f"exported {wall['exported']:.0f} (CPU time {cpu['exported']:.0f}); ratio of CPU time {ratio:.2f}"
-    )
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    for _ in range(1 + _ROUNDS):
+        for name, call in candidates.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    print(f"milliseconds of a batch of {batch}, {size[0]}x{size[1]}, median of {_ROUNDS} rounds, ", end="")
+    print(f"{torch.get_num_threads()} threads: ", end="")
+    for name, rounds in seconds.items():
+        wall, cpu = (statistics.median(values[1:]) * 1e3 for values in zip(*rounds, strict=True))  # the first warms up
+        print(f"{name} {wall:.0f} (CPU time {cpu:.0f})", end=", " if name == "eager" else "; ")
+    ratios = [one[1] / other[1] for one, other in zip(seconds["exported"][1:], seconds["eager"][1:], strict=True)]
+    print(f"ratio of CPU time {statistics.median(ratios):.2f}")
 
 
 def _print_accuracy(run: Run, model: DrmmForObjectDetection, exported: Export, arguments: argparse.Namespace) -> None:

@@ -1,76 +1,17 @@
-"""`scripts/predict.py`: detect objects in image files, draw them and write them down.
-
-While it runs, OUTPUT/predictions.partial holds the detections so far; memory does not grow with the number of images.
-"""
+"""`drmm predict`: detect objects in image files, draw them and write them down."""
 
 import argparse
-import hashlib
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
-from tqdm.auto import tqdm
-
 from ..cli import add_model_arguments, count, fraction
-from ..data import open_image
-from ..evaluation.coco import detections_to_coco
-from ..evaluation.predict import Detection, predict_images
-from ..evaluation.prefetch import prefetch
-from ..evaluation.spool import ResultsSpool
-from ..files import make_output_folder, write_json_lines, writing
-from ..loading import label_names, load_detector, weights_written
+from ..evaluation import detections_to_coco
+from ..evaluation.predict import find_images, open_upright, predict_batches
+from ..files import make_output_folder, write_json, writing
+from ..loading import label_names, load_detector
 from ..visualization import draw_detections
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-
-
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Image files named by `inputs`, each once, in order; a folder stands for the images directly in it.
-
-    Raises:
-        FileNotFoundError: an input does not exist, or a folder holds no images.
-    """
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
-                raise FileNotFoundError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-            found.update(dict.fromkeys(inside))
-        elif path.is_file():
-            found[path] = None
-        else:
-            raise FileNotFoundError(f"{path}: no such image file or folder")
-    return list(found)
-
-
-def open_upright(path: Path) -> Image.Image:
-    """RGB image as viewers show it, turned by its EXIF orientation; `open_image` keeps the stored frame."""
-    image = open_image(path)
-    with Image.open(path) as stored:
-        image.getexif()[ExifTags.Base.Orientation] = stored.getexif().get(ExifTags.Base.Orientation, 1)
-    return ImageOps.exif_transpose(image)
-
-
-def name_outputs(files: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """`<stem>.png` in `output` for each file; `<stem>-2.png` and so on where that name is taken.
-
-    A name is taken by another drawing, whatever the case of its letters, or by an input file itself.
-    """
-    taken = {str(file.resolve()).lower() for file in files}
-    names = {}
-    for file in files:
-        target, number = output / f"{file.stem}.png", 1
-        while str(target.resolve()).lower() in taken:
-            number += 1
-            target = output / f"{file.stem}-{number}.png"
-        taken.add(str(target.resolve()).lower())
-        names[file] = target
-    return names
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,13 +26,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threshold", type=fraction, default=0.3, help="smallest score (default: 0.3)")
     parser.add_argument(
-        "--workers",
-        type=count,
-        default=1,
-        help="threads that open images, each a batch ahead of the model (default: 1)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the interrupted run of the same command in OUTPUT"
+        "--workers", type=count, default=1, help="threads that prepare images, each a batch ahead (default: 1)"
     )
     return parser
 
@@ -103,84 +38,55 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--output {output}: is also an input folder; drawings would mix with the images")
     model, processor = load_detector(arguments.model, arguments.device)
     make_output_folder(arguments.output)
-    targets = name_outputs(files, output)
-    id2label = label_names(model)
-    spool = ResultsSpool.begin(output / "predictions.partial", _settings(arguments, files), arguments.resume)
-    for batch in _batches(files, arguments, spool.finished()):
-        detections = predict_images(
-            model,
-            processor,
-            [image for _, _, image in batch.images],
-            threshold=arguments.threshold,
-            top_k=arguments.top_k,
-        )
-        results = []
-        for (image_id, file, image), detection in zip(batch.images, detections, strict=True):
-            with writing(targets[file]):
-                draw_detections(image, detection, id2label, threshold=arguments.threshold).save(targets[file])
-            results += describe(detection, image_id, file, targets[file], id2label)
-        spool.append(batch.index, results, skipped=batch.skipped)
-    write_json_lines(output / "predictions.json", spool.result_lines())
-    entries = spool.entries()
-    skipped = [message for entry in entries for message in entry["skipped"]]
-    found = sum(entry["count"] for entry in entries)
-    spool.remove()
-    print(f"{found} detections in {len(files) - len(skipped)} of {len(files)} images: {output / 'predictions.json'}")
+    targets, id2label = name_outputs(files, output), label_names(model)
+    skipped: list[str] = []
+
+    def readable() -> Iterator[dict[str, Any]]:
+        for image_id, file in enumerate(files, start=1):
+            try:
+                yield {"image_id": image_id, "file": file, "image": open_upright(file)}
+            except (OSError, ValueError) as error:
+                skipped.append(str(error))
+
+    results: list[dict[str, Any]] = []
+    for rows, found in predict_batches(
+        model,
+        processor,
+        readable(),
+        batch_size=arguments.batch_size,
+        threshold=arguments.threshold,
+        top_k=arguments.top_k,
+        num_workers=arguments.workers,
+        total=len(files),
+    ):
+        for row, detections in zip(rows, found, strict=True):
+            drawing = targets[row["file"]]
+            with writing(drawing):
+                draw_detections(row["image"], detections, id2label, threshold=arguments.threshold).save(drawing)
+            # `category_id` is the model's label, boxes are in pixels of the upright image
+            for result in detections_to_coco([detections], [row["image_id"]], range(len(id2label))):
+                names = {"category_name": id2label[result["category_id"]], "file_name": str(row["file"])}
+                results.append({**result, **names, "drawing": drawing.name})
+    write_json(output / "predictions.json", results)
+    read = len(files) - len(skipped)
+    print(f"{len(results)} detections in {read} of {len(files)} images: {output / 'predictions.json'}")
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     return 1 if skipped else 0
 
 
-def describe(
-    detection: Detection, image_id: int, file: Path, drawing: Path, id2label: Mapping[int, str]
-) -> list[dict[str, Any]]:
-    """COCO results of one image, each with its file, its drawing and the name of its class.
+def name_outputs(files: list[Path], output: Path) -> dict[Path, Path]:
+    """`<stem>.png` in `output` for each file; `<stem>-2.png` and so on where that name is taken.
 
-    `category_id` is the model's label. Boxes are [x, y, width, height] in pixels of the upright image.
+    A name is taken by another drawing, whatever the case of its letters, or by an input file itself.
     """
-    extra = {"file_name": str(file), "drawing": drawing.name}
-    return [
-        {**result, "category_name": id2label[result["category_id"]], **extra}
-        for result in detections_to_coco([detection], [image_id], range(len(id2label)))
-    ]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Opened images: (image id from 1, file, upright RGB image), and a message for each that cannot be read."""
-
-    index: int
-    images: list[tuple[int, Path, Image.Image]]
-    skipped: list[str]
-
-
-def _batches(files: Sequence[Path], arguments: argparse.Namespace, finished: Collection[int]) -> Iterator[_Batch]:
-    """The batches that are left; images are opened in threads, those of one batch for each worker ahead."""
-    size = arguments.batch_size
-    starts = [start for start in range(0, len(files), size) if start // size not in finished]
-
-    def load(start: int) -> _Batch:
-        batch = _Batch(start // size, [], [])
-        for image_id, file in enumerate(files[start : start + size], start=start + 1):
-            try:
-                batch.images.append((image_id, file, open_upright(file)))
-            except (OSError, ValueError) as error:
-                batch.skipped.append(str(error))
-        return batch
-
-    with tqdm(total=len(files), initial=min(len(files), len(finished) * size), desc="detecting", unit="image") as bar:
-        for batch in prefetch(load, starts, arguments.workers):
-            yield batch
-            bar.update(len(batch.images) + len(batch.skipped))
-
-
-def _settings(arguments: argparse.Namespace, files: Sequence[Path]) -> dict[str, Any]:
-    """What drawings and detections depend on."""
-    listed = hashlib.sha256("\n".join(map(str, files)).encode("utf-8", "surrogateescape")).hexdigest()
-    named = ("model", "threshold", "top_k", "batch_size")
-    return {
-        "input": arguments.input,
-        "files": listed,
-        "weights_written": weights_written(arguments.model),
-        **{name: getattr(arguments, name) for name in named},
-    }
+    taken = {str(file.resolve()).lower() for file in files}
+    names = {}
+    for file in files:
+        target, number = output / f"{file.stem}.png", 1
+        while str(target.resolve()).lower() in taken:
+            number += 1
+            target = output / f"{file.stem}-{number}.png"
+        taken.add(str(target.resolve()).lower())
+        names[file] = target
+    return names

@@ -1,4 +1,4 @@
-"""`scripts/presets.py`: the named configurations with their size and arithmetic."""
+"""`drmm presets`: the named configurations with their size and arithmetic."""
 
 import argparse
 
@@ -15,7 +15,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("names", nargs="*", metavar="NAME", help="presets to list (default: all)")
     parser.add_argument("--height", type=positive_int, default=800, help="network input, pixels (default: 800)")
     parser.add_argument("--width", type=positive_int, default=1280, help="network input, pixels (default: 1280)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

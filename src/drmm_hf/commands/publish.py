@@ -1,12 +1,11 @@
-"""`scripts/publish.py`: show what a published checkpoint would hold, and publish it with `--push`."""
+"""`drmm publish`: show what a published checkpoint would hold, and publish it with `--push`."""
 
 import argparse
 
 from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
-from ..hub.plan import UploadPlan, plan_upload
-from ..hub.publish import publish
+from ..hub import UploadPlan, plan_upload, publish
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,11 +21,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit")
     parser.add_argument("--message", default="Upload D-RMM detector", help="title of the commit")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     repo_id = arguments.repo_id
     validate_repo_id(repo_id)
     if "/" not in repo_id:
@@ -35,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         _show(plan, repo_id)
         if not arguments.push:
             print("Dry run: nothing was sent. Publish it with --push.")
-            return 0
+            return
         published = publish(
             plan,
             repo_id,
@@ -49,9 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     if published.pull_request:
         print(f"pull request {published.pull_request}")
     print(f"published {published.url}")
-    print(f"verified: {len(plan.files)} files and the model's answers are those of {plan.source}")
+    print(f"verified: {len(plan.files)} files arrived as they were sent, and the model loads")
     print(f'load it with revision="{published.commit}" to get exactly this')
-    return 0
 
 
 def _show(plan: UploadPlan, repo_id: str) -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from ..training import train
 from ..training.checkpoints import Checkpoints
-from ..training.loop import train
-from ..training.options import config_from, parser
+from ..training.config import config_from, parser
 
 __all__ = ["parser", "run"]
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     """Train as the options say."""
     config = config_from(arguments)
     try:
@@ -21,9 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt as stop:
         if not PartialState().is_main_process:
             raise
-        kept = Checkpoints(Path(config.output) / "checkpoints")
         recipe = shlex.quote(f"{config.output}/recipe.yaml")
         hint = f"; go on with: drmm train --recipe {recipe} --resume"
+        kept = Checkpoints(Path(config.output) / "checkpoints").paths()
         raise KeyboardInterrupt(f"{stop}{hint if kept else ''}") from stop
     except BaseException:
         PartialState().destroy_process_group()
@@ -33,4 +33,3 @@ def run(arguments: argparse.Namespace) -> int:
         print(" ".join(f"{name} {result.metrics[name]}" for name in headline if name in result.metrics))
         print(f"model: {result.model_dir}")
     PartialState().destroy_process_group()
-    return 0

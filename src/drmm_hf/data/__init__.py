@@ -1,11 +1,13 @@
-"""Data: COCO-format folders, generated scenes, training transforms."""
+"""Data: COCO-format folders and data sets of the Hub as rows, generated scenes, training transforms."""
 
-from .coco import DatasetReport, DetectionDataset, load_detection_dataset
+from .coco import coco_ground_truth
+from .hub import objects_dataset
 from .images import decode_image, open_image
-from .objects import coco_ground_truth, objects_dataset
+from .load import load_detection_dataset
 from .paper_transform import PaperTransform
+from .rows import DatasetReport, DetectionDataset
 from .scenes import generate_scenes
-from .streaming import StreamingDetectionDataset, load_streaming_dataset
+from .stream import StreamingDetectionDataset, load_streaming_dataset
 from .transforms import TrainTransform
 
 __all__ = [

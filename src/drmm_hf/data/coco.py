@@ -1,278 +1,273 @@
-"""COCO-format folders as Hugging Face data sets."""
+"""COCO-format folders: where their files are, the json as columns, and rows back to a json."""
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
-from .coco_layout import AnyPath, check_images_exist, find_annotations, find_images_dir
-from .coco_tables import CocoTables, read_coco_tables
+from ..configuration_drmm import shown
+from ..files import collection_paused, read_json
+from .rows import OBJECT_FIELDS, Annotations, Column, DetectionDataset, build_detection_dataset
 
-logger = logging.getLogger(__name__)
-
-MIN_SIDE = 1e-3
-"""A box whose width or height is not larger than this (pixels) has no area."""
-CLIP_TOLERANCE = 0.05
-"""Clipping that moves an edge by no more than this (pixels) is rounding of the file and is not reported."""
+AnyPath = str | PathLike[str]
+_SHOWN = 3
+_BATCH = 1000
 
 
-@dataclass(frozen=True)
-class DatasetReport:
-    """What is in a split and what was changed while reading it. All are counts.
-
-    `images` are all of the split, `boxes` those kept, crowd included; `boxless_images` have no box left to train on
-    (crowd does not count); `clipped_boxes` are kept and stuck out by more than 0.05 px; `dropped_zero_area` had no area
-    in the file; `dropped_outside` lie wholly outside their image.
-    """
-
-    images: int
-    boxes: int
-    crowd: int
-    boxless_images: int
-    clipped_boxes: int
-    dropped_zero_area: int
-    dropped_outside: int
-
-    @property
-    def changed_boxes(self) -> int:
-        """Number of boxes that were clipped or dropped."""
-        return self.clipped_boxes + self.dropped_zero_area + self.dropped_outside
-
-
-@dataclass(frozen=True)
-class DetectionDataset:
-    """One split of a detection data set.
-
-    `dataset` has one row an image: `image` (`datasets.Image(decode=False)`: the path or the bytes; decode with
-    `drmm_hf.data.decode_image`, which does not apply the EXIF rotation that `datasets` would), `image_id`
-    int64, `width` and `height` int32 (stored pixels), and `objects`, a dict of lists in file order: `id`
-    int64, `bbox` float32 `[x, y, width, height]` in pixels of the stored image, `category` (ClassLabel, the
-    contiguous label), `area` float32 (px², as in the file; that of the box where the file has none) and
-    `iscrowd` int8.
-
-    `id2label` and `label2id` are those for a model's configuration. `report` says what was changed while reading.
-    `category_ids[label]` is the category id of the json, or -1 for a label (of a given `id2label`) it does
-    not have. Data sets that do not come as COCO have a json too, made of the cleaned boxes, at `annotations_path` in
-    the cache folder; `images_dir` is then that folder and holds no images.
-    """
-
-    dataset: datasets.Dataset
-    id2label: dict[int, str]
-    label2id: dict[str, int]
-    category_ids: list[int]
-    annotations_path: Path
-    images_dir: Path
-    report: DatasetReport
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-
-def load_detection_dataset(
+def load_coco_folder(
     path: AnyPath,
-    split: str = "train",
-    *,
-    annotations: AnyPath | None = None,
-    images: AnyPath | None = None,
-    id2label: Mapping[int, str] | None = None,
-) -> DetectionDataset:
-    """Read one split of a COCO-format folder, or of a data set with an `objects` column.
-
-    A folder with `annotations/` is COCO. One that `datasets` wrote (`save_to_disk`), with parquet files or with the
-    metadata.jsonl of an imagefolder, and a `path` that is no folder but may be a Hub id, are read as
-    `drmm_hf.data.objects_sources.load_objects_dataset` says. The rest is about COCO folders.
-
-    The json is `annotations/instances_{split}.json` or `..._{split}2017.json`; the images are in
-    `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`. Nothing is written to
-    disk and no image is decoded.
-
-    Labels are 0..C-1 in ascending order of the category id, or, with `id2label`, those of the equal names.
-
-    Dirt in the boxes is repaired by fixed rules and counted in `.report` (and in one line of the log, where a
-    box was changed): a box partly outside its image is clipped; one wholly outside, or with a side of at most
-    1e-3 px, is dropped. Crowd boxes are kept with `iscrowd=1`: training transforms drop them, and evaluation
-    reads the json itself. Images without boxes are kept.
-
-    Args:
-        path: the data set's folder, or a Hub id.
-        split: name of the split.
-        annotations, images: the json file and the image folder, where they are elsewhere; relative to the
-            working directory or to `path`.
-        id2label: labels 0..C-1 and names of an existing model, to evaluate or fine-tune it. Every category of
-            the json must be in it; it may have more.
-
-    Raises:
-        FileNotFoundError: the folder (and the Hub data set), the json or an image is missing.
-        ValueError: the json is not COCO, holds values that cannot be right, or does not fit `id2label`.
-    """
-    if annotations is None and images is None:
-        from .objects_sources import is_objects_source, load_objects_dataset  # which builds on this module
-
-        if is_objects_source(path):
-            return load_objects_dataset(path, split, id2label=id2label)
-    annotations_path = find_annotations(path, split, annotations)
-    tables = read_coco_tables(annotations_path)
-    images_dir = find_images_dir(path, split, images, tables.file_names)
-    check_images_exist(images_dir, tables.file_names, annotations_path)
-    return build_detection_dataset(
-        tables, id2label, annotations_path, annotations_path=annotations_path, images_dir=images_dir
-    )
-
-
-def build_detection_dataset(
-    tables: CocoTables,
+    split: str,
+    annotations: AnyPath | None,
+    images: AnyPath | None,
     id2label: Mapping[int, str] | None,
-    source: Path | str,
-    *,
-    annotations_path: Path,
-    images_dir: Path,
+    boxless: bool,
 ) -> DetectionDataset:
-    """Label and clean checked tables; `source` is what messages call them.
-
-    Raises:
-        ValueError: the categories do not fit `id2label`.
-    """
-    labels = _label_names(tables, id2label, source)
-    label2id = {name: label for label, name in enumerate(labels)}
-    label_of_category = np.array([label2id[name] for name in tables.category_names], dtype=np.int64)
-    category_ids = [-1] * len(labels)
-    for label, category_id in zip(label_of_category.tolist(), tables.category_ids, strict=True):
-        category_ids[label] = category_id
-
-    boxes, keep, report = _clean_boxes(tables)
-    _log_report(report, source)
-    return DetectionDataset(
-        dataset=_build_dataset(tables, boxes, keep, label_of_category, labels, images_dir),
-        id2label=dict(enumerate(labels)),
-        label2id=label2id,
-        category_ids=category_ids,
+    """Read one split of a COCO folder, as `load_detection_dataset` says."""
+    annotations_path = find_annotations(path, split, annotations)
+    columns, file_names = read_coco(annotations_path, boxless=boxless)
+    images_dir = find_images_dir(path, split, images, file_names)
+    check_images_exist(images_dir, file_names, annotations_path)
+    return build_detection_dataset(
+        columns,
+        id2label,
+        annotations_path,
+        pictures=[str(images_dir / name) for name in file_names],
         annotations_path=annotations_path,
         images_dir=images_dir,
-        report=report,
     )
 
 
-def ordered_labels(id2label: Mapping[int, str]) -> list[str]:
-    """Names of labels 0..C-1.
+def find_annotations(path: AnyPath, split: str, annotations: AnyPath | None = None) -> Path:
+    """The json file of a split.
+
+    Args:
+        path: the data set's folder; `annotations/instances_{split}.json` is tried, then
+            `..._{split}2017.json`.
+        split: name of the split.
+        annotations: an explicit file; relative to the working directory or, where that does not exist, to
+            `path`.
 
     Raises:
-        ValueError: the keys are not 0..C-1, or two names are equal.
+        FileNotFoundError: no such folder or file; the message lists the json files that are there.
+        ValueError: `split` is not a plain name.
     """
-    try:
-        names = {int(label): name for label, name in id2label.items()}
-    except (TypeError, ValueError):
-        raise ValueError(f"id2label: the keys must be integers, got {list(id2label)[:5]}") from None
-    if sorted(names) != list(range(len(id2label))):
-        raise ValueError(f"id2label: the keys must be 0..{len(id2label) - 1}, each once, got {sorted(names)[:10]}")
-    labels = [names[label] for label in range(len(names))]
-    if len(set(labels)) != len(labels):
-        raise ValueError("id2label: two labels have the same name; make the names different")
-    return labels
+    root = Path(path).expanduser().absolute()
+    if not root.is_dir():
+        if root.is_file():
+            raise FileNotFoundError(f"{root}: is a file; `path` must be the folder (give the json as `annotations=`)")
+        raise FileNotFoundError(f"{root}: no such folder; `path` must be a COCO-format data set")
+    if annotations is not None:
+        candidates = [Path(annotations).expanduser().absolute(), root / annotations]
+    else:
+        if not split or set(split) & set("/\\") or split in (".", ".."):
+            raise ValueError(f"split={split!r}: must be the plain name of a split, such as 'train'")
+        candidates = [root / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    folders = dict.fromkeys([root / "annotations", *(c.parent for c in candidates), root])
+    present = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
+    found = f"json files there: {_shorten(present, 10)}" if present else "there are no json files there"
+    fix = f"split={split!r} may be wrong: pass another, or the file as" if annotations is None else "correct"
+    raise FileNotFoundError(f"{candidates[0]}: no such annotation file; {found}; {fix} `annotations=`")
 
 
-def _label_names(tables: CocoTables, id2label: Mapping[int, str] | None, source: Path | str) -> list[str]:
-    if id2label is None:
-        return tables.category_names
-    labels = ordered_labels(id2label)
-    unknown = [name for name in tables.category_names if name not in set(labels)]
-    if unknown:
-        raise ValueError(
-            f"{source}: categories[].name {unknown[:10]} ({len(unknown)} of {len(tables.category_names)}) are "
-            f"not in id2label {labels[:10]}{'...' if len(labels) > 10 else ''}; rename the categories, or "
-            "train a model with this data set's own labels (leave id2label out)"
-        )
-    return labels
+def find_images_dir(path: AnyPath, split: str, images: AnyPath | None, file_names: Sequence[str]) -> Path:
+    """The image folder of a split: the usual one that holds the first images, or else the first that exists.
+
+    Args:
+        path, split, images: as in `load_detection_dataset`.
+        file_names: of the json.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    root = Path(path).expanduser().absolute()
+    if images is not None:
+        candidates = [Path(images).expanduser().absolute(), root / images]
+    else:
+        names = (f"images/{split}2017", f"{split}2017", f"images/{split}", split, "images")
+        candidates = [root / name for name in names]
+    existing = [folder for folder in candidates if folder.is_dir()]
+    if not existing:
+        looked = ", ".join(str(folder) for folder in dict.fromkeys(candidates))
+        raise FileNotFoundError(f"{root}: no image folder (looked for {looked}); pass it as `images=`")
+    for folder in existing:
+        if any((folder / name).is_file() for name in file_names[:_SHOWN]):
+            return folder
+    return existing[0]
 
 
-def _clean_boxes(tables: CocoTables) -> tuple[np.ndarray, np.ndarray, DatasetReport]:
-    """Clipped xywh boxes (M, 4) in pixels, which of them to keep (M,), and the counts."""
-    raw = tables.boxes
-    limits = np.stack([tables.widths, tables.heights], axis=1)[tables.image_index].astype(np.float64)
-    low, high = raw[:, :2], raw[:, :2] + raw[:, 2:]
-    new_low, new_high = np.clip(low, 0, limits), np.clip(high, 0, limits)
-    sides = new_high - new_low
-    zero_area = (raw[:, 2:] <= MIN_SIDE).any(axis=1)
-    outside = ~zero_area & (sides <= MIN_SIDE).any(axis=1)
-    keep = ~zero_area & ~outside
-    moved = np.maximum(new_low - low, high - new_high).max(axis=1, initial=0.0)
-    crowd = tables.is_crowd.astype(bool)
-    with_boxes = np.unique(tables.image_index[keep & ~crowd])
-    report = DatasetReport(
-        images=len(tables.image_ids),
-        boxes=int(keep.sum()),
-        crowd=int((keep & crowd).sum()),
-        boxless_images=len(tables.image_ids) - len(with_boxes),
-        clipped_boxes=int((keep & (moved > CLIP_TOLERANCE)).sum()),
-        dropped_zero_area=int(zero_area.sum()),
-        dropped_outside=int(outside.sum()),
+def check_images_exist(images_dir: Path, file_names: Sequence[str], annotations_path: Path) -> None:
+    """Every image must be there. Folders are listed once: no system call a file.
+
+    Raises:
+        FileNotFoundError: with the number of missing images, the first few names and where they were looked
+            for.
+    """
+    present = _list_files(images_dir, {os.path.dirname(name) for name in file_names})
+    missing = [name for name in file_names if os.path.normpath(name) not in present]
+    if not missing:
+        return
+    raise FileNotFoundError(
+        f"{annotations_path}: {len(missing)} of {len(file_names)} images are missing in {images_dir}: "
+        f"{_shorten(missing, _SHOWN)}; restore the files, correct images[].file_name, or pass the folder as `images=`"
     )
-    return np.concatenate([new_low, sides], axis=1), keep, report
 
 
-def _log_report(report: DatasetReport, source: Path | str) -> None:
-    parts = []
-    if report.changed_boxes:
-        parts.append(
-            f"{report.clipped_boxes} boxes clipped to their image, {report.dropped_zero_area} without area "
-            f"and {report.dropped_outside} wholly outside dropped"
-        )
-    if not report.boxes:
-        parts.append(f"no box at all in {report.images} images")
-    if parts:
-        logger.warning("%s: %s", source, "; ".join(parts))
+@collection_paused()
+def read_coco(path: Path, *, boxless: bool = False) -> tuple[Annotations, list[str]]:
+    """A COCO instances file as columns, categories in the order of their ids, and the file names of its images.
 
+    Args:
+        boxless: accept a file without `annotations`, such as COCO's image_info_test-dev2017.json.
 
-def _build_dataset(
-    tables: CocoTables,
-    boxes: np.ndarray,
-    keep: np.ndarray,
-    label_of_category: np.ndarray,
-    labels: list[str],
-    images_dir: Path,
-) -> datasets.Dataset:
-    """Assemble the Arrow columns without a Python object per box."""
-    kept = np.flatnonzero(keep)
-    order = kept[np.argsort(tables.image_index[kept], kind="stable")]
-    counts = np.bincount(tables.image_index[order], minlength=len(tables.image_ids))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), type=pa.int32())
-    boxes = boxes[order].astype(np.float32)
-    areas = np.where(np.isnan(tables.areas[order]), boxes[:, 2] * boxes[:, 3], tables.areas[order])
-    columns = {
-        "id": pa.array(tables.annotation_ids[order]),
-        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), 4),
-        "category": pa.array(label_of_category[tables.category_index[order]]),
-        "area": pa.array(areas.astype(np.float32)),
-        "iscrowd": pa.array(tables.is_crowd[order]),
-    }
-    objects = pa.StructArray.from_arrays(
-        [pa.ListArray.from_arrays(offsets, values) for values in columns.values()], names=list(columns)
+    Raises:
+        ValueError: the file is not JSON, not COCO, or holds a value that cannot be right (boxes are left to cleaning).
+    """
+    content = _check_sections(read_json(path), path, boxless)
+    images = _Records(content["images"], "images", path)
+    records = _Records(content.get("annotations", []), "annotations", path)
+    categories = _Records(content["categories"], "categories", path)
+    image_ids, category_ids = images.column("id").ids(), categories.column("id").ids()
+    names = categories.column("name")
+    names.check_unique(names.texts())
+    order = category_ids.argsort()
+    sizes = [images.column(side).integers("a positive number of pixels", 1, 2**31) for side in ("width", "height")]
+    columns = Annotations(
+        image_ids=image_ids,
+        widths=sizes[0],
+        heights=sizes[1],
+        category_ids=category_ids[order].tolist(),
+        category_names=[names.values[index] for index in order],
+        ids=records.column("id").ids(),
+        image_index=_positions(records.column("image_id"), image_ids, "images"),
+        category_index=_positions(records.column("category_id"), category_ids[order], "categories"),
+        boxes=records.column("bbox"),
+        areas=records.column("area", required=False).areas(),
+        is_crowd=records.column("iscrowd", required=False).flags(),
     )
-    paths = pa.array([str(images_dir / name) for name in tables.file_names])
-    pictures = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
-    features = datasets.Features(
-        {
-            "image": datasets.Image(decode=False),
-            "image_id": datasets.Value("int64"),
-            "width": datasets.Value("int32"),
-            "height": datasets.Value("int32"),
-            "objects": {
-                "id": datasets.List(datasets.Value("int64")),
-                "bbox": datasets.List(datasets.List(datasets.Value("float32"), length=4)),
-                "category": datasets.List(datasets.ClassLabel(names=labels)),
-                "area": datasets.List(datasets.Value("float32")),
-                "iscrowd": datasets.List(datasets.Value("int8")),
-            },
-        }
-    )
-    table = {
-        "image": pictures,
-        "image_id": pa.array(tables.image_ids),
-        "width": pa.array(tables.widths),
-        "height": pa.array(tables.heights),
-        "objects": objects,
-    }
-    return datasets.Dataset.from_dict(table, features=features)
+    return columns, _file_names(images.column("file_name"))
+
+
+def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
+    """The COCO instances dict of a detection data set, of its cleaned boxes.
+
+    Args:
+        dataset: one split, which stays as it is.
+
+    Returns:
+        `images` (id, file_name, width, height in pixels), `categories` (id, name: those of the data, not the further
+        ones of a given `id2label`) and `annotations` (id, image_id, category_id, bbox `[x, y, width, height]` in pixels
+        of the stored image, area in px², iscrowd).
+    """
+    categories = [
+        {"id": category_id, "name": dataset.id2label[label]}
+        for category_id, label in sorted(zip(dataset.category_ids, dataset.id2label, strict=True))
+        if category_id >= 0
+    ]
+    images, annotations = [], []
+    # In Arrow batches, since rows as Python objects would copy the bytes of every image.
+    for batch in dataset.dataset.with_format("arrow").iter(_BATCH):
+        paths = pc.struct_field(batch.column("image"), "path").to_pylist()
+        rows = batch.select(["image_id", "width", "height", "objects"]).to_pylist()
+        for row, path in zip(rows, paths, strict=True):
+            image_id = row["image_id"]
+            sides = {"width": row["width"], "height": row["height"]}
+            images.append({"id": image_id, "file_name": path or str(image_id), **sides})
+            fields = (row["objects"][field] for field in OBJECT_FIELDS)
+            annotations += [
+                {
+                    "id": annotation_id,
+                    "image_id": image_id,
+                    "category_id": dataset.category_ids[label],
+                    "bbox": bbox,
+                    "area": area,
+                    "iscrowd": crowd,
+                }
+                for annotation_id, bbox, label, area, crowd in zip(*fields, strict=True)
+            ]
+    return {"images": images, "categories": categories, "annotations": annotations}
+
+
+class _Records:
+    """One of the lists of a COCO file."""
+
+    def __init__(self, records: list[Any], section: str, path: Path) -> None:
+        self.records, self.section, self.path = records, section, path
+        for index, record in enumerate(records):
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}: {section}[{index}] is {shown(record)}; it must be an object: correct it")
+
+    def column(self, field: str, required: bool = True) -> Column:
+        """A field of all records; None where it may be missing and is."""
+        for index, record in enumerate(self.records if required else ()):
+            if field not in record:
+                raise ValueError(
+                    f"{self.path}: {self._place(index, field)} is missing; every one of `{self.section}` needs it"
+                )
+        values = [record.get(field) for record in self.records]
+        return Column(str(self.path), values, lambda index: self._place(index, field))
+
+    def _place(self, index: int, field: str) -> str:
+        identity = self.records[index].get("id")
+        named = "" if field == "id" or identity is None else f" (id {shown(identity)})"
+        return f"{self.section}[{index}].{field}{named}"
+
+
+def _check_sections(content: Any, path: Path, boxless: bool) -> Mapping[str, Any]:
+    if not isinstance(content, dict):
+        results = isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]
+        what = "looks like a file of detection results" if results else f"holds a {type(content).__name__}"
+        raise ValueError(f"{path}: {what}, not COCO annotations; give the instances file")
+    for name in ("images", "annotations", "categories"):
+        if name not in content:
+            if name == "annotations" and boxless:
+                continue
+            raise ValueError(f"{path}: `{name}` is missing; a COCO instances file must have this list")
+        if not isinstance(content[name], list):
+            raise ValueError(f"{path}: `{name}` is a {type(content[name]).__name__}; it must be a list of objects")
+        if not content[name] and name != "annotations":
+            raise ValueError(f"{path}: `{name}` is empty; a data set needs at least one")
+    return content
+
+
+def _positions(column: Column, ids: np.ndarray, section: str) -> np.ndarray:
+    """Positions (M,) of the ids that annotations refer to."""
+    position = {value: index for index, value in enumerate(ids.tolist())}
+    found = [position.get(value) for value in column.ids(unique=False).tolist()]
+    unknown = found.count(None)
+    column.require([index is not None for index in found], f"the id of one of `{section}` ({unknown} are not)")
+    return np.array(found, dtype=np.int64)
+
+
+def _file_names(column: Column) -> list[str]:
+    """The file names; one that points outside the image folder (on any operating system) is refused."""
+    names = column.texts()
+    inside = []
+    for name in names:
+        windows = PureWindowsPath(name)  # splits on both kinds of slash
+        outside = PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts
+        inside.append(not outside and "\0" not in name)
+    column.require(inside, "a path inside the image folder, without '..'")
+    return names
+
+
+def _list_files(images_dir: Path, folders: Iterable[str]) -> set[str]:
+    files: set[str] = set()
+    for folder in folders:
+        try:
+            with os.scandir(images_dir / folder) as entries:
+                files.update(os.path.normpath(os.path.join(folder, e.name)) for e in entries if not e.is_dir())
+        except OSError:  # a missing folder: its files are then reported as missing
+            continue
+    return files
+
+
+def _shorten(names: Sequence[str], count: int) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

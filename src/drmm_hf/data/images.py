@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import PIL.Image
 
 LIMIT_VARIABLE = "DRMM_MAX_IMAGE_PIXELS"
@@ -60,7 +61,8 @@ def open_image(path: str | PathLike[str], *, expected_size: Size | None = None) 
         ValueError: the file is truncated, unreadable, not 8 bits a channel, of another size, or of so many pixels that
             it seems made to fill the memory (`LIMIT_VARIABLE` raises the limit).
     """
-    return _read_rgb(Path(path), str(path), expected_size).image
+    height, width = expected_size or (None, None)
+    return decode_image({"image": path, "height": height, "width": width})
 
 
 def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
@@ -73,24 +75,90 @@ def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
     Raises:
         FileNotFoundError, ValueError: as `open_image`.
     """
-    source, name = image_source(example)
-    return _read_rgb(source, name, _annotated_size(example)).image
+    return decode_image_at_least(example).image
 
 
-def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], Size]) -> DecodedImage:
+def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], Size] | None = None) -> DecodedImage:
     """Decode an example's image, possibly smaller than stored, never smaller than needed.
 
     JPEG files can be decoded at 1/2, 1/4 or 1/8 of their size in less time.
 
     Args:
         example: as in `decode_image`.
-        needed: gives, for the stored size, the smallest that will do.
+        needed: gives, for the stored size, the smallest that will do; None for all pixels.
     """
-    source, name = image_source(example)
-    return _read_rgb(source, name, _annotated_size(example), needed)
+    source, name = _image_source(example)
+    if isinstance(source, PIL.Image.Image):
+        _check_size(source, name, example)
+        return DecodedImage(_to_rgb(source, name), (1.0, 1.0), (source.height, source.width))
+    with _open(source, name) as image:
+        if image.format == "EPS":
+            raise ValueError(f"{name}: is PostScript, a program that Ghostscript would run; convert it to PNG or JPEG")
+        _check_size(image, name, example)
+        stored = image.height, image.width
+        try:
+            scale = (1.0, 1.0) if needed is None else _draft(image, needed(stored))
+            image.load()
+        except Exception as error:
+            raise _unreadable(name, error) from error
+        return DecodedImage(_to_rgb(image, name), scale, stored)
 
 
-def image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Image.Image, str]:
+def stored_size(example: Mapping[str, Any]) -> Size:
+    """`(height, width)` of an example's image in stored pixels, read from the header alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`.
+    """
+    source, name = _image_source(example)
+    if isinstance(source, PIL.Image.Image):
+        return source.height, source.width
+    with _open(source, name) as image:
+        return image.height, image.width
+
+
+class ImageCache:
+    """Keeps images as uint8 arrays until `max_bytes` are used; the others are decoded every time.
+
+    Nothing is evicted: when an epoch visits every image once in random order, keeping a fixed subset serves
+    more requests than keeping the latest. Every process has its own cache, so the bound holds per DataLoader
+    worker.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes <= 0:
+            raise ValueError(f"cache_bytes={max_bytes}: must be positive")
+        self.max_bytes, self.used_bytes = max_bytes, 0
+        self._images: dict[Path, tuple[np.ndarray, Size]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A spawned worker gets the transform by pickle: sending the pixels costs more than decoding them again.
+        return {"max_bytes": self.max_bytes, "used_bytes": 0, "_images": {}}
+
+    def get(self, example: Mapping[str, Any], needed: Callable[[Size], Size]) -> DecodedImage:
+        """The image of an example, downscaled to the size that is needed.
+
+        Only images that come from a file are kept, under its path. `needed` gives
+        the size from the stored one, and must always give the same.
+        """
+        source, _ = _image_source(example)
+        if isinstance(source, Path) and source in self._images:
+            pixels, stored = self._images[source]
+            image = PIL.Image.fromarray(pixels)
+        else:
+            image = decode_image(example)
+            stored = image.height, image.width
+            height, width = needed(stored)
+            if height < stored[0] and width < stored[1]:
+                image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+            pixels = np.asarray(image)
+            if isinstance(source, Path) and self.used_bytes + pixels.nbytes <= self.max_bytes:
+                self._images[source] = pixels, stored
+                self.used_bytes += pixels.nbytes
+        return DecodedImage(image, (image.width / stored[1], image.height / stored[0]), stored)
+
+
+def _image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Image.Image, str]:
     """Where an example's pixels come from, and a name for error messages."""
     value = example["image"]
     label = f"image {example['image_id']}" if "image_id" in example else "image"
@@ -108,32 +176,13 @@ def image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Imag
     )
 
 
-def _read_rgb(
-    source: Path | BinaryIO | PIL.Image.Image,
-    name: str,
-    expected_size: Size | None,
-    needed: Callable[[Size], Size] | None = None,
-) -> DecodedImage:
-    if isinstance(source, PIL.Image.Image):
-        _check_size(source, name, expected_size)
-        return DecodedImage(_to_rgb(source, name), (1.0, 1.0), (source.height, source.width))
+def _open(source: Path | BinaryIO, name: str) -> PIL.Image.Image:
     try:
-        image = PIL.Image.open(source)
+        return PIL.Image.open(source)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image file; restore it or remove it from the annotations") from None
     except Exception as error:  # damaged files have decoders raise anything
-        raise unreadable(name, error) from error
-    with image:
-        if image.format == "EPS":
-            raise ValueError(f"{name}: is PostScript, a program that Ghostscript would run; convert it to PNG or JPEG")
-        _check_size(image, name, expected_size)
-        stored = image.height, image.width
-        try:
-            scale = (1.0, 1.0) if needed is None else _draft(image, needed(stored))
-            image.load()
-        except Exception as error:
-            raise unreadable(name, error) from error
-        return DecodedImage(_to_rgb(image, name), scale, stored)
+        raise _unreadable(name, error) from error
 
 
 def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:
@@ -161,25 +210,19 @@ def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
     return rgb
 
 
-def _annotated_size(example: Mapping[str, Any]) -> Size | None:
-    if example.get("height") is None or example.get("width") is None:
-        return None
-    return int(example["height"]), int(example["width"])
-
-
-def _check_size(image: PIL.Image.Image, name: str, expected_size: Size | None) -> None:
-    if expected_size is None or (image.height, image.width) == tuple(expected_size):
+def _check_size(image: PIL.Image.Image, name: str, example: Mapping[str, Any]) -> None:
+    """Refuse an image that is not as large as the annotations say."""
+    height, width = example.get("height"), example.get("width")
+    if height is None or width is None or image.size == (width, height):
         return
-    height, width = expected_size
-    swapped = (image.height, image.width) == (width, height)
-    hint = " (the annotations seem to be made on an EXIF-rotated copy)" if swapped else ""
+    hint = " (made on an EXIF-rotated copy?)" if image.size == (height, width) else ""
     raise ValueError(
         f"{name}: is {image.width}x{image.height} pixels, but the annotations say width={width}, "
         f"height={height}{hint}; replace the image or correct the annotations"
     )
 
 
-def unreadable(name: str, error: Exception) -> ValueError:
+def _unreadable(name: str, error: Exception) -> ValueError:
     """What is said of a file that PIL cannot open or decode."""
     if isinstance(error, PIL.Image.DecompressionBombError):
         return ValueError(

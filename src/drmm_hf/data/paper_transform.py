@@ -1,6 +1,5 @@
 """The augmentation of the paper: images of many sizes, each one resample of the stored pixels."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from .images import DecodedImage, Size, decode_image_at_least
-from .transforms import read_targets
+from .transforms import are_pixels, check_shares, make_sample, read_targets, resample, round_up
 
 _MIN_SIDE = 1e-3
 """Output pixels; what clipping leaves of a box that only touches the crop is rounding error below this."""
@@ -85,16 +84,14 @@ class PaperTransform:
             raise ValueError(f"longest_edge={longest_edge!r}: must be a positive whole number of pixels")
         edges = {"shortest_edges": shortest_edges, "crop_shortest_edges": crop_shortest_edges}
         for name, sides in edges.items():
-            if not _are_pixels(sides) or not sides or max(sides) > longest_edge:
+            if not are_pixels(sides) or not sides or max(sides) > longest_edge:
                 raise ValueError(
                     f"{name}={sides!r}: must be one or more whole numbers of pixels, from 1 to "
                     f"longest_edge={longest_edge}"
                 )
-        if not _are_pixels(crop_size) or len(crop_size) != 2 or crop_size[0] > crop_size[1]:
+        if not are_pixels(crop_size) or len(crop_size) != 2 or crop_size[0] > crop_size[1]:
             raise ValueError(f"crop_size={crop_size!r}: must be (least, greatest) side in whole pixels, both positive")
-        for name, value in {"crop_probability": crop_probability, "horizontal_flip": horizontal_flip}.items():
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r}: must be between 0 and 1")
+        check_shares(crop_probability=crop_probability, horizontal_flip=horizontal_flip)
         self.multi_scale = multi_scale
         self.shortest_edges = tuple(shortest_edges)
         self.longest_edge = longest_edge
@@ -107,31 +104,22 @@ class PaperTransform:
         """Make one training sample.
 
         Args:
-            example: a row of `DetectionDataset.dataset`, or of the same layout.
-            generator: source of all random choices; torch's global one by default, which a DataLoader seeds
-                differently in every worker and epoch. Every call draws the same number of values.
+            example, generator: as in `TrainTransform`. Every call draws the same number of values.
 
         Returns:
-            `image` (3, height, width) uint8 RGB; `boxes` (N, 4) float32 xyxy in pixels of that image;
-            `labels` (N,) int64; `image_id` int (-1 where the example has none).
+            as `TrainTransform`.
 
         Raises:
-            FileNotFoundError, ValueError: the image is missing or cannot be decoded; the message names the
-                file. ValueError also where `objects` has another layout.
+            FileNotFoundError, ValueError: as `TrainTransform`.
         """
         draws = torch.rand(8, generator=generator).tolist()
-        decoded = decode_image_at_least(example, lambda stored: _whole_size(stored, self._view(stored, draws)))
-        view = self._view(decoded.stored_size, draws)
+        decoded = decode_image_at_least(example, lambda stored: _whole_size(stored, self.view(stored, draws)))
+        view = self.view(decoded.stored_size, draws)
         boxes, labels = read_targets(example)
         boxes, keep = _show_boxes(boxes, view)
-        return {
-            "image": _show_pixels(decoded, view),
-            "boxes": boxes[keep],
-            "labels": labels[keep],
-            "image_id": int(example.get("image_id", -1)),
-        }
+        return make_sample(example, _show_pixels(decoded, view), boxes[keep], labels[keep])
 
-    def _view(self, stored: Size, draws: Sequence[float]) -> View:
+    def view(self, stored: Size, draws: Sequence[float]) -> View:
         """What to show of a stored image (height, width); `draws` are eight values in 0 <= value < 1."""
         flip, branch, first_edge, crop_height, crop_width, top, left, last_edge = draws
         height, width = stored
@@ -165,10 +153,6 @@ class PaperTransform:
         return start, start + length
 
 
-def _are_pixels(values: Sequence[int]) -> bool:
-    return isinstance(values, Sequence) and all(type(value) is int and value >= 1 for value in values)
-
-
 def _choose(values: Sequence[int], draw: float) -> int:
     return values[int(draw * len(values))]
 
@@ -176,23 +160,12 @@ def _choose(values: Sequence[int], draw: float) -> int:
 def _whole_size(stored: Size, view: View) -> Size:
     """Height and width in output pixels that the whole image would have, rounded up."""
     scale_x, scale_y = view.scale
-    # The small number keeps a side of 800 from becoming 801 by rounding.
-    return math.ceil(stored[0] * scale_y - 1e-6), math.ceil(stored[1] * scale_x - 1e-6)
+    return round_up(stored[0] * scale_y), round_up(stored[1] * scale_x)
 
 
 def _show_pixels(decoded: DecodedImage, view: View) -> torch.Tensor:
     """The view of an image, (3, height, width) uint8 RGB."""
-    scale_x, scale_y = decoded.scale
-    left, top, right, bottom = view.source
-    # Rounding must not put the box outside the decoded image by a billionth.
-    box = (
-        left * scale_x,
-        top * scale_y,
-        min(right * scale_x, decoded.image.width),
-        min(bottom * scale_y, decoded.image.height),
-    )
-    height, width = view.size
-    shown = decoded.image.resize((width, height), PIL.Image.Resampling.BILINEAR, box=box, reducing_gap=None)
+    shown = resample(decoded, view.source, view.size)
     if view.flip:
         shown = shown.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
     return functional.pil_to_tensor(shown).contiguous()

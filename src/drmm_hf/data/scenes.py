@@ -80,10 +80,7 @@ def generate_scenes(
     if len(existing) == len(targets) and not others:
         return root
     if others and not overwrite:
-        raise FileExistsError(
-            f"{others[0]}: already exists and is of another data set or other settings; choose another "
-            "output_dir or pass overwrite=True"
-        )
+        raise FileExistsError(f"{others[0]}: is of other data; choose another output_dir or pass overwrite=True")
     for folder in (root / "annotations", root / "images"):
         folder.mkdir(parents=True, exist_ok=True)
     for path in existing:  # a json is only there while its images are: an interrupted run is no data set
@@ -99,14 +96,8 @@ def _write_split(root: Path, path: Path, split: str, number: int, parameters: di
     annotations: list[dict[str, Any]] = []
     for index in range(parameters[f"num_{split}"]):
         rng = np.random.default_rng([parameters["seed"], number, index])
-        scene = render_scene(
-            rng,
-            height,
-            width,
-            min_size=parameters["min_object_size"],
-            max_size=parameters["max_object_size"],
-            mean_objects=parameters["mean_objects"],
-        )
+        low, high, mean = (parameters[name] for name in ("min_object_size", "max_object_size", "mean_objects"))
+        scene = render_scene(rng, height, width, min_size=low, max_size=high, mean_objects=mean)
         file_name = f"scene_{split}_{index:06d}.{parameters['image_format']}"
         # Image ids start at 1 and differ between the splits.
         image_id = 1 + index + 1_000_000 * number
@@ -126,21 +117,18 @@ def _write_split(root: Path, path: Path, split: str, number: int, parameters: di
 
 
 def _annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    records = []
-    for offset, item in enumerate(scene.objects):
-        x1, y1, x2, y2 = item.box
-        records.append(
-            {
-                "id": first_id + offset,
-                "image_id": image_id,
-                "category_id": CATEGORIES[item.name],
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": round(item.area, 2),
-                "iscrowd": 0,
-                "visible": round(item.visible, 4),
-            }
-        )
-    return records
+    return [
+        {
+            "id": first_id + offset,
+            "image_id": image_id,
+            "category_id": CATEGORIES[item.name],
+            "bbox": [item.box[0], item.box[1], item.box[2] - item.box[0], item.box[3] - item.box[1]],
+            "area": round(item.area, 2),
+            "iscrowd": 0,
+            "visible": round(item.visible, 4),
+        }
+        for offset, item in enumerate(scene.objects)
+    ]
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
@@ -152,10 +140,7 @@ def _check_parameters(parameters: dict[str, Any]) -> None:
         raise ValueError(f"image_size={tuple(size)}: must be (height, width) in pixels, each at least 64")
     low, high = parameters["min_object_size"], parameters["max_object_size"]
     if not 4 <= low <= high <= min(size):
-        raise ValueError(
-            f"min_object_size={low}, max_object_size={high}: must satisfy 4 <= minimum <= maximum <= "
-            f"{min(size)}, the image's shorter side"
-        )
+        raise ValueError(f"min_object_size={low}, max_object_size={high}: must be in order, from 4 to {min(size)}")
     if not 1.0 <= parameters["mean_objects"] < float("inf"):
         raise ValueError(f"mean_objects={parameters['mean_objects']}: must be at least 1")
     if parameters["image_format"] not in ("jpg", "png"):

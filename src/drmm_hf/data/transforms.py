@@ -11,8 +11,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
-from .image_cache import ImageCache
-from .images import DecodedImage, Size, decode_image_at_least
+from .images import DecodedImage, ImageCache, Size, decode_image_at_least
 
 IMAGENET_MEAN_RGB = (124, 116, 104)
 """ImageNet's mean color: a canvas of it is about zero once the network input is normalized."""
@@ -94,18 +93,15 @@ class TrainTransform:
         cache: bool = False,
         cache_bytes: int = 2 * 1024**3,
     ) -> None:
-        if len(size) != 2 or any(type(side) is not int or side < 1 for side in size):
+        if len(size) != 2 or not are_pixels(size):
             raise ValueError(f"size={size!r}: must be (height, width) in pixels")
-        shares = {
-            "horizontal_flip": horizontal_flip,
-            "vertical_flip": vertical_flip,
-            "translate": translate,
-            "color_jitter": color_jitter,
-            "min_visibility": min_visibility,
-        }
-        for name, value in shares.items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value!r}: must be between 0 and 1")
+        check_shares(
+            horizontal_flip=horizontal_flip,
+            vertical_flip=vertical_flip,
+            translate=translate,
+            color_jitter=color_jitter,
+            min_visibility=min_visibility,
+        )
         if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1] < math.inf:
             raise ValueError(f"scale_range={scale_range!r}: must be (least, greatest) zoom, both positive")
         if not 0 <= min_box_size < math.inf:
@@ -113,15 +109,10 @@ class TrainTransform:
         if len(fill) != 3 or any(type(value) is not int or not 0 <= value <= 255 for value in fill):
             raise ValueError(f"fill={fill!r}: must be (red, green, blue), each 0 to 255")
         self.size = (size[0], size[1])
-        self.horizontal_flip = horizontal_flip
-        self.vertical_flip = vertical_flip
-        self.scale_range = scale_range
-        self.translate = translate
-        self.color_jitter = color_jitter
-        self.keep_aspect = keep_aspect
-        self.min_visibility = min_visibility
-        self.min_box_size = min_box_size
-        self.fill = fill
+        self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
+        self.scale_range, self.translate, self.color_jitter = scale_range, translate, color_jitter
+        self.keep_aspect, self.fill = keep_aspect, fill
+        self.min_visibility, self.min_box_size = min_visibility, min_box_size
         self.cache = ImageCache(cache_bytes) if cache else None
 
     def __call__(self, example: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
@@ -146,7 +137,12 @@ class TrainTransform:
             decoded = self.cache.get(example, lambda stored: self._zoomed_size(stored, self.scale_range[1]))
         else:
             decoded = decode_image_at_least(example, lambda stored: self._zoomed_size(stored, zoom))
-        vertical, horizontal = self._place(decoded.stored_size, zoom, (draws[1], draws[2]))
+        vertical, horizontal = (
+            place_axis(stored, canvas, fit * zoom, self.translate, draw)
+            for stored, canvas, fit, draw in zip(
+                decoded.stored_size, self.size, self._fit(decoded.stored_size), draws[1:3], strict=True
+            )
+        )
 
         image: torch.Tensor = tv_tensors.Image(self._paint(decoded, vertical, horizontal, draws[3:6]))
         boxes, labels = read_targets(example)
@@ -158,12 +154,7 @@ class TrainTransform:
         if draws[7] < self.vertical_flip:
             image, boxes = functional.vertical_flip(image), functional.vertical_flip(boxes)
         boxes, keep = self._clip(boxes)
-        return {
-            "image": image.as_subclass(torch.Tensor),
-            "boxes": boxes[keep],
-            "labels": labels[keep],
-            "image_id": int(example.get("image_id", -1)),
-        }
+        return make_sample(example, image.as_subclass(torch.Tensor), boxes[keep], labels[keep])
 
     def _fit(self, stored: Size) -> tuple[float, float]:
         """Vertical and horizontal zoom that fits the whole image into the canvas."""
@@ -173,34 +164,14 @@ class TrainTransform:
     def _zoomed_size(self, stored: Size, zoom: float) -> Size:
         """Height and width in canvas pixels of the whole image, rounded up."""
         vertical, horizontal = self._fit(stored)
-        # The small number keeps 640 * 0.5 from becoming 321 by rounding.
-        return (
-            max(1, math.ceil(stored[0] * vertical * zoom - 1e-6)),
-            max(1, math.ceil(stored[1] * horizontal * zoom - 1e-6)),
-        )
-
-    def _place(self, stored: Size, zoom: float, draws: Sequence[float]) -> tuple[Placement, Placement]:
-        """Vertical and horizontal placement of an image on the canvas."""
-        vertical, horizontal = self._fit(stored)
-        return (
-            _place_axis(stored[0], self.size[0], vertical * zoom, self.translate, draws[0]),
-            _place_axis(stored[1], self.size[1], horizontal * zoom, self.translate, draws[1]),
-        )
+        return max(1, round_up(stored[0] * vertical * zoom)), max(1, round_up(stored[1] * horizontal * zoom))
 
     def _paint(
         self, decoded: DecodedImage, vertical: Placement, horizontal: Placement, jitter: Sequence[float]
     ) -> torch.Tensor:
         """The canvas (3, height, width) uint8 with the resampled, color-changed image on it."""
         (left, right), (top, bottom) = horizontal.source, vertical.source
-        scale_x, scale_y = decoded.scale
-        # Rounding must not put the box outside the decoded image by a billionth.
-        box = (
-            left * scale_x,
-            top * scale_y,
-            min(right * scale_x, decoded.image.width),
-            min(bottom * scale_y, decoded.image.height),
-        )
-        patch = decoded.image.resize((horizontal.length, vertical.length), PIL.Image.Resampling.BILINEAR, box=box)
+        patch = resample(decoded, (left, top, right, bottom), (vertical.length, horizontal.length))
         patch = jitter_color(patch, *(1 + self.color_jitter * (2 * draw - 1) for draw in jitter))
         canvas = torch.empty((3, *self.size), dtype=torch.uint8)
         canvas[:] = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None]
@@ -214,6 +185,58 @@ class TrainTransform:
         sides, whole_sides = clipped[:, 2:] - clipped[:, :2], whole[:, 2:] - whole[:, :2]
         visible = sides.prod(dim=1) >= self.min_visibility * whole_sides.prod(dim=1)
         return clipped, visible & (sides >= self.min_box_size).all(dim=1) & (sides > 0).all(dim=1)
+
+
+def check_shares(**shares: float) -> None:
+    """Refuse arguments that are not between 0 and 1, by their names."""
+    for name, value in shares.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{name}={value!r}: must be between 0 and 1")
+
+
+def are_pixels(values: Any) -> bool:
+    """Whether all values are positive whole numbers."""
+    return isinstance(values, Sequence) and all(type(value) is int and value >= 1 for value in values)
+
+
+def round_up(length: float) -> int:
+    """The next whole number of pixels, but for rounding errors: 640 * 0.5 does not become 321."""
+    return math.ceil(length - 1e-6)
+
+
+def make_sample(
+    example: Mapping[str, Any], image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    """What a training transform returns."""
+    return {"image": image, "boxes": boxes, "labels": labels, "image_id": int(example.get("image_id", -1))}
+
+
+def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
+    """Height and width of the training canvas for the processor's `size`.
+
+    A processor with fixed height and width gives just that. With shortest and longest edge the canvas lies as nine in
+    ten of the images do (`landscape_share` are at least as wide as tall), or is a square where they are mixed.
+    """
+    if "height" in size:
+        return size["height"], size["width"]
+    short, long = size["shortest_edge"], size.get("longest_edge") or size["shortest_edge"]
+    if landscape_share >= 0.9:
+        return short, long
+    return (long, short) if landscape_share <= 0.1 else (long, long)
+
+
+def resample(decoded: DecodedImage, source: tuple[float, float, float, float], size: Size) -> PIL.Image.Image:
+    """The rectangle `source` (left, top, right, bottom in stored pixels) at `size`, bilinear and anti-aliased."""
+    left, top, right, bottom = source
+    scale_x, scale_y = decoded.scale
+    # Rounding must not put the box outside the decoded image by a billionth.
+    box = (
+        left * scale_x,
+        top * scale_y,
+        min(right * scale_x, decoded.image.width),
+        min(bottom * scale_y, decoded.image.height),
+    )
+    return decoded.image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR, box=box)
 
 
 def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -252,7 +275,7 @@ def _log_uniform(bounds: tuple[float, float], draw: float) -> float:
     return math.exp(low + (high - low) * draw)
 
 
-def _place_axis(stored: int, canvas: int, scale: float, translate: float, draw: float) -> Placement:
+def place_axis(stored: int, canvas: int, scale: float, translate: float, draw: float) -> Placement:
     """Place `stored` pixels, zoomed by `scale`, on `canvas` pixels; `draw` in 0..1 chooses the shift."""
     length = stored * scale
     slack = canvas - length

@@ -1,20 +1,38 @@
-"""Evaluation: COCO AP, calibration, prediction over a data set."""
+"""Evaluation: COCO AP, calibration, thresholds, duplicates, uncertainty and likelihood, and prediction over a data set.
 
-from .calibration import CalibrationReport, calibration_report
-from .calibration_parts import part_calibration_report
+All measures but the likelihood take COCO results of any detector. Results are matched to ground truth once with
+`match_detections`, whose matches every measure takes in the place of ground truth and results.
+"""
+
+from ..postprocessing import box_intervals
+from .calibration import (
+    BrierReport,
+    CalibrationReport,
+    LocalizationCalibrationReport,
+    brier_report,
+    calibration_report,
+    localization_calibration_report,
+    part_calibration_report,
+    save_reliability_diagram,
+)
 from .coco import detections_to_coco, evaluate_coco
 from .duplicates import DuplicateCount, count_duplicates, nms_sweep, suppress
 from .likelihood import LikelihoodReport, likelihood_report
-from .localization_calibration import LocalizationCalibrationReport, localization_calibration_report
-from .lrp import LrpReport, lrp_report
-from .operating_points import OperatingPoint, operating_points
+from .matching import Matches, match_detections
+from .metrics import DetectionReport, evaluate_detections
+from .object_calibration import ObjectCalibrationReport, object_calibration_report
 from .predict import predict_dataset, predict_images
-from .ranking import RankingReport, ranking_report
 from .recalibration import ScoreCalibration, split_half_report
-from .reliability import save_reliability_diagram
-from .report import DetectionReport, evaluate_detections
-from .scoring_rules import BrierReport, ObjectCalibrationReport, brier_report, object_calibration_report
-from .uncertainty import IntervalReport, ScaleFactorReport, box_intervals, fit_scale_factor, interval_report
+from .thresholds import (
+    LrpReport,
+    OperatingPoint,
+    RankingReport,
+    keep_above,
+    lrp_report,
+    operating_points,
+    ranking_report,
+)
+from .uncertainty import IntervalReport, ScaleFactorReport, fit_scale_factor, interval_report
 
 __all__ = [
     "BrierReport",
@@ -25,6 +43,7 @@ __all__ = [
     "LikelihoodReport",
     "LocalizationCalibrationReport",
     "LrpReport",
+    "Matches",
     "ObjectCalibrationReport",
     "OperatingPoint",
     "RankingReport",
@@ -39,9 +58,11 @@ __all__ = [
     "evaluate_detections",
     "fit_scale_factor",
     "interval_report",
+    "keep_above",
     "likelihood_report",
     "localization_calibration_report",
     "lrp_report",
+    "match_detections",
     "nms_sweep",
     "object_calibration_report",
     "operating_points",

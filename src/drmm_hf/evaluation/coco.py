@@ -1,23 +1,21 @@
-"""COCO box AP and AR, computed by pycocotools from the raw annotations."""
+"""COCO results of detections, and COCO's box AP and AR of them by pycocotools."""
 
 import contextlib
-import copy
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..files import collection_paused
-from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
+from .coco_input import CocoGroundTruth, CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
 
-AREAS = ("all", "small", "medium", "large")
-COCO_THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+__all__ = [
+    "CocoGroundTruth", "CocoResults", "GroundTruth", "Results", "detections_to_coco", "evaluate_coco",
+    "prepare_ground_truth", "prepare_results", "rescored", "run_coco_eval", "summarize",
+]  # fmt: skip
 
 
 def detections_to_coco(
@@ -50,38 +48,31 @@ def detections_to_coco(
     """
     if len(detections) != len(image_ids):
         raise ValueError(f"detections of {len(detections)} images but {len(image_ids)} image_ids; give one id each")
+    extras = [name for name, wanted in (("scales", with_scales), ("objectness", with_parts)) if wanted]
     results: list[dict[str, Any]] = []
     for image_id, detection in zip(image_ids, detections, strict=True):
         boxes = detection["boxes"].detach().cpu().double().reshape(-1, 4)
-        sizes = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.0)
+        boxes = torch.cat([boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).clamp(min=0.0)], dim=1)
         labels = detection["labels"].tolist()
         if labels and not 0 <= min(labels) <= max(labels) < len(category_ids):
             raise ValueError(
                 f"detections of image {image_id}: labels run from {min(labels)} to {max(labels)} but "
                 f"category_ids has {len(category_ids)} entries; model and data set need the same classes"
             )
-        rows = zip(
-            labels,
-            torch.cat([boxes[:, :2], sizes], dim=1).tolist(),
-            detection["scores"].tolist(),
-            strict=True,
-        )
-        found: list[dict[str, Any]] = [
-            {"image_id": int(image_id), "category_id": int(category_ids[label]), "bbox": box, "score": score}
-            for label, box, score in rows
-        ]
-        for name, wanted, setting in (("scales", with_scales, "scales"), ("objectness", with_parts, "parts")):
-            if not wanted:
-                continue
+        for name in extras:
             if name not in detection:
-                raise ValueError(
-                    f"detections of image {image_id} have no {name} (head='set_prediction' predicts none); "
-                    f"set with_{setting}=False"
-                )
-            for one, value in zip(found, detection[name].tolist(), strict=True):
-                one[name] = value
-        results.extend(one for one in found if one["category_id"] != -1)
+                raise ValueError(f"detections of image {image_id} have no {name}: a mixture head alone predicts them")
+        columns = [boxes.tolist(), detection["scores"].tolist(), *(detection[name].tolist() for name in extras)]
+        for label, *values in zip(labels, *columns, strict=True):
+            if category_ids[label] != -1:
+                fields = dict(zip(("bbox", "score", *extras), values, strict=True))
+                results.append({"image_id": int(image_id), "category_id": int(category_ids[label]), **fields})
     return results
+
+
+def rescored(result: Mapping[str, Any], score: float) -> dict[str, Any]:
+    """A copy of a result with another score, of which its objectness is no longer a factor."""
+    return {**{name: value for name, value in result.items() if name != "objectness"}, "score": score}
 
 
 def evaluate_coco(
@@ -115,163 +106,57 @@ def evaluate_coco(
         FileNotFoundError, ValueError: bad input; the message names file and field.
     """
     truth = prepare_ground_truth(ground_truth)
-    evaluation = run_coco_eval(truth, results, max_detections=max_detections, image_ids=image_ids)
-    return summarize(evaluation, truth, per_class=per_class)
-
-
-@dataclass(frozen=True)
-class MatchTable:
-    """All n detections that were matched, at all T IoU thresholds, over the first area of a `COCOeval`.
-
-    Attributes:
-        rows: (n,) index of each detection in the results.
-        images, classes: (n,) index of its image and of its class in `params.imgIds` and `params.catIds`.
-        scores: (n,).
-        objects: (T, n) id of the annotation it was given, 0 for none.
-        ignored: (T, n) whether COCO counts it neither as right nor as wrong.
-        num_objects: (C,) annotations of each class that are not ignored.
-    """
-
-    rows: np.ndarray
-    images: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-    objects: np.ndarray
-    ignored: np.ndarray
-    num_objects: np.ndarray
-
-
-class MatchedEvaluation(COCOeval):
-    """A `COCOeval` whose matches can be read as arrays."""
-
-    def first_area(self) -> list[dict[str, Any] | None]:
-        """What `evalImgs` has for the first area: image by image for the first class, and so on."""
-        step = len(self.params.imgIds)
-        starts = range(0, len(self.evalImgs), step * len(self.params.areaRng) or 1)
-        return [entry for start in starts for entry in self.evalImgs[start : start + step]]
-
-    @cached_property
-    def table(self) -> MatchTable:
-        """The matches, put together once for all measures."""
-        num_images, num_classes, num_thresholds = map(
-            len, (self.params.imgIds, self.params.catIds, self.params.iouThrs)
-        )
-        found = [(place, entry) for place, entry in enumerate(self.first_area()) if entry is not None]
-        entries = [entry for _, entry in found]
-        classes, images = np.divmod(np.array([place for place, _ in found], dtype=int), max(num_images, 1))
-        counts = np.array([len(entry["dtIds"]) for entry in entries], dtype=int)
-        ignored_objects = [entry["gtIgnore"] for entry in entries]
-        classes_of_objects = np.repeat(classes, np.array(list(map(len, ignored_objects)), dtype=int))
-        counted = np.concatenate([np.zeros(0), *ignored_objects]) == 0
-        # The first of each lets concatenate work where there is no other.
-        nothing = np.zeros((num_thresholds, 0))
-        return MatchTable(
-            rows=np.array([one - 1 for entry in entries for one in entry["dtIds"]], dtype=int),
-            images=np.repeat(images, counts),
-            classes=np.repeat(classes, counts),
-            scores=np.array([score for entry in entries for score in entry["dtScores"]], dtype=float),
-            objects=np.concatenate([nothing, *(entry["dtMatches"] for entry in entries)], axis=1).astype(int),
-            ignored=np.concatenate([nothing, *(entry["dtIgnore"] for entry in entries)], axis=1).astype(bool),
-            num_objects=np.bincount(classes_of_objects[counted], minlength=num_classes),
-        )
-
-    def matched_at(self, iou_thresholds: Sequence[float]) -> "MatchedEvaluation":
-        """The same detections matched at other IoU thresholds, for the first area only; IoUs are not computed again."""
-        other, table = copy.copy(self), self.table
-        other.params = copy.copy(self.params)
-        other.params.iouThrs = np.asarray(iou_thresholds, dtype=float)
-        other.params.areaRng, other.params.areaRngLbl = self.params.areaRng[:1], self.params.areaRngLbl[:1]
-        other.eval, other.evalImgs = {}, []
-        # Where an image has no object of a class nothing matches at any threshold, and that is most of them.
-        objects = np.zeros((len(iou_thresholds), len(table.rows)), dtype=int)
-        ignored = table.ignored[:1].repeat(len(iou_thresholds), axis=0)
-        end = 0
-        for entry in self.first_area():
-            if entry is None:
-                continue
-            start, end = end, end + len(entry["dtIds"])
-            if end > start and entry["gtIds"]:
-                area, limit = other.params.areaRng[0], self.params.maxDets[-1]
-                again = other.evaluateImg(entry["image_id"], entry["category_id"], area, limit)
-                objects[:, start:end], ignored[:, start:end] = again["dtMatches"], again["dtIgnore"]
-        other.table = replace(table, objects=objects, ignored=ignored)
-        return other
+    found = prepare_results(results, truth)
+    return summarize(run_coco_eval(found, max_detections, image_ids), truth, per_class=per_class)
 
 
 def run_coco_eval(
-    ground_truth: CocoGroundTruth,
-    results: Results | COCO,
-    *,
-    max_detections: tuple[int, ...] = (1, 10, 100),
-    image_ids: Sequence[int] | None = None,
-    iou_thresholds: Sequence[float] | None = None,
-    areas: Sequence[str] = AREAS,
-) -> MatchedEvaluation:
-    """Match results to ground truth with `COCOeval`, silently; `evalImgs` is filled, nothing is accumulated.
-
-    Args:
-        ground_truth, max_detections, image_ids: as in `evaluate_coco`.
-        results: as in `evaluate_coco`, or what `prepare_results` made of them.
-        iou_thresholds: COCO's .50:.05:.95 unless given.
-        areas: which of all, small, medium, large to match for.
-    """
+    results: CocoResults, max_detections: tuple[int, ...] = (1, 10, 100), image_ids: Sequence[int] | None = None
+) -> COCOeval:
+    """A `COCOeval` that has evaluated and accumulated, silently; arguments as in `evaluate_coco`."""
     if not max_detections or list(max_detections) != sorted(set(max_detections)) or max_detections[0] < 1:
         raise ValueError(f"max_detections must be increasing positive numbers, not {max_detections}")
-    unknown = sorted(set(image_ids or ()) - ground_truth.image_ids)
-    if unknown:
-        raise ValueError(f"image_ids: {unknown[0]} is no image of {ground_truth.source}")
-    detections = results if isinstance(results, COCO) else prepare_results(results, ground_truth)
     with contextlib.redirect_stdout(io.StringIO()), collection_paused():
-        evaluation = MatchedEvaluation(ground_truth.coco, detections, "bbox")
-        parameters = evaluation.params
-        parameters.maxDets = list(max_detections)
-        if image_ids is not None:
-            parameters.imgIds = sorted(set(image_ids))
-        if iou_thresholds is not None:
-            parameters.iouThrs = np.asarray(iou_thresholds, dtype=float)
-        keep = [AREAS.index(area) for area in areas]
-        parameters.areaRng = [parameters.areaRng[index] for index in keep]
-        parameters.areaRngLbl = [AREAS[index] for index in keep]
+        evaluation = COCOeval(results.truth.coco, results.coco, "bbox")
+        evaluation.params.maxDets = list(max_detections)
+        evaluation.params.imgIds = results.truth.chosen_images(image_ids)
         evaluation.evaluate()
+        evaluation.accumulate()
     return evaluation
 
 
 def summarize(
     evaluation: COCOeval, ground_truth: CocoGroundTruth, *, per_class: bool = False, max_detections: int | None = None
 ) -> dict[str, float]:
-    """The numbers of `evaluate_coco` from a `COCOeval` that is matched over the four areas.
+    """The numbers of `evaluate_coco` from what `run_coco_eval` returned.
 
     Args:
-        evaluation: what `run_coco_eval` returned; thresholds other than COCO's ten are left out.
-        ground_truth: what was matched against.
+        evaluation: of `ground_truth`.
+        ground_truth: what was evaluated on.
         per_class: as in `evaluate_coco`.
-        max_detections: which of the matched limits AP and the AR of the sizes and classes are for (default: the last).
+        max_detections: which of the limits AP and the AR of the sizes and classes are for (default: the last).
     """
-    if not evaluation.eval:
-        with contextlib.redirect_stdout(io.StringIO()), collection_paused():
-            evaluation.accumulate()
-    parameters = evaluation.params
-    ten = [i for i, value in enumerate(parameters.iouThrs) if np.isclose(value, COCO_THRESHOLDS).any()]
-    limits = parameters.maxDets
+    limits = evaluation.params.maxDets
     at = len(limits) - 1 if max_detections is None else list(limits).index(max_detections)
-    precision = evaluation.eval["precision"][ten][..., at]  # (IoU, recall, class, area)
-    recall = evaluation.eval["recall"][ten]  # (IoU, class, area, max detections)
+    precision = evaluation.eval["precision"][..., at]  # (IoU, recall, class, area)
+    recall = evaluation.eval["recall"]  # (IoU, class, area, max detections)
     metrics = {
-        "AP": _mean(precision[..., 0]),
-        "AP50": _mean(precision[0, ..., 0]),
-        "AP75": _mean(precision[5, ..., 0]),
+        "AP": mean_of_valid(precision[..., 0]),
+        "AP50": mean_of_valid(precision[0, ..., 0]),
+        "AP75": mean_of_valid(precision[5, ..., 0]),
     }
-    sizes = dict(zip("sml", (1, 2, 3), strict=True))
-    metrics |= {f"AP{size}": _mean(precision[..., index]) for size, index in sizes.items()}
-    metrics |= {f"AR{limit}": _mean(recall[..., 0, index]) for index, limit in enumerate(limits)}
-    metrics |= {f"AR{size}": _mean(recall[..., index, at]) for size, index in sizes.items()}
+    sizes = {"s": 1, "m": 2, "l": 3}
+    metrics |= {f"AP{size}": mean_of_valid(precision[..., index]) for size, index in sizes.items()}
+    metrics |= {f"AR{limit}": mean_of_valid(recall[..., 0, index]) for index, limit in enumerate(limits)}
+    metrics |= {f"AR{size}": mean_of_valid(recall[..., index, at]) for size, index in sizes.items()}
     if per_class:
-        names = [ground_truth.category_names[category_id] for category_id in parameters.catIds]
-        metrics |= {f"AP/{name}": _mean(precision[:, :, index, 0]) for index, name in enumerate(names)}
-        metrics |= {f"AR/{name}": _mean(recall[:, index, 0, at]) for index, name in enumerate(names)}
+        names = ground_truth.class_names
+        metrics |= {f"AP/{name}": mean_of_valid(precision[:, :, index, 0]) for index, name in enumerate(names)}
+        metrics |= {f"AR/{name}": mean_of_valid(recall[:, index, 0, at]) for index, name in enumerate(names)}
     return metrics
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_valid(values: np.ndarray) -> float:
+    """Mean of the values that are not the -1 that pycocotools has where there is no ground truth; -1 if none is."""
     valid = values[values > -1]
     return float(valid.mean()) if valid.size else -1.0

@@ -1,21 +1,19 @@
 """Duplicates: several detections of one object, and what removing or merging them changes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
 
-from .calibration_parts import with_score
-from .coco import evaluate_coco
-from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
+from .coco import evaluate_coco, rescored
+from .coco_input import CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
+from .matching import box_iou, pairs_by_image_and_class, ranked_rows
 
 NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-
-Detection = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -52,32 +50,42 @@ def count_duplicates(
     """
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    claimed = detected = 0
-    for detections, overlap in object_overlaps(truth, found):
-        overlap = overlap[[detection["score"] >= score_threshold for detection in detections]]
-        owner = overlap.argmax(axis=1)[overlap.max(axis=1) >= iou_threshold]
-        claimed += owner.size
-        detected += np.unique(owner).size
+    rows = ranked_rows(found)
+    rows = rows[found.scores[rows] >= score_threshold]
+    objects, overlaps = nearest_objects(found, rows)
+    owners = objects[(objects >= 0) & (overlaps >= iou_threshold)]
+    detected = np.unique(owners).size
     images = len(truth.image_ids)
     return DuplicateCount(
-        duplicates_per_image=(claimed - detected) / max(images, 1),
-        duplicates_per_object=(claimed - detected) / detected if detected else float("nan"),
+        duplicates_per_image=(owners.size - detected) / max(images, 1),
+        duplicates_per_object=(owners.size - detected) / detected if detected else math.nan,
         num_images=images,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
     )
 
 
-def object_overlaps(truth: CocoGroundTruth, found: COCO) -> Iterator[tuple[list[Detection], np.ndarray]]:
-    """The n detections of each image and class, with their (n, m) IoU with its m objects, where both are; m counts no
-    crowd regions."""
-    for (image_id, category_id), detections in _by_image_and_class(list(found.anns.values())):
-        objects = [a for a in truth.coco.imgToAnns[image_id] if a["category_id"] == category_id and not a["iscrowd"]]
-        if objects:
-            yield detections, box_iou(_boxes(detections), _boxes(objects))
+def nearest_objects(results: CocoResults, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each detection the object of its class that it overlaps most: (n,) index of the annotation, and (n,) IoU.
+
+    The index is -1 where the image has no object of the class, as crowd regions are none.
+
+    Args:
+        results: the detections.
+        rows: (n,) which of them, in the order of `ranked_rows`.
+    """
+    objects, overlaps = np.full(len(results.scores), -1), np.zeros(len(results.scores))
+    for detections, present in pairs_by_image_and_class(results, rows):
+        present = present[~results.truth.crowd[present]]
+        if present.size:
+            overlap = box_iou(results.boxes[detections], results.truth.boxes[present])
+            objects[detections], overlaps[detections] = present[overlap.argmax(axis=1)], overlap.max(axis=1)
+    return objects[rows], overlaps[rows]
 
 
-def suppress(results: Sequence[Detection], iou_threshold: float, *, merge_scores: bool = False) -> list[dict[str, Any]]:
+def suppress(
+    results: Sequence[Mapping[str, Any]], iou_threshold: float, *, merge_scores: bool = False
+) -> list[dict[str, Any]]:
     """Greedy non-maximum suppression of COCO results, per image and class.
 
     Args:
@@ -87,28 +95,31 @@ def suppress(results: Sequence[Detection], iou_threshold: float, *, merge_scores
             them, to at most 1.
 
     Returns:
-        New results; the order of detections within an image may differ.
+        New results, ordered by the text of image and category id, and by score.
     """
+
+    def group(result: Mapping[str, Any]) -> tuple[str, str]:
+        return str(result["image_id"]), str(result["category_id"])
+
     kept: list[dict[str, Any]] = []
-    for _, group in _by_image_and_class(results):
-        order = sorted(group, key=lambda detection: -detection["score"])
-        overlap = box_iou(_boxes(order), _boxes(order))
+    for _, entries in groupby(sorted(results, key=lambda result: (group(result), -result["score"])), key=group):
+        order = list(entries)
+        boxes = np.array([entry["bbox"] for entry in order], dtype=float)
+        overlap = box_iou(boxes, boxes)
         winner_of = np.full(len(order), -1)
         for i in range(len(order)):
             if winner_of[i] == -1:
                 winner_of[i:][(winner_of[i:] == -1) & (overlap[i, i:] > iou_threshold)] = i
                 winner_of[i] = i
-        totals = np.bincount(winner_of, weights=[d["score"] for d in order], minlength=len(order))
-        for i, detection in enumerate(order):
-            if winner_of[i] == i:
-                merged = with_score(detection, min(1.0, float(totals[i])))
-                kept.append(merged if merge_scores else dict(detection))
+        totals = np.bincount(winner_of, weights=[entry["score"] for entry in order], minlength=len(order))
+        for i in np.flatnonzero(winner_of == np.arange(len(order))).tolist():
+            kept.append(rescored(order[i], min(1.0, float(totals[i]))) if merge_scores else dict(order[i]))
     return kept
 
 
 def nms_sweep(
     ground_truth: GroundTruth,
-    results: Sequence[Detection],
+    results: Sequence[Mapping[str, Any]],
     thresholds: Sequence[float] = NMS_THRESHOLDS,
     *,
     merge_scores: bool = False,
@@ -122,29 +133,8 @@ def nms_sweep(
     Returns:
         "none" and each threshold as text -> the dict of `evaluate_coco`. A model without duplicates gains nothing.
     """
-    sweep = {"none": evaluate_coco(ground_truth, results)}
+    truth = prepare_ground_truth(ground_truth)
+    sweep = {"none": evaluate_coco(truth, results)}
     for threshold in thresholds:
-        sweep[f"{threshold:g}"] = evaluate_coco(ground_truth, suppress(results, threshold, merge_scores=merge_scores))
+        sweep[f"{threshold:g}"] = evaluate_coco(truth, suppress(results, threshold, merge_scores=merge_scores))
     return sweep
-
-
-def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, 4) and (m, 4) boxes [x, y, width, height] to (n, m) intersection over union; 0 where both are empty."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=-1)
-    union = boxes[:, None, 2:].prod(axis=-1) + others[None, :, 2:].prod(axis=-1) - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
-
-
-def _boxes(entries: Sequence[Detection]) -> np.ndarray:
-    return np.array([entry["bbox"] for entry in entries], dtype=float).reshape(-1, 4)
-
-
-def _by_image_and_class(results: Sequence[Detection]) -> list[tuple[tuple[Any, Any], list[Detection]]]:
-    def key(detection: Detection) -> tuple[Any, Any]:
-        return detection["image_id"], detection["category_id"]
-
-    # ids of one file are all numbers or all texts, or a mixture that only their text can order
-    ordered = sorted(results, key=lambda detection: tuple(str(part) for part in key(detection)))
-    return [(pair, list(group)) for pair, group in groupby(ordered, key=key)]

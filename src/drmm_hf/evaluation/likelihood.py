@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from ..canvas_drmm import run_on_own_canvas
 from ..configuration_drmm import DrmmConfig
 from ..data import DetectionDataset, decode_image
-from ..loss_drmm import pad_targets
+from ..loss import pad_targets
 from ..mixture import MixtureParameters, mixture_loss
-from ..modeling_drmm import DrmmForObjectDetection
-from .matches import Report
-from .predict import evaluating
+from ..modeling_drmm import DrmmForObjectDetection, run_on_own_canvas
+from .matching import Report
+from .predict import evaluating, prepared_batches, to_model
+from .uncertainty import density_text
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,9 @@ class LikelihoodReport(Report):
     @property
     def settings(self) -> str:
         """The settings in words, to print next to the values."""
-        dof = f" with {self.student_t_dof:g} degrees of freedom" if self.density == "student_t" else ""
+        density = density_text(self.density, self.student_t_dof)
         return (
-            f"{self.density}{dof}, scales at least {self.min_scale_ratio:g} of the box, likelihood floor "
+            f"{density}, scales at least {self.min_scale_ratio:g} of the box, likelihood floor "
             f"{self.likelihood_floor:g}, class weight {self.class_weight:g}, mixing coefficients times the objects of "
             f"the image; {self.num_objects} objects in {self.num_images} images"
         )
@@ -91,15 +90,16 @@ def likelihood_report(
     config = model.config
     if config.head != "mixture":
         raise ValueError(f"config.head is {config.head!r}, which predicts no density; give a model with head='mixture'")
-    loader = DataLoader(
-        dataset.dataset,  # type: ignore[arg-type]
-        batch_size=batch_size,
-        collate_fn=_Collate(processor),
-    )
+
+    def prepare(rows: Sequence[Mapping[str, Any]]) -> Any:
+        images = [decode_image(row) for row in rows]
+        inputs = processor(images=images, annotations=[_annotations(row) for row in rows], return_tensors="pt")
+        return inputs, inputs.pop("labels")
+
     sums = torch.zeros(config.num_stages, 3, dtype=torch.float64)
     num_objects = 0
     with evaluating(model):
-        for inputs, labels in loader:
+        for _, (inputs, labels) in prepared_batches(dataset.dataset, prepare, batch_size):
             stages, image_sizes = _stages(model, inputs)
             targets = pad_targets(
                 [{name: value.to(image_sizes.device) for name, value in label.items()} for label in labels],
@@ -121,37 +121,25 @@ def likelihood_report(
     )
 
 
-class _Collate:
-    """Decodes and preprocesses a batch of rows with their objects."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
-        annotations = []
-        for row in rows:
-            objects = row["objects"]
-            records = [
-                {"bbox": box, "category_id": label, "iscrowd": crowd}
-                for box, label, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True)
-            ]
-            annotations.append({"image_id": row["image_id"], "annotations": records})
-        images = [decode_image(row) for row in rows]
-        inputs = self.processor(images=images, annotations=annotations, return_tensors="pt")
-        return inputs, inputs.pop("labels")
+def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The objects of a row as the image processor takes them."""
+    objects = row["objects"]
+    records = [
+        {"bbox": box, "category_id": label, "iscrowd": crowd}
+        for box, label, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True)
+    ]
+    return {"image_id": row["image_id"], "annotations": records}
 
 
 def _stages(
     model: DrmmForObjectDetection, inputs: Mapping[str, torch.Tensor]
 ) -> tuple[tuple[MixtureParameters, ...], torch.Tensor]:
     """Every stage's mixture, and (B, 2) width and height of the un-padded images, as in the model's forward."""
-    parameter = next(model.parameters())
-    pixel_values = inputs["pixel_values"].to(parameter.device, parameter.dtype)
-    pixel_mask = inputs["pixel_mask"].to(parameter.device)
+    moved = to_model(model, inputs)
     if model.config.isolate_images:
-        outputs = run_on_own_canvas(model.model, pixel_values, pixel_mask)
+        outputs = run_on_own_canvas(model.model, moved["pixel_values"], moved["pixel_mask"])
     else:
-        outputs = model.model(pixel_values, pixel_mask=pixel_mask)
+        outputs = model.model(**moved)
     return outputs.stages, outputs.image_sizes
 
 

@@ -1,26 +1,36 @@
-"""Runs a detector over images: a list of pictures, or a whole data set to COCO results."""
+"""Runs a detector over images: pictures, or a whole data set to COCO results. Everything that predicts comes here."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from PIL import Image
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from PIL import ExifTags, Image, ImageOps
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data import DetectionDataset
-from .batches import Batch, read_batches
+from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
 from .coco import detections_to_coco
 
 Detection = dict[str, torch.Tensor]
+Row = Mapping[str, Any]
+Prepared = TypeVar("Prepared")
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
 
 def predict_dataset(
     model: nn.Module,
     processor: Any,
-    dataset: DetectionDataset,
+    dataset: DetectionDataset | StreamingDetectionDataset,
     *,
+    accelerator: Accelerator | PartialState | None = None,
     batch_size: int = 8,
     device: str | torch.device | None = None,
     threshold: float = 0.0,
@@ -29,8 +39,6 @@ def predict_dataset(
     progress: bool = True,
     with_scales: bool = False,
     with_parts: bool = False,
-    num_processes: int = 1,
-    process_index: int = 0,
 ) -> list[dict[str, Any]]:
     """COCO results of a model on a data set.
 
@@ -38,68 +46,107 @@ def predict_dataset(
         model: a `DrmmForObjectDetection`; runs in eval mode without gradients, and gets its modes back.
         processor: its `DrmmImageProcessor`.
         dataset: labels must be those of the model (`load_detection_dataset(...,
-            id2label=model.config.id2label)`).
+            id2label=model.config.id2label)`). A stream is read once.
+        accelerator: knows the other processes, if there are any. Each predicts every n-th batch. The batches are the
+            same ones whatever the number of processes, so that the results are the same, too.
         batch_size: images in a batch.
         device: moves the model there; it stays where it is unless given.
         threshold: keep detections with a score above this.
         top_k: detections kept per image, the highest scores.
-        num_workers: processes that decode and resize images; 0 does it in this one.
-        progress: show a progress bar on stderr.
+        num_workers: threads that decode and resize images ahead of the model; 0 does it in this one.
+        progress: show a progress bar on stderr, of the main process.
         with_scales: keep γ of each edge in the results, as `detections_to_coco` says.
         with_parts: keep the objectness in the results, as `detections_to_coco` says.
-        num_processes, process_index: predict the share of one of several processes. The batches are the same ones
-            whatever their number, and each image is in one of them, so that the results together are the same, too.
 
     Returns:
-        As `detections_to_coco`: original image and category ids, boxes [x, y, width, height] in pixels of the
-        stored image.
+        As `detections_to_coco`: original image and category ids, boxes [x, y, width, height] in pixels of the stored
+        image. On every process those of all images, in the order of the data set. The image ids of a stream are its
+        own if each image has one and no two the same, and else their places in it, from 0.
 
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the file.
     """
-    if device is not None:
-        model.to(device)
-    batches = read_batches(
-        dataset,
+    results, _ = _predict(
+        model,
         processor,
-        batch_size,
+        dataset,
+        accelerator=accelerator,
+        device=device,
+        progress=progress,
+        with_scales=with_scales,
+        with_parts=with_parts,
+        batch_size=batch_size,
+        threshold=threshold,
+        top_k=top_k,
         num_workers=num_workers,
-        num_processes=num_processes,
-        process_index=process_index,
     )
-    results: list[dict[str, Any]] = []
-    total = -(-len(dataset) // num_processes)
-    for batch, detections in predict_batches(
-        model, batches, processor, threshold=threshold, top_k=top_k, total=total, progress=progress
-    ):
-        image_ids = [row["image_id"] for row in batch.rows]
-        results += detections_to_coco(detections, image_ids, dataset.category_ids, with_scales, with_parts)
     return results
+
+
+def predict_stream(
+    model: nn.Module, processor: Any, dataset: StreamingDetectionDataset, **options: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """COCO results of a model on a stream, and the stream's COCO ground truth, from reading it once.
+
+    Args:
+        model, processor, dataset, options: as in `predict_dataset`.
+
+    Returns:
+        The results, and `images`, `annotations` (the cleaned boxes) and `categories` with the same ids.
+    """
+    results, rows = _predict(model, processor, dataset, **options)
+    category_ids = _category_ids(dataset)
+    annotations: list[dict[str, Any]] = []
+    for row in rows:
+        objects = row["objects"]
+        columns = (objects[name] for name in ("bbox", "category", "area", "iscrowd"))
+        for bbox, label, area, iscrowd in zip(*columns, strict=True):
+            one = {"bbox": bbox, "category_id": label, "area": area, "iscrowd": iscrowd}
+            annotations.append({"id": len(annotations) + 1, "image_id": row["image_id"], **one})
+    return results, {
+        "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
+        "annotations": annotations,
+        "categories": [{"id": i, "name": dataset.id2label[label]} for label, i in enumerate(category_ids) if i != -1],
+    }
 
 
 def predict_batches(
     model: nn.Module,
-    batches: Iterable[Batch],
     processor: Any,
+    rows: Iterable[Row],
     *,
+    batch_size: int = 8,
     threshold: float = 0.0,
     top_k: int = 100,
+    num_workers: int = 0,
+    num_processes: int = 1,
+    process_index: int = 0,
     total: int | None = None,
     progress: bool = True,
-) -> Iterator[tuple[Batch, list[Detection]]]:
-    """Each batch with its detections, as `predict_images` gives them, one batch in memory at a time.
+) -> Iterator[tuple[list[Row], list[Detection]]]:
+    """The rows of each batch with their detections, as `predict_images` gives them, few batches in memory at a time.
 
     Args:
-        model, processor, threshold, top_k, progress: as in `predict_dataset`.
-        batches: as `read_batches` gives them.
-        total: images of all batches, if known, for the progress bar.
+        model, processor, batch_size, threshold, top_k, num_workers, progress: as in `predict_dataset`.
+        rows: with an `image`, as `decode_image` takes it.
+        num_processes, process_index: take only the share of one of several processes, every n-th batch.
+        total: images of all processes, if known, for the progress bar.
     """
+
+    def prepare(rows: Sequence[Row]) -> tuple[Mapping[str, torch.Tensor], list[tuple[int, int]]]:
+        images = [decode_image(row) for row in rows]
+        return processor(images=images, return_tensors="pt"), [(image.height, image.width) for image in images]
+
+    batches = prepared_batches(rows, prepare, batch_size, num_workers, num_processes, process_index)
+    if total is not None:
+        starts = range(process_index * batch_size, total, num_processes * batch_size)
+        total = sum(min(batch_size, total - start) for start in starts)
     with tqdm(total=total, desc="detecting", unit="image", disable=not progress) as bar:
-        for batch in batches:
+        for batch, (inputs, sizes) in batches:
             # Not around the loop: the caller's code between two batches would run without gradients, too.
             with evaluating(model):
-                detections = _detect(model, processor, batch.inputs, batch.sizes, threshold, top_k)
-            bar.update(len(batch.rows))
+                detections = _detect(model, processor, inputs, sizes, threshold, top_k)
+            bar.update(len(batch))
             yield batch, detections
 
 
@@ -107,7 +154,6 @@ def predict_images(
     model: nn.Module,
     processor: Any,
     images: Sequence[Image.Image],
-    *,
     threshold: float = 0.0,
     top_k: int = 100,
 ) -> list[Detection]:
@@ -129,6 +175,72 @@ def predict_images(
         return _detect(model, processor, inputs, sizes, threshold, top_k)
 
 
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """Image files named by `inputs`, each once, in order; a folder stands for the images directly in it.
+
+    Raises:
+        FileNotFoundError: an input does not exist, or a folder holds no images.
+    """
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not inside:
+                raise FileNotFoundError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
+            found.update(dict.fromkeys(inside))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise FileNotFoundError(f"{path}: no such image file or folder")
+    return list(found)
+
+
+def open_upright(path: Path) -> Image.Image:
+    """RGB image as viewers show it, turned by its EXIF orientation; `open_image` keeps the stored frame."""
+    image = open_image(path)
+    with Image.open(path) as stored:
+        image.getexif()[ExifTags.Base.Orientation] = stored.getexif().get(ExifTags.Base.Orientation, 1)
+    return ImageOps.exif_transpose(image)
+
+
+def prepared_batches(
+    rows: Iterable[Row],
+    prepare: Callable[[list[Row]], Prepared],
+    batch_size: int,
+    num_workers: int = 0,
+    num_processes: int = 1,
+    process_index: int = 0,
+) -> Iterator[tuple[list[Row], Prepared]]:
+    """Consecutive rows, and what `prepare` makes of them; the last batch may have fewer.
+
+    Args:
+        rows: iterated over in this thread. Every process reads all of them, and prepares every n-th batch.
+        prepare: its error is raised where its value would have come.
+        num_workers: threads that prepare, each at most one batch ahead, so that memory does not depend on the number of
+            rows. Threads suffice: decoding and resizing run outside of Python.
+    """
+    rows = iter(rows)
+    groups = iter(lambda: list(itertools.islice(rows, batch_size)), [])
+    own = itertools.islice(groups, process_index, None, num_processes)
+    if num_workers == 0:
+        yield from ((group, prepare(group)) for group in own)
+        return
+    waiting: deque[tuple[list[Row], Future[Prepared]]] = deque()
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            for group in own:
+                waiting.append((group, pool.submit(prepare, group)))
+                if len(waiting) > num_workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; afterwards every module is in the mode it was in before."""
@@ -144,6 +256,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def to_model(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inputs on the device of the model, fractions in its number type."""
+    parameter = next(model.parameters())
+    return {
+        name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+
+
 def _detect(
     model: nn.Module,
     processor: Any,
@@ -152,14 +273,66 @@ def _detect(
     threshold: float,
     top_k: int,
 ) -> list[Detection]:
-    parameter = next(model.parameters())
-    moved = {
-        name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
-    outputs = model(**moved)
+    outputs = model(**to_model(model, inputs))
     detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes, top_k=top_k)
     return [
         {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in one.items()}
         for one in detections
     ]
+
+
+def _predict(
+    model: nn.Module,
+    processor: Any,
+    dataset: DetectionDataset | StreamingDetectionDataset,
+    *,
+    accelerator: Accelerator | PartialState | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    with_scales: bool = False,
+    with_parts: bool = False,
+    **options: Any,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """COCO results, and the rows without their images, both of the whole data set on every process."""
+    if device is not None:
+        model.to(device)
+    count, index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+    source: Iterable[Row] = dataset.dataset if isinstance(dataset, DetectionDataset) else dataset
+    rows: list[dict[str, Any]] = []
+
+    def numbered() -> Iterator[Row]:
+        """Every row with its place, which tells the images of a stream apart."""
+        for place, row in enumerate(source):
+            rows.append({name: value for name, value in row.items() if name != "image"})
+            yield {**row, "place": place}
+
+    batches = predict_batches(
+        model,
+        processor,
+        numbered(),
+        num_processes=count,
+        process_index=index,
+        total=len(dataset) if isinstance(dataset, DetectionDataset) else None,
+        progress=progress and index == 0,
+        **options,
+    )
+    category_ids = _category_ids(dataset)
+    share = []
+    for number, (batch, detections) in enumerate(batches):
+        places = [row["place"] for row in batch]
+        found = detections_to_coco(detections, places, category_ids, with_scales, with_parts)
+        share.append((number * count + index, found))
+    everything = sorted(gather_object(share) if count > 1 else share, key=lambda pair: pair[0])
+    ids = [row["image_id"] for row in rows]
+    if not isinstance(dataset, DetectionDataset) and (len(set(ids)) < len(ids) or min(ids, default=0) < 0):
+        rows = [{**row, "image_id": place} for place, row in enumerate(rows)]
+    results = [{**one, "image_id": rows[one["image_id"]]["image_id"]} for _, found in everything for one in found]
+    return results, rows
+
+
+def _category_ids(dataset: DetectionDataset | StreamingDetectionDataset) -> list[int]:
+    """Category id of each label; of a stream the label itself, -1 where the stream is known not to have it."""
+    if isinstance(dataset, DetectionDataset):
+        return dataset.category_ids
+    present = dataset.class_names
+    return [label if present is None or name in present else -1 for label, name in dataset.id2label.items()]

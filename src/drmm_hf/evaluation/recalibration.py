@@ -7,19 +7,16 @@ On calibration of object detectors: pitfalls, evaluation and baselines, ECCV 202
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
 
-from ..files import to_plain
-from .calibration import CalibrationReport, report_from_matches
-from .calibration_parts import with_score
-from .coco import MatchedEvaluation, run_coco_eval
-from .coco_input import CocoGroundTruth, GroundTruth, Results, prepare_ground_truth, prepare_results
-from .localization_calibration import localization_report_from_matches
-from .matches import ANY_OVERLAP, Matches, Report, check_overlap, iou_text, match_detections, matches_at
-from .scoring_rules import brier_report_from_matches
+from .calibration import BinnedReport, CalibrationReport, brier_report, calibration_report
+from .calibration import localization_calibration_report as localization_report
+from .coco import rescored
+from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
+from .matching import Matchable, Matches, MatchOptions, Report, halve_images, iou_text, match_detections
 
 Method: TypeAlias = Literal["isotonic", "temperature"]
 Target: TypeAlias = Literal["precision", "iou"]
@@ -60,7 +57,7 @@ Curve: TypeAlias = IsotonicCurve | TemperatureCurve
 
 
 @dataclass(frozen=True)
-class ScoreCalibration:
+class ScoreCalibration(Report):
     """A fitted map from scores to calibrated scores; `ScoreCalibration.fit` makes one.
 
     Attributes:
@@ -81,40 +78,51 @@ class ScoreCalibration:
     @classmethod
     def fit(
         cls,
-        ground_truth: GroundTruth,
-        results: Results,
+        ground_truth: Matchable,
+        results: Results | None = None,
         *,
         method: Method = "isotonic",
         per_class: bool = False,
         target: Target = "precision",
-        iou_threshold: float = 0.5,
-        max_detections: int = 100,
-        image_ids: Sequence[int] | None = None,
+        **options: Unpack[MatchOptions],
     ) -> "ScoreCalibration":
         """Fit to matched detections; use images that nothing is reported on.
 
         Args:
-            ground_truth, results, max_detections, image_ids: as in `calibration_report`.
-            method: "isotonic" (least squares among all non-decreasing maps, by pool adjacent violators; needs
-                scipy) or "temperature" (Guo et al., On calibration of modern neural networks, ICML 2017, for one
-                logit: T minimises the negative log-likelihood).
+            ground_truth, results, options: of `match_detections`; scores must lie in [0, 1].
+            method: "isotonic" (least squares among all non-decreasing maps) or "temperature" (Guo et al., On
+                calibration of modern neural networks, ICML 2017, for one logit: T minimises the negative
+                log-likelihood).
             per_class: a curve for each class. A class without detections here uses the pooled curve.
             target: what a score shall say: "precision", the probability of a true positive (ECE, D-ECE), or
                 "iou", the expected IoU, 0 for a false positive (LaECE).
-            iou_threshold: smallest IoU of a true positive, in [0, 1]; at 0 any overlap.
 
         Raises:
             FileNotFoundError, ValueError: bad input, or no detections to fit to.
-            ImportError: scipy is missing; the message names the extra.
         """
-        matches = match_detections(
-            ground_truth,
-            results,
-            iou_threshold=iou_threshold,
-            max_detections=max_detections,
-            image_ids=image_ids,
+        for name, value, known in (("method", method, get_args(Method)), ("target", target, get_args(Target))):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        matches = match_detections(ground_truth, results, **options).above(0.0)
+        if not matches.scores.size:
+            raise ValueError("results: no detections on these images; calibration needs some to fit to")
+        fit_curve = fit_isotonic if method == "isotonic" else fit_temperature
+
+        def fitted(part: Matches) -> Curve:
+            return fit_curve(part.scores, part.ious if target == "iou" else part.correct.astype(float))
+
+        classes = np.unique(matches.classes).tolist() if per_class else []
+        return cls(
+            pooled=fitted(matches),
+            per_class={
+                matches.truth.category_ids[index]: fitted(matches.select(matches.classes == index)) for index in classes
+            },
+            method=method,
+            target=target,
+            iou_threshold=matches.iou_threshold,
+            max_detections=matches.max_detections,
+            num_detections=int(matches.scores.size),
         )
-        return fit_to_matches(matches, method=method, per_class=per_class, target=target)
 
     def apply(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """COCO results with calibrated scores: new dicts without `objectness`, from the highest old score down.
@@ -129,11 +137,9 @@ class ScoreCalibration:
         for category_id, curve in self.per_class.items():
             of_class = category_ids == category_id
             calibrated[of_class] = curve(scores[of_class])
-        return [with_score(result, score) for result, score in zip(ranked, calibrated.tolist(), strict=True)]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return to_plain(asdict(self))
+        # An IoU of 1, which a curve can be fitted to, can be above it by rounding.
+        calibrated = calibrated.clip(0.0, 1.0)
+        return [rescored(result, score) for result, score in zip(ranked, calibrated.tolist(), strict=True)]
 
     @property
     def settings(self) -> str:
@@ -144,52 +150,28 @@ class ScoreCalibration:
         )
 
 
-def fit_to_matches(
-    matches: Matches, *, method: Method = "isotonic", per_class: bool = False, target: Target = "precision"
-) -> ScoreCalibration:
-    """`ScoreCalibration.fit` from detections that are matched already."""
-    for name, value, known in (("method", method, get_args(Method)), ("target", target, get_args(Target))):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    matches = matches.above(0.0)
-    if not matches.scores.size:
-        raise ValueError("results: no detections on these images; calibration needs some to fit to")
-    fit_curve = fit_isotonic if method == "isotonic" else fit_temperature
-
-    def fitted(part: Matches) -> Curve:
-        return fit_curve(part.scores, part.ious if target == "iou" else part.correct.astype(float))
-
-    return ScoreCalibration(
-        pooled=fitted(matches),
-        per_class={
-            matches.category_ids[index]: fitted(matches.select(matches.classes == index))
-            for index in (np.unique(matches.classes).tolist() if per_class else ())
-        },
-        method=method,
-        target=target,
-        iou_threshold=matches.iou_threshold,
-        max_detections=matches.max_detections,
-        num_detections=int(matches.scores.size),
-    )
-
-
 def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicCurve:
     """Least-squares non-decreasing map of (n,) scores to (n,) targets in [0, 1]; equal scores count as one.
 
-    Raises:
-        ImportError: scipy is missing; the message names the extra.
+    By pool adjacent violators: the mean of each score joins those before it for as long as it is not above theirs.
     """
-    try:
-        from scipy.optimize import isotonic_regression
-    except ImportError as error:
-        raise ImportError("Isotonic regression needs scipy: pip install 'drmm-hf[baselines]'") from error
     levels, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    means = np.bincount(index, weights=targets) / counts
-    values = isotonic_regression(means, weights=counts.astype(float)).x
+    totals = np.bincount(index, weights=targets)
+    values: list[float] = []
+    pools: list[tuple[float, int, int]] = []  # sum and number of targets, and the place of the first level
+    for place, (total, count) in enumerate(zip(totals.tolist(), counts.tolist(), strict=True)):
+        start = place
+        while values and values[-1] >= total / count:
+            values.pop()
+            more, others, start = pools.pop()
+            total, count = total + more, count + others
+        values.append(total / count)
+        pools.append((total, count, start))
     # The ends of each constant piece are all that interpolation needs.
-    change = values[1:] != values[:-1]
-    ends = np.append(True, change) | np.append(change, True)
-    return IsotonicCurve(tuple(levels[ends].tolist()), tuple(values[ends].tolist()))
+    starts = [start for *_, start in pools]
+    pieces = list(zip(starts, [*starts[1:], len(levels)], values, strict=True))
+    ends = [(levels[i].item(), value) for first, stop, value in pieces for i in sorted({first, stop - 1})]
+    return IsotonicCurve(*zip(*ends, strict=True))
 
 
 def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> TemperatureCurve:
@@ -260,93 +242,60 @@ def split_half_report(
     - LaECE (IoU 0.1), LaECE_0 and LaACE_0 (any overlap): all detections, 25 bins.
 
     Args:
-        ground_truth, results, image_ids: as in `evaluate_coco`; scores must lie in [0, 1].
+        ground_truth, results, max_detections, image_ids: as in `match_detections`; scores must lie in [0, 1].
         seed: of the split.
         methods: which of "isotonic" and "temperature".
-        per_class, target, iou_threshold, max_detections: as in `ScoreCalibration.fit`; `iou_threshold` must be
-            above 0.
+        per_class, target, iou_threshold: as in `ScoreCalibration.fit`.
         num_bins: of ECE and of the Brier decomposition.
 
     Raises:
         FileNotFoundError, ValueError: bad input, fewer than two images, or a half without detections to fit to.
-        ImportError: scipy is missing; the message names the extra.
     """
-    check_overlap("iou_threshold", iou_threshold)
     truth = prepare_ground_truth(ground_truth)
-    images = sorted(truth.image_ids if image_ids is None else set(image_ids), key=str)
-    if len(images) < 2:
-        raise ValueError(f"image_ids: {len(images)} images cannot be halved; give at least two")
-    order = np.random.default_rng(seed).permutation(len(images))
-    halves = [{images[i] for i in part} for part in np.array_split(order, 2)]
-    rows = list(prepare_results(results, truth).anns.values())
-    rows_of = [[row for row in rows if row["image_id"] in half] for half in halves]
+    found = prepare_results(results, truth)
+    halves = halve_images(truth, image_ids, seed)
+    rows_of = [[row for row in found.rows if row["image_id"] in half] for half in halves]
 
-    def match(part: int, changed: Results) -> MatchedEvaluation:
-        return run_coco_eval(
-            truth,
-            changed,
-            max_detections=(max_detections,),
-            image_ids=list(halves[part]),
-            iou_thresholds=sorted({ANY_OVERLAP, 0.1, 0.5, iou_threshold}),
-            areas=("all",),
+    def match(part: int, rows: Results, iou: float) -> Matches:
+        return match_detections(
+            truth, rows, iou_threshold=iou, max_detections=max_detections, image_ids=list(halves[part])
         )
 
-    raw = [match(part, rows_of[part]) for part in (0, 1)]
-    measured: dict[str, list[_Measured]] = {"raw": [_measure(half, truth, iou_threshold, num_bins) for half in raw]}
+    def measure(part: int, rows: Results) -> tuple[CalibrationReport, dict[str, tuple[float, BinnedReport]]]:
+        rows = prepare_results(rows, truth)
+        matches, any_overlap = match(part, rows, iou_threshold), localization_report(match(part, rows, 0.0))
+        ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches, num_bins=num_bins)
+        d_ece = calibration_report(match(part, rows, 0.5), score_threshold=0.3)
+        laece = localization_report(match(part, rows, 0.1))
+        return ece, {
+            "ECE": (ece.ece, ece),
+            "D-ECE": (d_ece.ece, d_ece),
+            "LaECE": (laece.laece, laece),
+            "LaECE_0": (any_overlap.laece, any_overlap),
+            "LaACE_0": (any_overlap.laace, any_overlap),
+            "Brier": (brier.brier, brier),
+        }
+
+    measured = {"raw": [measure(part, rows_of[part]) for part in (0, 1)]}
     for report_half, fit_half in ((0, 1), (1, 0)):
-        matches = matches_at(raw[fit_half], truth, iou_threshold)
+        matches = match(fit_half, rows_of[fit_half], iou_threshold)
         for method in dict.fromkeys(methods):
-            calibration = fit_to_matches(matches, method=method, per_class=per_class, target=target)
-            evaluation = match(report_half, calibration.apply(rows_of[report_half]))
-            measured.setdefault(method, []).append(_measure(evaluation, truth, iou_threshold, num_bins))
+            calibration = ScoreCalibration.fit(matches, method=method, per_class=per_class, target=target)
+            calibrated = calibration.apply(rows_of[report_half])
+            measured.setdefault(method, []).append(measure(report_half, calibrated))
     return SplitHalfReport(
         values={
-            name: {metric: (first.values[metric] + second.values[metric]) / 2 for metric in first.values}
-            for name, (first, second) in measured.items()
+            name: {metric: (first[metric][0] + second[metric][0]) / 2 for metric in first}
+            for name, ((_, first), (_, second)) in measured.items()
         },
-        metric_settings=measured["raw"][0].settings,
+        metric_settings={metric: report.settings for metric, (_, report) in measured["raw"][0][1].items()},
         fit_settings=(
             f"fitted {'per class' if per_class else 'pooled'} to {target} at IoU {iou_threshold:g}, "
             f"maxDets {max_detections}"
         ),
-        reports={name: (first.ece, second.ece) for name, (first, second) in measured.items()},
+        reports={name: (first, second) for name, ((first, _), (second, _)) in measured.items()},
         num_images=(len(halves[0]), len(halves[1])),
         seed=seed,
-    )
-
-
-@dataclass(frozen=True)
-class _Measured:
-    values: dict[str, float]
-    settings: dict[str, str]
-    ece: CalibrationReport
-
-
-def _measure(evaluation: MatchedEvaluation, truth: CocoGroundTruth, iou_threshold: float, num_bins: int) -> _Measured:
-    matches = matches_at(evaluation, truth, iou_threshold)
-    ece = report_from_matches(matches, num_bins=num_bins)
-    d_ece = report_from_matches(matches_at(evaluation, truth, 0.5), score_threshold=0.3)
-    brier = brier_report_from_matches(matches, num_bins=num_bins)
-    laece = localization_report_from_matches(matches_at(evaluation, truth, 0.1))
-    any_overlap = localization_report_from_matches(matches_at(evaluation, truth, 0.0))
-    return _Measured(
-        values={
-            "ECE": ece.ece,
-            "D-ECE": d_ece.ece,
-            "LaECE": laece.laece,
-            "LaECE_0": any_overlap.laece,
-            "LaACE_0": any_overlap.laace,
-            "Brier": brier.brier,
-        },
-        settings={
-            "ECE": ece.settings,
-            "D-ECE": d_ece.settings,
-            "LaECE": laece.settings,
-            "LaECE_0": any_overlap.settings,
-            "LaACE_0": any_overlap.settings,
-            "Brier": brier.settings,
-        },
-        ece=ece,
     )
 
 

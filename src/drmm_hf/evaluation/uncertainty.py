@@ -10,41 +10,29 @@ are without the floor, but below it the loss has not seen them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from ..intervals_drmm import box_intervals, half_width
-from .coco import run_coco_eval
-from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results, read_results
-from .matches import Report, check_overlap, check_probability, iou_text, matches_at
-
-__all__ = [
-    "EdgeErrors", "IntervalReport", "ScaleFactorReport", "box_intervals", "fit_scale_factor", "half_width",
-    "interval_report", "match_edges",
-]  # fmt: skip
+from ..postprocessing import half_width
+from .coco_input import Results
+from .matching import Matchable, Matches, MatchOptions, MatchReport, check_probability, halve_images, match_detections
 
 LEVELS = (0.5, 0.8, 0.9)
 SMALLEST_FACTOR = 1e-6  # for boxes without an error: an interval without a width is none
 NUM_QUANTILES = 5
 
 
-@dataclass(frozen=True)
-class EdgeErrors:
-    """Edges of n true positives, all in pixels of the original image and in the order l, t, r, b.
+class _Edges(NamedTuple):
+    """Edges of n true positives, (n, 4) each in pixels of the original image and in the order l, t, r, b.
 
-    Attributes:
-        errors: (n, 4) true minus predicted edge.
-        scales: (n, 4) γ.
-        sizes: (n, 4) predicted width, height, width, height.
-        image_ids: the image of each.
+    `errors` are true minus predicted, `scales` γ, and `sizes` the predicted width, height, width, height.
     """
 
     errors: np.ndarray
     scales: np.ndarray
     sizes: np.ndarray
-    image_ids: tuple[Any, ...]
 
     def ratios(self) -> np.ndarray:
         """(n, 4) |error| in units of γ; where both are zero, zero."""
@@ -53,8 +41,19 @@ class EdgeErrors:
             return np.where(size > 0, size / self.scales, 0.0)
 
 
-@dataclass(frozen=True)
-class IntervalReport(Report):
+def _match_edges(matches: Matches, score_threshold: float) -> tuple[Matches, _Edges]:
+    """The true positives with at least this score, and their edges."""
+    check_probability("score_threshold", score_threshold)
+    right = matches.select(matches.correct & (matches.scores >= score_threshold))
+    right = replace(right, score_threshold=float(score_threshold))
+    boxes, objects = right.results.boxes[right.rows], right.truth.boxes[right.objects]
+    predicted, true = (np.concatenate([one[:, :2], one[:, :2] + one[:, 2:]], axis=1) for one in (boxes, objects))
+    sizes = np.tile(predicted[:, 2:] - predicted[:, :2], 2)
+    return right, _Edges(true - predicted, right.results.scales[right.rows], sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntervalReport(MatchReport):
     """How often predicted intervals hold the true edge, together with everything that depends on.
 
     Attributes:
@@ -71,8 +70,7 @@ class IntervalReport(Report):
         floor_share: share of the edges whose γ is the floor of the density, `min_scale_ratio` times the predicted
             width or height. Their intervals only say how large the box is.
         num_detections: true positives; each has four edges.
-        iou_threshold, score_threshold, scale_factor, density, student_t_dof, min_scale_ratio, max_detections: the
-            settings.
+        scale_factor, density, student_t_dof, min_scale_ratio: the other settings.
     """
 
     levels: tuple[float, ...]
@@ -86,55 +84,45 @@ class IntervalReport(Report):
     quintile_errors: tuple[float, ...]
     floor_share: float
     num_detections: int
-    iou_threshold: float
-    score_threshold: float
     scale_factor: float
     density: str
     student_t_dof: float
     min_scale_ratio: float
-    max_detections: int
 
     @property
     def settings(self) -> str:
         """The settings in words, to print next to the values."""
         return (
-            f"true positives at {iou_text(self.iou_threshold)}, score >= {self.score_threshold:g}, "
-            f"maxDets {self.max_detections}, {_density_text(self.density, self.student_t_dof)}, "
+            f"true positives at {super().settings}, {density_text(self.density, self.student_t_dof)}, "
             f"γ times {self.scale_factor:g}, floor {self.min_scale_ratio:g} of the box"
         )
 
 
 def interval_report(
-    ground_truth: GroundTruth,
-    results: Results,
+    ground_truth: Matchable,
+    results: Results | None = None,
     levels: Sequence[float] = LEVELS,
     *,
-    iou_threshold: float = 0.5,
     score_threshold: float = 0.3,
     scale_factor: float = 1.0,
     density: str = "cauchy",
     student_t_dof: float = 1.0,
     min_scale_ratio: float = 0.04,
-    max_detections: int = 100,
-    image_ids: Sequence[int] | None = None,
+    **options: Unpack[MatchOptions],
 ) -> IntervalReport:
     """Coverage and width of the predicted intervals of the edges of true positives.
 
-    True positives are those of COCO's greedy matching. They are a selection: a box far off is no true positive, so
-    that the far tail of a heavy-tailed density is cut, and coverage may exceed the level for this reason alone. A
-    lower `iou_threshold` cuts less.
+    True positives are a selection: a box far off is none, so that the far tail of a heavy-tailed density is cut, and
+    coverage may exceed the level for this reason alone. A lower `iou_threshold` cuts less.
 
     Args:
-        ground_truth, image_ids: as in `evaluate_coco`.
-        results: COCO results with `scales`, as `predict_dataset(..., with_scales=True)` returns them, or the path of
-            a JSON file of them.
+        ground_truth, options: of `match_detections`.
+        results: COCO results with `scales`, as `predict_dataset(..., with_scales=True)` returns them.
         levels: probabilities in (0, 1).
-        iou_threshold: smallest IoU of a true positive, in (0, 1].
         score_threshold: count detections with at least this score.
         scale_factor: γ is multiplied by it; see `fit_scale_factor`.
         density, student_t_dof: as in `box_intervals`.
         min_scale_ratio: `config.min_scale_ratio` of the model; only `floor_share` depends on it.
-        max_detections: highest-scored detections counted per image and class, as in COCO.
 
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
@@ -143,16 +131,9 @@ def interval_report(
     if not (math.isfinite(scale_factor) and scale_factor > 0.0):
         raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
     reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
-    edges = match_edges(
-        ground_truth,
-        results,
-        iou_threshold=iou_threshold,
-        score_threshold=score_threshold,
-        max_detections=max_detections,
-        image_ids=image_ids,
-    )
+    right, edges = _match_edges(match_detections(ground_truth, results, **options), score_threshold)
     inside = edges.ratios() <= reaches[:, None, None]  # (levels, n, 4)
-    known = len(edges.image_ids) > 0
+    known = right.rows.size > 0
     nan = (math.nan,) * len(reaches)
     size, scales = np.abs(edges.errors).ravel(), edges.scales.ravel()
     relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
@@ -170,19 +151,17 @@ def interval_report(
         quintile_scales=tuple(float(scale_factor * scales[part].mean()) if part.size else math.nan for part in fifths),
         quintile_errors=tuple(float(size[part].mean()) if part.size else math.nan for part in fifths),
         floor_share=float(at_floor.mean()) if known else math.nan,
-        num_detections=len(edges.image_ids),
-        iou_threshold=float(iou_threshold),
-        score_threshold=float(score_threshold),
+        num_detections=right.rows.size,
         scale_factor=float(scale_factor),
         density=density,
         student_t_dof=float(student_t_dof),
         min_scale_ratio=float(min_scale_ratio),
-        max_detections=int(max_detections),
+        **right.settings,
     )
 
 
-@dataclass(frozen=True)
-class ScaleFactorReport(Report):
+@dataclass(frozen=True, kw_only=True)
+class ScaleFactorReport(MatchReport):
     """One factor on γ, and whether it helps on images that it was not fitted on.
 
     Attributes:
@@ -194,7 +173,7 @@ class ScaleFactorReport(Report):
         coverage_after: the same with the factor of the other half.
         num_detections: true positives in the two halves.
         num_images: images of the two halves.
-        level, iou_threshold, score_threshold, density, student_t_dof, max_detections, seed: the settings.
+        level, density, student_t_dof, seed: the other settings.
     """
 
     factor: float
@@ -205,48 +184,40 @@ class ScaleFactorReport(Report):
     num_detections: tuple[int, int]
     num_images: tuple[int, int]
     level: float
-    iou_threshold: float
-    score_threshold: float
     density: str
     student_t_dof: float
-    max_detections: int
     seed: int
 
     @property
     def settings(self) -> str:
         """The settings in words, to print next to the values."""
         return (
-            f"fitted to {self.level:.0%} coverage of true positives at {iou_text(self.iou_threshold)}, score >= "
-            f"{self.score_threshold:g}, maxDets {self.max_detections}, "
-            f"{_density_text(self.density, self.student_t_dof)}; halves of {self.num_images[0]} and "
+            f"fitted to {self.level:.0%} coverage of true positives at {super().settings}, "
+            f"{density_text(self.density, self.student_t_dof)}; halves of {self.num_images[0]} and "
             f"{self.num_images[1]} images, seed {self.seed}"
         )
 
 
 def fit_scale_factor(
-    ground_truth: GroundTruth,
-    results: Results,
+    ground_truth: Matchable,
+    results: Results | None = None,
     level: float = 0.8,
     *,
     levels: Sequence[float] = LEVELS,
-    iou_threshold: float = 0.5,
     score_threshold: float = 0.3,
     density: str = "cauchy",
     student_t_dof: float = 1.0,
-    max_detections: int = 100,
-    image_ids: Sequence[int] | None = None,
     seed: int = 0,
+    **options: Unpack[MatchOptions],
 ) -> ScaleFactorReport:
     """Fit the factor on γ that gives intervals the right coverage at one level, and check it on other images.
 
     The smallest factor, of at least `SMALLEST_FACTOR`, for which the intervals of `level` hold at least that share of
-    the edges. The images are split
-    in two at random; each half is measured with the factor of the other. One factor cannot correct the shape of the
-    density: the coverage at other levels tells whether it had to.
+    the edges. The images are split in two at random; each half is measured with the factor of the other. One factor
+    cannot correct the shape of the density: the coverage at other levels tells whether it had to.
 
     Args:
-        ground_truth, results, iou_threshold, score_threshold, density, student_t_dof, max_detections, image_ids: as in
-            `interval_report`.
+        ground_truth, results, score_threshold, density, student_t_dof, options: as in `interval_report`.
         level: probability in (0, 1) that is fitted.
         levels: where coverage is reported, besides `level`.
         seed: of the split.
@@ -258,22 +229,11 @@ def fit_scale_factor(
     reach = half_width(level, density, student_t_dof)
     reported = tuple(sorted({float(level), *map(float, levels)}))
     reaches = np.array([half_width(one, density, student_t_dof) for one in reported])
-    truth = prepare_ground_truth(ground_truth)
-    images = sorted(truth.image_ids if image_ids is None else set(image_ids), key=str)
-    if len(images) < 2:
-        raise ValueError(f"image_ids: {len(images)} images cannot be halved; give at least two")
-    edges = match_edges(
-        ground_truth,
-        results,
-        iou_threshold=iou_threshold,
-        score_threshold=score_threshold,
-        max_detections=max_detections,
-        image_ids=image_ids,
-    )
-    order = np.random.default_rng(seed).permutation(len(images))
-    halves = [{images[i] for i in part} for part in np.array_split(order, 2)]
-    ratios = edges.ratios()
-    of_half = [ratios[[image_id in half for image_id in edges.image_ids]].ravel() for half in halves]
+    matches = match_detections(ground_truth, results, **options)
+    halves = halve_images(matches.truth, matches.image_ids, seed)
+    right, edges = _match_edges(matches, score_threshold)
+    ratios, image_ids = edges.ratios(), [matches.truth.image_ids[image] for image in right.images]
+    of_half = [ratios[[image_id in half for image_id in image_ids]].ravel() for half in halves]
     if not all(part.size for part in of_half):
         raise ValueError(
             f"results: no true positive with score >= {score_threshold:g} in one half of the images; "
@@ -294,68 +254,11 @@ def fit_scale_factor(
         num_detections=(of_half[0].size // 4, of_half[1].size // 4),
         num_images=(len(halves[0]), len(halves[1])),
         level=float(level),
-        iou_threshold=float(iou_threshold),
-        score_threshold=float(score_threshold),
         density=density,
         student_t_dof=float(student_t_dof),
-        max_detections=int(max_detections),
         seed=seed,
+        **right.settings,
     )
-
-
-def match_edges(
-    ground_truth: GroundTruth,
-    results: Results,
-    *,
-    iou_threshold: float = 0.5,
-    score_threshold: float = 0.3,
-    max_detections: int = 100,
-    image_ids: Sequence[int] | None = None,
-) -> EdgeErrors:
-    """Errors and scales of the edges of true positives; arguments and errors as in `interval_report`."""
-    check_overlap("iou_threshold", iou_threshold)
-    check_probability("score_threshold", score_threshold)
-    truth, (rows, source) = prepare_ground_truth(ground_truth), read_results(results)
-    evaluation = run_coco_eval(
-        truth,
-        prepare_results(rows, truth, source),
-        max_detections=(max_detections,),
-        image_ids=image_ids,
-        iou_thresholds=[iou_threshold],
-        areas=("all",),
-    )
-    matches = matches_at(evaluation, truth, iou_threshold)
-    right = matches.select(matches.correct & (matches.scores >= score_threshold))
-    found: list[Any] = [rows[row] for row in right.rows]
-    scales = [_checked_scales(one, f"{source}[{row}]") for row, one in zip(right.rows.tolist(), found, strict=True)]
-    predicted = [one["bbox"] for one in found]
-    true = [truth.coco.anns[one]["bbox"] for one in right.objects.tolist()]
-    boxes, objects = _corners(predicted), _corners(true)
-    sizes = boxes[:, 2:] - boxes[:, :2]
-    return EdgeErrors(
-        errors=objects - boxes,
-        scales=np.array(scales, dtype=float).reshape(-1, 4),
-        sizes=np.concatenate([sizes, sizes], axis=1),
-        image_ids=tuple(matches.image_ids[image] for image in right.images),
-    )
-
-
-def _checked_scales(row: Any, where: str) -> list[float]:
-    if "scales" not in row:
-        raise ValueError(f"{where}.scales is missing; predict with predict_dataset(..., with_scales=True)")
-    try:
-        scales = [float(value) for value in row["scales"]]
-    except (TypeError, ValueError):
-        scales = []
-    if len(scales) != 4 or not all(math.isfinite(value) and value >= 0.0 for value in scales):
-        raise ValueError(f"{where}.scales: {row['scales']!r} is not four numbers of pixels [l, t, r, b], none negative")
-    return scales
-
-
-def _corners(boxes: list[Any]) -> np.ndarray:
-    """[x, y, width, height] each to (n, 4) xyxy."""
-    array = np.array(boxes, dtype=float).reshape(-1, 4)
-    return np.concatenate([array[:, :2], array[:, :2] + array[:, 2:]], axis=1)
 
 
 def _level_quantile(values: np.ndarray, level: float) -> float:
@@ -376,5 +279,6 @@ def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(ranks[0] @ ranks[1]) / norm if norm > 0.0 else math.nan
 
 
-def _density_text(density: str, student_t_dof: float) -> str:
+def density_text(density: str, student_t_dof: float) -> str:
+    """A density in words."""
     return f"student_t with {student_t_dof:g} degrees of freedom" if density == "student_t" else density

@@ -1,10 +1,7 @@
 """Checkpoints that carry their own code, model cards, and publishing to the Hugging Face Hub."""
 
-from .card import checkpoint_card, preset_card
-from ..commands.cards import write_checkpoint_card, write_preset_cards
-from .export_code import code_files, export_with_code
-from .plan import UploadPlan, plan_upload
-from .publish import Published, publish
+from .card import checkpoint_card, preset_card, write_checkpoint_card, write_preset_cards
+from .publish import Published, UploadPlan, code_files, export_with_code, plan_upload, publish
 
 __all__ = [
     "Published",

@@ -1,45 +1,89 @@
-"""Puts the files of a plan into a repository of the Hub in one commit, and checks what arrived."""
+"""What of a checkpoint folder is published and what is not, code that travels with it, and the upload in one commit."""
 
-import logging
-import time
-from collections.abc import Callable, Iterator
+import filecmp
+import re
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from hashlib import file_digest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import torch
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelInfo,
-    get_token,
-)
+import yaml
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..configuration_drmm import DrmmConfig
+from ..files import read_json, write_json, write_text
+from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_checkpoint
-from .plan import WEIGHTS, UploadPlan
+from ..modeling_drmm import DrmmForObjectDetection, DrmmModel
+from .card import CARD
 
-logger = logging.getLogger(__name__)
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+_MEASURED = ("metrics.json", "analysis.json")
+_KNOWN = re.compile(
+    rf"{re.escape(CONFIG)}|{re.escape(PROCESSOR)}|{re.escape(CARD)}|LICENSE|{_WEIGHTS.pattern}"
+    r"|(metrics|results|analysis)\.json"
+    r"|(images/)?[^/.][^/]*\.(png|jpe?g|svg|webp)"
+)
+_PACKAGE = Path(__file__).parents[1]
+_AUTO_CLASSES: dict[str, type] = {
+    "AutoConfig": DrmmConfig,
+    "AutoModel": DrmmModel,
+    "AutoModelForObjectDetection": DrmmForObjectDetection,
+    "AutoImageProcessor": DrmmImageProcessor,
+}
+# What importing the package does, and importing a checkpoint's modeling file has to do in its place.
+_REGISTRATION = """
 
-_TRIES = 4
-_FIRST_WAIT = 1.0  # seconds, doubled after every try
-_Answer = TypeVar("_Answer")
-# Broken connections and time-outs: HTTPError of httpx or httpx2, whichever this version of huggingface_hub uses, and
-# what a download that does not reach the Hub ends with.
-_HTTP_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], LocalEntryNotFoundError)
-_FAILURES: tuple[type[Exception], ...] = (*_HTTP_ERRORS, RuntimeError)  # a failed upload is wrapped in the latter
+# Added to this copy, which travels in a checkpoint: `pipeline` logs an error for a class that is not in this table.
+from transformers.models.auto import modeling_auto  # noqa: E402
+
+modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm"] = "DrmmForObjectDetection"
+"""
+# Broken connections and time-outs: HTTPError of httpx or httpx2, whichever this version of huggingface_hub uses, what a
+# download that does not reach the Hub ends with, offline mode, and the RuntimeError that a failed upload becomes.
+_FAILURES: tuple[type[Exception], ...] = (
+    *(HfHubHTTPError.__bases__[0], LocalEntryNotFoundError),
+    *(ConnectionError, TimeoutError, RuntimeError),
+)
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """What goes into a repository.
+
+    Attributes:
+        source: folder that the user named.
+        staged: folder with exactly the files to publish, some of them links into `source`.
+        files: their paths inside `staged`, "/" between folders, in alphabetical order.
+        left_out: paths inside `source` that are not published, a folder as one entry that ends with "/".
+        with_code: whether the modules of the model are among the files.
+    """
+
+    source: Path
+    staged: Path
+    files: tuple[str, ...]
+    left_out: tuple[str, ...]
+    with_code: bool
+
+    def size(self, name: str) -> int:
+        """Bytes of a file of the plan."""
+        return (self.staged / name).stat().st_size
+
+    @property
+    def card(self) -> str:
+        """Text of the model card."""
+        return (self.staged / CARD).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -61,6 +105,102 @@ class Published:
     removed: tuple[str, ...]
 
 
+def code_files() -> dict[str, str]:
+    """Name and text of every module that a checkpoint with code carries, in alphabetical order.
+
+    They are the modules of configuration, model and image processor and all that those import from the package, as
+    transformers finds them: it reads `from .name import` lines, so they lie flat in one folder.
+    """
+    paths = {_PACKAGE / f"{_module(auto_class)}.py" for auto_class in _AUTO_CLASSES.values()}
+    paths |= {Path(file) for entry in paths for file in get_relative_import_files(entry)}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(paths)}
+    texts[f"{_module(DrmmForObjectDetection)}.py"] += _REGISTRATION
+    return texts
+
+
+def export_with_code(folder: str | Path) -> list[Path]:
+    """Make the checkpoint in `folder` loadable with `trust_remote_code=True` where this package is not installed.
+
+    Writes the modules of `code_files` beside the weights and names them in config.json (`auto_map`). Where the
+    package is installed, it is used, and no code of the folder is run. `save_pretrained` of a model loaded through
+    the package writes neither; exporting a folder again brings its code up to date. (`register_for_auto_class` would
+    have every later `save_pretrained` of the process write code.)
+
+    The image processor is named in config.json, too, and not in preprocessor_config.json: with an entry there,
+    `pipeline` looks for a video processor as well and asks whether to run its code, even if the package is installed.
+
+    Args:
+        folder: written by `save_pretrained` of model and image processor; it is changed in place.
+
+    Returns:
+        The modules written.
+
+    Raises:
+        FileNotFoundError: config.json or preprocessor_config.json is missing.
+        ValueError: one of the two is no JSON object, or the model is not D-RMM's.
+    """
+    target = Path(folder)
+    config, processor = read_json(target / CONFIG), read_json(target / PROCESSOR)
+    if not isinstance(config, dict) or config.get("model_type") != DrmmConfig.model_type:
+        raise ValueError(f"{target / CONFIG}: field model_type is not 'drmm'; give the folder of a D-RMM detector")
+    if not isinstance(processor, dict):
+        raise ValueError(f"{target / PROCESSOR}: holds no JSON object; save the image processor again")
+    # A type that transformers does not know would keep it from looking into config.json.
+    processor = {name: value for name, value in processor.items() if name not in ("auto_map", "image_processor_type")}
+    auto_map = {auto: f"{_module(auto_class)}.{auto_class.__name__}" for auto, auto_class in _AUTO_CLASSES.items()}
+    texts = code_files()
+    for name, text in texts.items():
+        write_text(target / name, text)
+    write_json(target / PROCESSOR, processor)
+    # Last, so that a crash leaves no checkpoint that names code it does not have.
+    write_json(target / CONFIG, {**config, "auto_map": auto_map})
+    return [target / name for name in texts]
+
+
+@contextmanager
+def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadPlan]:
+    """The files of a checkpoint folder that are published, checked and laid out in a temporary folder.
+
+    Known files only: configuration, image processor, safetensors weights, README.md, LICENSE, metrics.json,
+    results.json, analysis.json, and pictures in the folder or in its images/. Optimizer states, pickles, logs and all
+    else stay. Of the folders that metrics and analysis name, only the last part is published: the rest tells of the
+    machine. A folder that carries code is published with the code of this package, written anew.
+
+    Args:
+        folder: checkpoint with a README.md.
+        with_code: add the code of the model, see `export_with_code`.
+
+    Raises:
+        FileNotFoundError: the folder, or one of the files that a published model needs, is missing.
+        ValueError: the checkpoint cannot be loaded, README.md is no model card, or a measurement no JSON.
+    """
+    source = Path(folder)
+    load_checkpoint(str(source.resolve()))  # a folder only, never a name on the Hub
+    _check_card(source / CARD)
+    with_code = with_code or "auto_map" in read_json(source / CONFIG)
+    names = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
+    known = [name for name in names if _KNOWN.fullmatch(name)]
+    # old copies of the modules are replaced by new ones, not left out
+    unknown = [name for name in names if name not in known and not (with_code and name in code_files())]
+    used_folders = {name.partition("/")[0] for name in known if "/" in name}
+    left_out = [
+        name if name.partition("/")[0] in used_folders or "/" not in name else name.partition("/")[0] + "/"
+        for name in unknown
+    ]
+    with TemporaryDirectory(prefix="publish-") as temporary:
+        staged = Path(temporary)
+        for name in known:
+            (staged / name).parent.mkdir(exist_ok=True)
+            if name in _MEASURED:
+                write_json(staged / name, _without_folders(read_json(source / name)))
+            else:
+                _link((source / name).resolve(), staged / name)
+        if with_code:
+            export_with_code(staged)
+        files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
+        yield UploadPlan(source, staged, tuple(files), tuple(dict.fromkeys(left_out)), with_code)
+
+
 def publish(
     plan: UploadPlan,
     repo_id: str,
@@ -70,11 +210,11 @@ def publish(
     create_pr: bool = False,
     message: str = "Upload D-RMM detector",
 ) -> Published:
-    """Create or update a model repository, then download the commit and compare it with the plan.
+    """Create or update a model repository, then download the commit, compare it with the plan, and load it.
 
     All files, and the removal of weights that the new ones replace, are one commit on top of the state seen at the
-    start: readers see the old checkpoint or the new one, never a mixture. Large files go first. Server errors and
-    broken connections are tried again. The token is the one of `hf auth login` or HF_TOKEN.
+    start: readers see the old checkpoint or the new one, never a mixture. The token is the one of `hf auth login` or
+    HF_TOKEN.
 
     Args:
         plan: from `plan_upload`.
@@ -93,121 +233,40 @@ def publish(
         raise PermissionError("no token for the Hub; run `hf auth login` or set HF_TOKEN")
     api = HfApi(library_name="drmm-hf")
     with _explained(repo_id, "Nothing was published"):
-        before = _open_repository(api, repo_id, revision, private, create_pr)
-        additions = [CommitOperationAdd(name, plan.staged / name) for name in plan.files]
-        # apart from the commit, which is not tried again in the same way
-        upload = partial(api.preupload_lfs_files, revision=revision, create_pr=create_pr, free_memory=False)
-        _again(lambda: upload(repo_id, additions))
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        before = api.model_info(repo_id)
+        if private and not before.private:
+            raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or choose another name")
+        if revision not in (None, "main"):
+            if not create_pr:
+                api.create_branch(repo_id, branch=str(revision), exist_ok=True)
+            before = api.model_info(repo_id, revision=revision)
     present = [file.rfilename for file in before.siblings or ()]
-    stale = tuple(name for name in present if WEIGHTS.fullmatch(name) and name not in plan.files)
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *additions,
-        *(CommitOperationDelete(name) for name in stale),
-    ]
-    options: dict[str, Any] = {"revision": revision, "parent_commit": before.sha, "commit_message": message}
-    if create_pr:  # tried once, because a second try could open a second one
-        with _explained(repo_id, "Look whether the pull request is there before you run it again"):
-            commit = api.create_commit(repo_id, operations, create_pr=True, **options)
-    else:
-        with _explained(repo_id, "Nothing was published"):
-            commit = _commit_once(api, repo_id, operations, options)
+    stale = [name for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files]
+    with _explained(repo_id, "Look whether the commit is there"):  # its answer may be what was lost
+        commit = api.create_commit(  # not upload_folder, which may split a folder into several commits
+            repo_id,
+            [
+                *(CommitOperationAdd(name, plan.staged / name) for name in plan.files),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=before.sha,
+            commit_message=message,
+        )
     what = f"{repo_id} at {commit.oid}"
     with TemporaryDirectory(prefix="published-") as cache:
         with _explained(repo_id, f"{what} is published but not verified"):
-            arrived = _again(lambda: api.snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
-        _verify(plan, Path(arrived), what)
-    return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url, stale)
-
-
-def _open_repository(api: HfApi, repo_id: str, revision: str | None, private: bool, create_pr: bool) -> ModelInfo:
-    """The state to commit on; repository and branch are created if there are none."""
-    _again(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True))
-    before = _again(lambda: api.model_info(repo_id))
-    if private and not before.private:
-        raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or choose another name")
-    if revision in (None, "main"):
-        return before
-    if not create_pr and not str(revision).startswith("refs/"):
-        _again(lambda: api.create_branch(repo_id, branch=str(revision), exist_ok=True))
-    return _again(lambda: api.model_info(repo_id, revision=revision))
-
-
-def _commit_once(
-    api: HfApi, repo_id: str, operations: list[CommitOperationAdd | CommitOperationDelete], options: dict[str, Any]
-) -> CommitInfo:
-    """Commit; made once even if the answer to it is lost and it is tried again."""
-    tried = False
-
-    def commit() -> CommitInfo:
-        nonlocal tried
-        if tried:
-            now = api.model_info(repo_id, revision=options["revision"])
-            if now.sha != options["parent_commit"]:  # the commit was made; if it is another's, the comparison tells
-                return CommitInfo(
-                    commit_url=f"{api.endpoint}/{repo_id}/commit/{now.sha}",
-                    commit_message=options["commit_message"],
-                    commit_description="",
-                    oid=str(now.sha),
-                )
-        tried = True
-        return api.create_commit(repo_id, operations, **options)
-
-    return _again(commit)
-
-
-def _verify(plan: UploadPlan, arrived: Path, what: str) -> None:
-    """Compare files and the model's answers with those of the plan."""
-    wrong = [name for name in plan.files if _digest(plan.staged / name) != _digest(arrived / name)]
-    if wrong:
-        raise ValueError(
-            f"{what} does not hold what was sent: {', '.join(wrong)} missing or different; publish again, and tell "
-            "your users to wait"
-        )
-    expected, found = _answers(plan.staged), _answers(arrived)
-    for name, tensor in expected.items():
-        if not torch.equal(tensor, found[name]):
-            raise ValueError(f"{what}: the model's {name} differ from those of {plan.source}; publish again")
-
-
-def _digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return file_digest(file, "sha256").hexdigest()
-
-
-@torch.inference_mode()
-def _answers(folder: Path) -> dict[str, torch.Tensor]:
-    """What a checkpoint says about one picture of noise."""
-    model, processor = load_checkpoint(str(folder))
-    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
-    outputs = model.eval()(**processor(images=[image], return_tensors="pt"))
-    return {"logits": outputs.logits, "boxes": outputs.pred_boxes}
-
-
-def _again(call: Callable[[], _Answer]) -> _Answer:
-    """Call it until the Hub answers without a failure of its own, at most `_TRIES` times."""
-    wait = _FIRST_WAIT
-    for left in reversed(range(_TRIES)):
-        try:
-            return call()
-        except _FAILURES as error:
-            failure = _passing_failure(error)
-            if failure is None or not left:
-                raise
-            logger.warning("The Hub %s; trying again in %.0f s", failure, wait)
-        time.sleep(wait)
-        wait *= 2
-    raise AssertionError("unreachable")
-
-
-def _passing_failure(error: Exception) -> str | None:
-    """What the Hub did, if it may do better the next time."""
-    cause = error.__cause__ if isinstance(error, RuntimeError) else error
-    if isinstance(cause, HfHubHTTPError):
-        status = cause.response.status_code
-        return f"answered {status}" if status >= 500 or status == 429 else None
-    return f"broke off ({type(cause).__name__})" if isinstance(cause, _HTTP_ERRORS) else None
+            arrived = Path(api.snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
+        _, wrong, missing = filecmp.cmpfiles(plan.staged, arrived, plan.files, shallow=False)
+        if wrong or missing:
+            raise ValueError(
+                f"{what} does not hold what was sent: {', '.join(wrong + missing)} missing or different; publish "
+                "again, and tell your users to wait"
+            )
+        load_checkpoint(str(arrived))
+    return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url, tuple(stale))
 
 
 @contextmanager
@@ -215,33 +274,51 @@ def _explained(repo_id: str, state: str) -> Iterator[None]:
     """Errors of the Hub as one sentence with `state` and what to do; nothing of the request, which holds the token."""
     try:
         yield
-    except (RuntimeError, ConnectionError, TimeoutError) as error:  # of an upload, by LFS or by Xet; offline mode
-        cause = f" ({_first_line(error.__cause__)})" if error.__cause__ else ""
-        raise ConnectionError(f"{_first_line(error)}{cause}. {state}; run it again") from None
     except RevisionNotFoundError:
         raise ValueError(f"{repo_id} has no such branch; a pull request needs one that exists") from None
     except HfHubHTTPError as error:
-        raise _refusal(error, repo_id, state) from None
-    except _HTTP_ERRORS as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise ConnectionError(f"the Hub cannot be reached ({reason}). {state}; run it again") from None
+        status, said = error.response.status_code, error.server_message or type(error).__name__
+        said = f"the Hub answered {status} ({said}). {state}"
+        if status == 401 and not isinstance(error, RepositoryNotFoundError):
+            raise PermissionError(f"{said}: it does not know the token; run `hf auth login` or set HF_TOKEN") from None
+        if status in (401, 403, 404):
+            raise PermissionError(
+                f"{said}: the token may not write to {repo_id}; check the name and the token"
+            ) from None
+        if status in (409, 412):
+            raise ValueError(f"{said}: {repo_id} changed meanwhile; run it again") from None
+        raise ConnectionError(f"{said}, then run it again") from None
+    except _FAILURES as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(f"the Hub cannot be reached ({reason}). {state}, then run it again") from None
 
 
-def _refusal(error: HfHubHTTPError, repo_id: str, state: str) -> Exception:
-    status = error.response.status_code
-    said = f"the Hub answered {status}" + (f": {error.server_message}" if error.server_message else "")
-    if status == 401 and not isinstance(error, RepositoryNotFoundError):
-        return PermissionError(f"{said}. {state}: the Hub does not know the token; run `hf auth login` or set HF_TOKEN")
-    if status in (401, 403, 404):
-        return PermissionError(
-            f"{said}. {state}: the token may not write to {repo_id}; check the name, and that the token has write "
-            "access to it"
-        )
-    if status in (409, 412):
-        return ValueError(f"{said}. {state}: {repo_id} changed meanwhile; run it again")
-    return ConnectionError(f"{said}. {state}; run it again later")
+def _check_card(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a published model needs a model card; `drmm cards` writes one")
+    try:
+        data = ModelCard.load(path).data
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: not a model card: {' '.join(str(error).split())}") from error
+    if not data.license:
+        raise ValueError(f"{path}: the card's header has no field license; add one, such as license: apache-2.0")
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_folders(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _link(target: Path, place: Path) -> None:
+    """A link, because weights are large; a copy where the file system has no links."""
+    try:
+        place.symlink_to(target)
+    except OSError:
+        shutil.copyfile(target, place)
+
+
+def _module(auto_class: type) -> str:
+    return auto_class.__module__.rpartition(".")[2]

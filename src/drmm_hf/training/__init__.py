@@ -1,9 +1,7 @@
 """Training through Accelerate."""
 
-from .config import TrainConfig
-from .faults import TrainingStopped
-from .loop import TrainResult, train
-from .options import parse_config, read_recipe, recipe_names
+from .config import TrainConfig, parse_config, read_recipe, recipe_names, write_recipe
+from .loop import TrainingStopped, TrainResult, train
 
 __all__ = [
     "TrainConfig",
@@ -13,4 +11,5 @@ __all__ = [
     "read_recipe",
     "recipe_names",
     "train",
+    "write_recipe",
 ]

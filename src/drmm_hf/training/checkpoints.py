@@ -1,29 +1,35 @@
-"""Checkpoints to resume from: complete or not there at all.
+"""Checkpoints to resume from: complete or not there at all, and only for the run they belong to.
 
 A checkpoint is written beside its place, synced to disk and renamed, and its list of files comes last, so a crash at
-any moment leaves the previous one. Model, optimizer, GradScaler and random states are Accelerate's (which knows about
-FSDP and DeepSpeed) and are read with `weights_only`; the schedule and the position in the data follow from the step.
+any moment leaves the previous one. Model, optimizer, schedule, GradScaler and random states are Accelerate's.
 """
 
+import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-
-from .optimization import WeightAverage
+from torch.optim.swa_utils import AveragedModel
 
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "checkpoint.json"
 _AVERAGE = "average.safetensors"
-_SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)
+_ERRORS = (OSError, RuntimeError, SafetensorError)
+_OTHER_DATA = "; resume with the data set of the first part"
+_FIXES = {
+    "images_per_step": "; choose --gradient-accumulation or --batch-size so that the number agrees",
+    "classes": _OTHER_DATA + ", or fine-tune with --model",
+    "training images": _OTHER_DATA,
+    "shards": _OTHER_DATA,
+}
 
 
 class Checkpoints:
@@ -37,40 +43,74 @@ class Checkpoints:
     def __init__(self, folder: Path, limit: int = 2):
         self.folder, self.limit = folder, limit
 
-    def save(
-        self, accelerator: Accelerator, step: int, progress: dict[str, Any], average: WeightAverage | None = None
-    ) -> Path:
-        """Save the state of all processes after `step`; every process calls it.
+    def paths(self) -> list[Path]:
+        """Folders of the checkpoints, the newest last."""
+        return sorted(self.folder.glob("step-*"))
+
+    def clear(self) -> None:
+        """Remove all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save(self, accelerator: Accelerator, progress: Mapping[str, Any], average: AveragedModel | None = None) -> None:
+        """Save the state of all processes; every process calls it.
+
+        Args:
+            accelerator: knows the model, the optimizer and the schedule.
+            progress: plain values for `to_resume`, among them `step`, the steps done, and `identity`.
+            average: of the weights, if there is one.
 
         Raises:
             OSError: it cannot be written; what was there before is untouched.
         """
-        final, partial = self.folder / f"step-{step:08d}", self.folder / f".partial-{step:08d}"
+        final = self.folder / f"step-{progress['step']:08d}"
+        partial = self.folder / f".partial-{progress['step']:08d}"
+        # The waits are outside: that another process is lost is no matter of this disk.
         if accelerator.is_main_process:
-            shutil.rmtree(partial, ignore_errors=True)
-            self._writing(final, lambda: partial.mkdir(parents=True))
+            with self._writing(final, partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        self._writing(final, lambda: accelerator.save_state(str(partial), safe_serialization=True))
+        with self._writing(final, partial):
+            accelerator.save_state(str(partial), safe_serialization=True)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            self._writing(final, lambda: _seal(partial, {"step": step, **progress}, average))
-            shutil.rmtree(final, ignore_errors=True)
-            self._writing(final, lambda: _publish(partial, final))
-            for old in self._steps()[: -self.limit]:
+            with self._writing(final, partial):
+                if average is not None:
+                    save_file({k: v.contiguous() for k, v in average.state_dict().items()}, partial / _AVERAGE)
+                _seal(partial, progress)
+                shutil.rmtree(final, ignore_errors=True)
+                partial.rename(final)
+                _sync(self.folder)
+            for old in self.paths()[: -self.limit]:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
-        return final
 
-    def last(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest complete checkpoint and its progress; damaged ones are passed over with a note."""
-        for path in reversed(self._steps()):
-            problem, content = _inspect(path)
-            if problem is None:
-                return path, content
-            logger.warning("%s: %s; passed over", path, problem)
+    def to_resume(self, identity: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+        """The newest complete checkpoint and its progress; damaged ones are passed over with a note.
+
+        Args:
+            identity: what the run that goes on must share with the one before, as plain values.
+
+        Raises:
+            ValueError: the checkpoint is of another run, by the first field that differs.
+        """
+        for path in reversed(self.paths()):
+            try:
+                progress = _complete(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                logger.warning("%s: incomplete or damaged (%s); passed over", path, error)
+                continue
+            for name, value in identity.items():
+                saved = progress["identity"].get(name)
+                if saved != value:
+                    fix = _FIXES.get(name, "")
+                    raise ValueError(f"{path}: was made with {name}={saved}, but this run has {value}{fix}")
+            logger.warning("going on from %s", path)
+            return path, progress
+        logger.warning("%s: no checkpoint to resume; starting from the beginning", self.folder)
         return None
 
-    def load(self, path: Path, accelerator: Accelerator, average: WeightAverage | None = None) -> None:
+    def load(self, path: Path, accelerator: Accelerator, average: AveragedModel | None = None) -> None:
         """Restore what `save` saved into the prepared objects of `accelerator`.
 
         Raises:
@@ -79,67 +119,41 @@ class Checkpoints:
         try:
             accelerator.load_state(str(path))
             if average is not None:
-                if not (path / _AVERAGE).is_file():
-                    raise ValueError("it has no averaged weights; it was made without --ema-decay")
-                content = json.loads((path / _MANIFEST).read_text())
-                average.load(load_file(path / _AVERAGE), content["ema_updates"])
-        except (*_SAVE_ERRORS, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(f"{path}: cannot be resumed: {reason}") from error
+                average.load_state_dict(load_file(path / _AVERAGE))
+        except (*_ERRORS, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: cannot be resumed: {' '.join(str(error).split())[:300]}") from error
 
-    def clear(self) -> None:
-        """Remove all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def __bool__(self) -> bool:
-        return bool(self._steps())
-
-    def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"))
-
-    def _writing(self, final: Path, action: Callable[[], Any]) -> None:
+    @contextlib.contextmanager
+    def _writing(self, final: Path, partial: Path) -> Iterator[None]:
         try:
-            action()
-        except _SAVE_ERRORS as error:
-            shutil.rmtree(self.folder / final.name.replace("step-", ".partial-"), ignore_errors=True)
-            kept = self._steps()
+            yield
+        except _ERRORS as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = self.paths()
             state = f"the last good one is {kept[-1]}" if kept else "there is none yet"
-            reason = " ".join(str(error).split())
             raise OSError(
-                f"{final}: the checkpoint cannot be written ({reason}); {state}. Free some space or choose another "
-                "--output, and add --resume."
+                f"{final}: the checkpoint cannot be written ({' '.join(str(error).split())}); {state}. Free some space "
+                "or choose another --output, and add --resume."
             ) from error
 
 
-def _seal(partial: Path, content: dict[str, Any], average: WeightAverage | None) -> None:
-    """Add the average and, last, the list of files with their sizes; force all of it to disk."""
-    if average is not None:
-        state = {name: tensor.contiguous() for name, tensor in average.model.state_dict().items()}
-        save_file(state, partial / _AVERAGE)
-        content = {**content, "ema_updates": average.updates}
+def _seal(partial: Path, progress: Mapping[str, Any]) -> None:
+    """Add, last of all, the list of files with their sizes; force all of it to disk."""
     files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
-    (partial / _MANIFEST).write_text(json.dumps({**content, "files": sizes}, indent=1) + "\n")
+    (partial / _MANIFEST).write_text(json.dumps({**progress, "files": sizes}, indent=1) + "\n")
     for path in [*files, partial / _MANIFEST, partial]:
         _sync(path)
 
 
-def _publish(partial: Path, final: Path) -> None:
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _inspect(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """What is wrong with a checkpoint, or None, and its manifest."""
-    try:
-        content = json.loads((path / _MANIFEST).read_text())
-        for name, size in content["files"].items():
-            found = (path / name).stat().st_size
-            if found != size:
-                return f"{name} has {found} bytes in place of {size}", {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"incomplete or damaged ({type(error).__name__})", {}
-    return None, content
+def _complete(path: Path) -> dict[str, Any]:
+    """What `_seal` noted; an error of any kind where a file is missing or has another size."""
+    content = json.loads((path / _MANIFEST).read_text())
+    for name, size in content["files"].items():
+        found = (path / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes in place of {size}")
+    return content
 
 
 def _sync(path: Path) -> None:

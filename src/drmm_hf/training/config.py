@@ -1,125 +1,157 @@
-"""Settings of a training run."""
+"""Settings of a training run: the fields of `TrainConfig`, filled by command-line options, recipes or Python."""
 
+import argparse
+import contextlib
 import dataclasses
+import difflib
+import math
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..annotations_drmm import shown
+import yaml
+from transformers import HfArgumentParser
 
-SCHEDULES = ("cosine", "linear", "constant_with_warmup", "multi_step")
-AUGMENTATIONS = ("affine", "multi_scale", "resize")
-PRECISIONS = ("no", "bf16", "fp16")
+from ..configuration_drmm import shown
+from ..files import write_text
+
+_RECIPES = resources.files("drmm_hf.training") / "recipes"
+# Fields of one call, not of the recipe of a model.
+_NOT_IN_RECIPES = ("resume",)
+# Of two fields that exclude each other, one that is given replaces the other one of the recipe.
+_RIVALS = (("epochs", "train_images"), ("train_images", "epochs"), ("model", "warm_start"), ("warm_start", "model"))
+# Ranges; what may be None is only checked otherwise.
+_POSITIVE = (
+    *("train_images", "epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_grad_norm", "scale_min"),
+    *("max_bad_steps", "eval_every_epochs", "eval_batch_size", "patience", "save_total_limit", "log_every", "timeout"),
+    *("epoch_images", "shuffle_buffer"),
+)
+_NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
+_SHARES = ("warmup_ratio", "ema_decay")  # in [0, 1)
 
 
-def _option(group: str, default: Any, help: str) -> Any:
-    return field(default=default, metadata={"group": group, "help": help})
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class TrainConfig:
-    """Settings of `drmm_hf.training.train`; every field is an option of `scripts/train.py` and of a recipe."""
+    """Settings of `drmm_hf.training.train`; every field is an option of `drmm train` and of a recipe.
 
-    model: str | None = _option("model", None, "fine-tune this checkpoint (folder or Hub id) instead of a preset")
-    preset: str = _option("model", "drmm-sparse-rcnn-tiny", "named configuration to start from")
-    config: Mapping[str, Any] | None = _option(
-        "model", None, "fields of DrmmConfig to change, as NAME=VALUE ..., such as objective=nll mcm_weight=1.0"
-    )
+    Raises:
+        ValueError: a field has another type or is out of its range, or two of them contradict each other.
+    """
+
+    # The model
+    model: str | None = _option(None, "fine-tune this checkpoint (folder or Hub id) instead of a preset")
+    preset: str = _option("drmm-sparse-rcnn-tiny", "named configuration to start from")
+    config: dict[str, Any] | None = field(default=None, metadata={"help": "fields of DrmmConfig to change"})
     warm_start: str | None = _option(
-        "model",
         None,
         "start from all weights of this Sparse R-CNN, AdaMixer or D-RMM checkpoint (folder or Hub id) but the output "
         "layers of its heads; the preset must be of its sizes",
     )
     backbone_weights: str | None = _option(
-        "model",
-        None,
-        "ImageNet weights of the backbone: a file, or 'hub' for timm's own; none to train from scratch",
+        None, "ImageNet weights of the backbone: a file, or 'hub' for timm's own; none to train from scratch"
     )
 
+    # Data
     data: str = _option(
-        "data",
         "",
         "COCO-format folder (annotations/instances_{train,val}.json, images/), or a data set of the Hub or on disk "
         "with the columns image and objects; with --streaming also a folder of WebDataset tars",
     )
-    output: str = _option("data", "runs/train", "folder for the model, metrics.json and results")
-    train_split: str = _option("data", "train", "split to train on")
-    eval_split: str = _option("data", "val", "split to evaluate; '' for none")
-    classes: Sequence[str] | None = _option(
-        "data", None, "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"
+    output: str = _option("runs/train", "folder for the model, metrics.json and results")
+    train_split: str = _option("train", "split to train on")
+    eval_split: str = _option("val", "split to evaluate; '' for none")
+    classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"},
     )
-    skip_empty_images: bool = _option("data", False, "leave out training images without boxes, as the paper does")
-    aspect_ratio_batches: bool = _option("data", False, "batches of wide or of tall images only: less padding")
+    skip_empty_images: bool = _option(False, "leave out training images without boxes, as the paper does")
+    aspect_ratio_batches: bool = _option(False, "batches of wide or of tall images only: less padding")
     streaming: bool = _option(
-        "data", False, "read the shards of --data (parquet files or tars) in order, without keeping them on the disk"
+        False, "read the shards of --data (parquet files or tars) in order, without keeping them on the disk"
     )
     epoch_images: int | None = _option(
-        "data", None, "streaming: images of the training split, so that the length can be given in --epochs"
+        None, "streaming: images of the training split, so that the length can be given in --epochs"
     )
-    shuffle_buffer: int = _option("data", 1000, "streaming: encoded images that each reading process mixes in memory")
-    num_workers: int = _option("data", 0, "processes that read and augment images; 0 does it in the main process")
-    cache_images: bool = _option("data", True, "affine: keep decoded images in memory, up to 1 GiB per worker")
-    max_bad_images: int = _option("data", 10, "unreadable training images to replace and report before stopping")
+    shuffle_buffer: int = _option(1000, "streaming: encoded images that each reading process mixes in memory")
+    num_workers: int = _option(0, "processes that read and augment images; 0 does it in the main process")
+    cache_images: bool = _option(True, "affine: keep decoded images in memory, up to 1 GiB per worker")
+    max_bad_images: int = _option(10, "unreadable training images to replace and report before stopping")
 
-    augmentation: str = _option(
-        "augmentation",
+    # Augmentation
+    augmentation: Literal["affine", "multi_scale", "resize"] = _option(
         "affine",
         "affine (zoom, shift and color on a fixed canvas), multi_scale (the paper's 3x: flip, 480..800 px, crops) or "
         "resize (the paper's 1x: flip, 800 px)",
     )
-    horizontal_flip: float = _option("augmentation", 0.5, "probability")
-    vertical_flip: float = _option("augmentation", 0.0, "affine: probability; for pictures without an up")
-    scale_min: float = _option("augmentation", 0.9, "affine: smallest random zoom")
-    scale_max: float = _option("augmentation", 1.1, "affine: largest random zoom")
-    translate: float = _option("augmentation", 0.05, "affine: random shift as a share of the image")
-    color_jitter: float = _option("augmentation", 0.05, "affine: random change of brightness, contrast and saturation")
+    horizontal_flip: float = _option(0.5, "probability")
+    vertical_flip: float = _option(0.0, "affine: probability; for pictures without an up")
+    scale_min: float = _option(0.9, "affine: smallest random zoom")
+    scale_max: float = _option(1.1, "affine: largest random zoom")
+    translate: float = _option(0.05, "affine: random shift as a share of the image")
+    color_jitter: float = _option(0.05, "affine: random change of brightness, contrast and saturation")
 
-    train_images: int | None = _option("optimization", None, "length of the training in images seen")
-    epochs: float | None = _option("optimization", None, "length of the training in epochs; this or --train-images")
-    batch_size: int = _option("optimization", 2, "images per forward pass and process")
-    gradient_accumulation: int = _option("optimization", 1, "forward passes per step")
-    learning_rate: float = _option("optimization", 1e-3, "peak learning rate of AdamW")
-    backbone_lr_factor: float = _option("optimization", 1.0, "learning rate of the backbone relative to the rest")
-    weight_decay: float = _option("optimization", 1e-4, "weight decay of AdamW")
-    decay_norms: bool = _option("optimization", True, "weight decay also on biases and normalization layers")
-    adam_beta2: float = _option("optimization", 0.99, "decay of AdamW's second moment; 0.999 for long trainings")
-    schedule: str = _option("optimization", "cosine", "learning rate after warm-up: " + ", ".join(SCHEDULES))
-    milestones: Sequence[float] | None = _option("optimization", None, "multi_step: epochs at which to divide by ten")
-    warmup_ratio: float = _option("optimization", 0.05, "share of the steps with a linearly rising learning rate")
-    warmup_steps: int | None = _option("optimization", None, "the same as a number of steps; overrides the share")
-    max_grad_norm: float = _option("optimization", 1.0, "clip the gradient to this global norm")
+    # Optimization
+    train_images: int | None = _option(None, "length of the training in images seen")
+    epochs: float | None = _option(None, "length of the training in epochs; this or --train-images")
+    batch_size: int = _option(2, "images per forward pass and process")
+    gradient_accumulation: int = _option(1, "forward passes per step")
+    learning_rate: float = _option(1e-3, "peak learning rate of AdamW")
+    backbone_lr_factor: float = _option(1.0, "learning rate of the backbone relative to the rest")
+    weight_decay: float = _option(1e-4, "weight decay of AdamW")
+    decay_norms: bool = _option(True, "weight decay also on biases and normalization layers")
+    adam_beta2: float = _option(0.99, "decay of AdamW's second moment; 0.999 for long trainings")
+    schedule: Literal["cosine", "linear", "constant_with_warmup", "multi_step"] = _option(
+        "cosine", "learning rate after warm-up"
+    )
+    milestones: list[float] | None = field(
+        default=None, metadata={"help": "multi_step: epochs at which to divide by ten"}
+    )
+    warmup_ratio: float = _option(0.05, "share of the steps with a linearly rising learning rate")
+    warmup_steps: int | None = _option(None, "the same as a number of steps; overrides the share")
+    max_grad_norm: float = _option(1.0, "clip the gradient to this global norm")
     ema_decay: float | None = _option(
-        "optimization", None, "average the weights with this decay, such as 0.999, and evaluate and save the average"
+        None, "average the weights with this decay, such as 0.999, and evaluate and save the average"
     )
-    max_bad_steps: int = _option("optimization", 20, "stop after this many steps in a row without a finite gradient")
+    max_bad_steps: int = _option(20, "stop after this many steps in a row without a finite gradient")
 
-    eval_every: int = _option("evaluation", 0, "steps between evaluations; 0 evaluates at the end only")
-    eval_every_epochs: float | None = _option("evaluation", None, "epochs between evaluations")
-    eval_batch_size: int = _option("evaluation", 8, "images per forward pass and process")
-    patience: int | None = _option("evaluation", None, "stop after this many evaluations without a better AP")
+    # Evaluation and checkpoints
+    eval_every: int = _option(0, "steps between evaluations; 0 evaluates at the end only")
+    eval_every_epochs: float | None = _option(None, "epochs between evaluations")
+    eval_batch_size: int = _option(8, "images per forward pass and process in an evaluation")
+    patience: int | None = _option(None, "stop after this many evaluations without a better AP")
+    save_every: int = _option(500, "steps between checkpoints for --resume; 0 for none")
+    save_total_limit: int = _option(2, "checkpoints to keep")
+    resume: bool = _option(False, "go on from the last good checkpoint in the output folder")
 
-    save_every: int = _option("checkpoints", 500, "steps between checkpoints for --resume; 0 for none")
-    save_total_limit: int = _option("checkpoints", 2, "checkpoints to keep")
-    resume: bool = _option("checkpoints", False, "go on from the last good checkpoint in the output folder")
-
-    mixed_precision: str = _option("machine", "no", ", ".join(PRECISIONS))
-    gradient_checkpointing: bool = _option("machine", False, "recompute the stages backward: less memory, more time")
-    timeout: float = _option(
-        "machine", 1800.0, "seconds after which several processes stop if one of them does not answer"
-    )
-    compile: str | None = _option("machine", None, "torch.compile backbone and stages with this backend: inductor")
-    cpu: bool = _option("machine", False, "use the CPU even if there is an accelerator")
-    seed: int = _option("machine", 0, "seed of weights, order and augmentation")
-    log_every: int = _option("machine", 50, "steps between lines of metrics.jsonl")
-    report_to: str | None = _option("machine", None, "trackers of Accelerate: tensorboard, wandb, trackio; by commas")
-    debug: bool = _option("machine", False, "show the traceback of an error")
+    # The machine
+    mixed_precision: Literal["no", "bf16", "fp16"] = _option("no", "lower precision of the forward pass")
+    gradient_checkpointing: bool = _option(False, "recompute the stages backward: less memory, more time")
+    timeout: float = _option(1800.0, "seconds after which several processes stop if one of them does not answer")
+    compile: str | None = _option(None, "torch.compile backbone and stages with this backend: inductor")
+    cpu: bool = _option(False, "use the CPU even if there is an accelerator")
+    seed: int = _option(0, "seed of weights, order and augmentation")
+    log_every: int = _option(50, "steps between lines of metrics.jsonl")
+    report_to: str | None = _option(None, "trackers of Accelerate: tensorboard, wandb, trackio; by commas")
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
-        """Raise ValueError naming the first field whose value makes no sense."""
+        for name, hint in _HINTS.items():
+            value = _typed(getattr(self, name), hint, f"TrainConfig.{name}")
+            setattr(self, name, value)
+            if not isinstance(value, int | float):
+                continue
+            if name in _POSITIVE and not 0 < value < math.inf:
+                raise ValueError(f"TrainConfig.{name}={value} must be greater than 0.")
+            if name in _NOT_NEGATIVE and not 0 <= value < math.inf:
+                raise ValueError(f"TrainConfig.{name}={value} must not be negative.")
+            if name in _SHARES and not 0 <= value < 1:
+                raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
         if not self.data:
             raise ValueError("TrainConfig.data is empty; give --data: a COCO-format folder or a data set of the Hub.")
         if self.model is not None and self.warm_start is not None:
@@ -130,35 +162,161 @@ class TrainConfig:
             raise ValueError("Give milestones (epochs) with schedule='multi_step', and with no other schedule.")
         if self.milestones is not None and self.epochs is None:
             raise ValueError("TrainConfig.milestones are epochs; set the length of the training by epochs, too.")
-        if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"TrainConfig.milestones={list(self.milestones)} must be ascending.")
+        if self.milestones is not None and self.milestones != sorted(set(self.milestones)):
+            raise ValueError(f"TrainConfig.milestones={self.milestones} must be ascending.")
         if self.epoch_images is not None and not self.streaming:
             raise ValueError("TrainConfig.epoch_images is for a stream; leave it out, or set streaming.")
-        self._check_ranges()
-        choices = {"schedule": SCHEDULES, "mixed_precision": PRECISIONS, "augmentation": AUGMENTATIONS}
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"TrainConfig.{name}={shown(getattr(self, name))}; choose one of {', '.join(values)}.")
-
-    def _check_ranges(self) -> None:
-        positive = (
-            *("batch_size", "learning_rate", "max_grad_norm", "scale_min", "log_every", "train_images", "epochs"),
-            *("gradient_accumulation", "max_bad_steps", "eval_every_epochs", "eval_batch_size", "patience"),
-            *("save_total_limit", "epoch_images", "shuffle_buffer", "timeout"),
-        )
-        for name in positive:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"TrainConfig.{name}={value} must be greater than 0.")
-        for name in ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"TrainConfig.{name}={value} must not be negative.")
-        for name in ("warmup_ratio", "ema_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value < 1.0:
-                raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML."""
         return dataclasses.asdict(self)
+
+
+_HINTS = get_type_hints(TrainConfig)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a field of this type has it: a number for 1e-4, which YAML takes for a text, and a float for 12."""
+    kinds = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in kinds:
+        return None
+    kind, parts = get_origin(kinds[0]) or kinds[0], get_args(kinds[0])
+    if kind is list and isinstance(value, list | tuple):
+        return [_typed(entry, parts[0], where) for entry in value]
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)
+    elif kind is Literal:
+        if value in parts:
+            return value
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    wanted = f"one of {', '.join(parts)}" if kind is Literal else f"of type {kind.__name__}"
+    raise ValueError(f"{where} is {shown(value)}, but must be {wanted}.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `drmm train`; what was not given is not in its namespace, so that a recipe can fill it."""
+    options = HfArgumentParser(
+        [TrainConfig],  # type: ignore[list-item]
+        usage="%(prog)s [--recipe NAME] --data FOLDER [options]",
+        description="Train or fine-tune a detector.",
+        formatter_class=argparse.HelpFormatter,
+        conflict_handler="resolve",
+        allow_abbrev=False,
+    )
+    options.add_argument("--config", nargs="+", metavar="NAME=VALUE", help="such as objective=nll mcm_weight=1.0")
+    options.add_argument(
+        "--recipe",
+        help="settings to start from: " + ", ".join(recipe_names()) + ", or a YAML file such as OUTPUT/recipe.yaml",
+    )
+    for action in options._actions:
+        if action.default not in (None, "", False, argparse.SUPPRESS):
+            action.help = f"{action.help} (default: {action.default})"
+        action.default = argparse.SUPPRESS
+    return options
+
+
+def parse_config(argv: Sequence[str]) -> TrainConfig:
+    """The settings from command-line words.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_recipe` and `TrainConfig`.
+        SystemExit: an unknown option, as argparse does it.
+    """
+    return config_from(parser().parse_args(argv))
+
+
+def config_from(arguments: argparse.Namespace) -> TrainConfig:
+    """The settings from what `parser` has read: the options over those of `--recipe` if there is one."""
+    given = {name: value for name, value in vars(arguments).items() if name in _HINTS}
+    if "config" in given:
+        given["config"] = dict(map(_assignment, given["config"]))
+    recipe = read_recipe(arguments.recipe) if "recipe" in arguments else {}
+    return TrainConfig(**_merged(recipe, given))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value is read as YAML, so 1.0, true and [location] are what they look like."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise ValueError(f"--config {text}: write NAME=VALUE, such as objective=nll.")
+    try:
+        content = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {text}: the value cannot be read as YAML.") from error
+    if isinstance(content, str):
+        with contextlib.suppress(ValueError):  # 1e-4 is a text in YAML
+            content = float(content)
+    return name.strip(), content
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `over` where it has them, else those of `base`; `config` is merged field by field."""
+    given = {name for name, value in over.items() if value is not None}
+    dropped = {rival for name, rival in _RIVALS if name in given and rival not in over}
+    if over.get("schedule", "multi_step") != "multi_step":
+        dropped.add("milestones")
+    fields = {name: value for name, value in base.items() if name not in dropped} | dict(over)
+    if "config" in given and base.get("config"):
+        fields["config"] = {**base["config"], **over["config"]}
+    return fields
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    names = (path.name.removesuffix(".yaml") for path in _RECIPES.iterdir() if path.name.endswith(".yaml"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def read_recipe(source: str) -> dict[str, Any]:
+    """Fields of `TrainConfig` from a recipe of the package or a YAML file, over those of its `base`.
+
+    Args:
+        source: name of a recipe, or path of a file; whatever has a slash or ends in .yaml or .yml is a path. `base` in
+            a recipe is another such name or path.
+
+    Raises:
+        FileNotFoundError: no such recipe or file; the message lists the nearest names.
+        ValueError: not YAML, an unknown field (with the nearest name), or a value of another type.
+    """
+    return _read_recipe(source, ())
+
+
+def _read_recipe(source: str, above: tuple[str, ...]) -> dict[str, Any]:
+    where = f"--recipe {source}"
+    if source in above:
+        raise ValueError(f"{where}: is its own base")
+    try:
+        content = yaml.safe_load(_recipe_text(source))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # a date of month 13, a list as a key, ...
+        raise ValueError(f"{where}: not valid YAML: {str(error)[:500]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}: holds no fields; write lines such as `epochs: 12`")
+    base = content.pop("base", None)
+    known = [name for name in _HINTS if name not in _NOT_IN_RECIPES]
+    fields = {}
+    for name, value in content.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
+            raise ValueError(f"{where}: unknown field {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        fields[name] = _typed(value, _HINTS[name], f"{where}: field {name!r}")
+    return fields if base is None else _merged(_read_recipe(str(base), (*above, source)), fields)
+
+
+def _recipe_text(source: str) -> str:
+    if "/" in source or source.endswith((".yaml", ".yml")):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"--recipe {source}: no such file")
+        return Path(source).read_text(encoding="utf-8")
+    path = _RECIPES / f"{source}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(source, recipe_names(), n=3, cutoff=0.3) or recipe_names()
+        raise FileNotFoundError(f"There is no recipe {source!r}. Nearest: {', '.join(near)}.")
+    return path.read_text(encoding="utf-8")
+
+
+def write_recipe(config: TrainConfig, path: Path) -> None:
+    """The resolved settings as a recipe that repeats the run."""
+    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_IN_RECIPES}
+    write_text(path, yaml.safe_dump(fields, sort_keys=False))

@@ -1,34 +1,43 @@
-"""The training loop: a COCO-format data set to a saved, measured detector, through Accelerate."""
+"""The training loop: a data set to a saved, measured detector, through Accelerate."""
 
 import contextlib
 import json
 import logging
 import math
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from accelerate.utils import send_to_device, set_seed
+import torch
+from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from ..evaluation import evaluate_detections, predict_dataset
+from ..files import write_json
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
-from .batches import normalize
 from .checkpoints import Checkpoints
-from .config import TrainConfig
-from .evaluation_loop import evaluate_model
-from .faults import Interrupts, TrainingStopped, batch_advice, explained_faults
-from .loss_scale import batch_weights
-from .metrics_log import MetricsLog, RunningMean
-from .optimization import StepGuard, WeightAverage, build_optimizer, build_schedule
-from .options import write_recipe
-from .resume import checkpoint_to_resume, prepare_output, run_identity
-from .setup import build_accelerator, build_model, build_transform, number_of_steps, open_source
+from .config import TrainConfig, write_recipe
+from .optim import StepGuard, batch_weights, build_optimizer, build_schedule, weight_average
+from .setup import build_accelerator, build_model, build_transform, open_data
 
 logger = logging.getLogger(__name__)
+
+_LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
+# Fields of a model's configuration that say nothing about what is trained; classes have a field of their own.
+_NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
+
+
+class TrainingStopped(ValueError):
+    """The training cannot go on; the message says why and what to change."""
 
 
 @dataclass
@@ -55,176 +64,197 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         FileNotFoundError, ValueError: the data, the settings or the checkpoint are wrong; the message names the file or
             field. Nothing is written before the data have been read.
-        TrainingStopped: too many steps without a finite gradient, too many unreadable images, a dead worker or
-            process, or no memory.
+        TrainingStopped: too many steps without a finite gradient, too many unreadable images, a lost process, or no
+            memory.
         KeyboardInterrupt: Ctrl-C; a training of one process finishes its step and writes a checkpoint first.
-        OSError: a checkpoint cannot be written; the previous one is intact.
+        OSError: a process that reads images has died, or a checkpoint cannot be written; the previous one is intact.
     """
-    return _Training(config).run()
+    training = _Training(config)
+    training.prepare()
+    with training.explained_faults():
+        training.optimize()
+        return training.finish()
 
 
 class _Training:
-    """One call of `train`."""
+    """One call of `train`: `progress` is all that a resumed run needs besides weights, optimizer and schedule."""
 
     def __init__(self, config: TrainConfig):
         self.config = config
         self.accelerator = build_accelerator(config)
         set_seed(config.seed)
         # Read everything that can be wrong before the minutes of training.
-        self.source = open_source(config, self.accelerator)
-        self.eval_dataset = self.source.evaluation_dataset() if config.eval_split else None
-        self.model, self.processor = build_model(config, self.source)
+        self.data = open_data(config, self.accelerator)
+        epoch_images = self.data.epoch_images
+        self.eval_dataset = self.data.evaluation_dataset() if config.eval_split else None
+        self.model, self.processor = build_model(config, self.data.id2label, self.data.label2id)
+        self.transform = build_transform(config, self.data.landscape_share, self.processor)
+        self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
+        self.steps_per_epoch = (epoch_images or math.nan) / self.images_per_step
+        images = config.train_images or (config.epochs or 0) * (epoch_images or 0)
+        self.num_steps = max(1, round(images / self.images_per_step))
+        self.eval_steps = self._evaluation_steps()
+        self.output = Path(config.output)
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
+        self.progress: dict[str, Any] = {
+            "step": 0,
+            "train_seconds": 0.0,
+            "best": {},
+            "evaluations_without_gain": 0,
+            "bad_steps": 0,
+            "unreadable_images": [],
+            "position": None,
+        }
+        self.average: AveragedModel | None = None
+        self.doing = "while reading the first images: lower --num-workers or --shuffle-buffer"
+
+    @property
+    def trained_model(self) -> DrmmForObjectDetection:
+        """What is evaluated and saved: the model, or the average of its weights."""
+        return self.model if self.average is None else cast(DrmmForObjectDetection, self.average.module)
+
+    def prepare(self) -> None:
+        """The output folder, and everything that Accelerate wraps, at the beginning or where a checkpoint says."""
+        config, accelerator = self.config, self.accelerator
+        finished = self.output / "metrics.json"
+        resumed = self.checkpoints.to_resume(self._identity()) if config.resume else None
+        if not config.resume and self.checkpoints.paths() and not finished.is_file():
+            raise ValueError(
+                f"{self.checkpoints.folder}: an unfinished training has left checkpoints here; add --resume to go on "
+                "with it, or choose another --output."
+            )
+        accelerator.wait_for_everyone()  # every process has looked before anything is changed
+        if accelerator.is_main_process:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if resumed is None:  # what would make a new run look finished or resumable
+                self.checkpoints.clear()
+                finished.unlink(missing_ok=True)
+            write_recipe(config, self.output / "recipe.yaml")
+        optimizer = build_optimizer(self.model, config)
+        schedule = build_schedule(optimizer, config, self.num_steps, self.steps_per_epoch)
         if config.gradient_checkpointing:
             # transformers has renamed it
             getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)()
-        self.transform = build_transform(config, self.source, self.processor)
-        self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
-        self.num_steps = number_of_steps(config, self.source.epoch_images, self.images_per_step)
-        self.output = Path(config.output)
-        self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
-        self.best: dict[str, float] = {}
-        self.evaluations_without_gain = 0
-        self.unreadable: dict[str, None] = {}
-        self.bad_steps = 0
-        self.current: list[dict[str, Any]] | None = None  # batches of the step, [] in an evaluation
-
-    def run(self) -> TrainResult:
-        self.identity = run_identity(self.model, self.source, self.config, self.images_per_step)
-        resumed = checkpoint_to_resume(self.checkpoints, self.output, self.identity, self.config.resume)
-        self.accelerator.wait_for_everyone()  # every process has looked before anything is changed
-        if self.accelerator.is_main_process:
-            prepare_output(self.output, self.checkpoints, keep=resumed is not None)
-            write_recipe(self.config, self.output / "recipe.yaml")
-        optimizer = build_optimizer(self.model, self.config)
-        schedule = build_schedule(optimizer, self.config, self.num_steps, self._steps_of_epochs(1))
-        if self.config.compile:
-            self.model.model.compile(backend=self.config.compile, dynamic=True)
-        self.prepared, self.optimizer, self.schedule = self.accelerator.prepare(self.model, optimizer, schedule)
-        self.average = None
-        if self.config.ema_decay is not None:
-            self.average = WeightAverage(self.model, self.config.ema_decay)
-        first_step, seconds, position = 0, 0.0, None
+        if config.compile:
+            self.model.model.compile(backend=config.compile, dynamic=True)
+        self.prepared, self.optimizer, self.schedule = accelerator.prepare(self.model, optimizer, schedule)
+        if config.ema_decay is not None:
+            self.average = weight_average(self.model, config.ema_decay)
         if resumed is not None:
             path, progress = resumed
-            self.checkpoints.load(path, self.accelerator, self.average)
-            first_step, seconds, position = progress["step"], progress["train_seconds"], progress.get("position")
-            self.best, self.bad_steps = progress["best"], progress["bad_steps"]
-            self.evaluations_without_gain = progress["evaluations_without_gain"]
-            self.unreadable = dict.fromkeys(progress.get("unreadable_images", ()))
-        started = time.perf_counter() - seconds
-        with explained_faults(self.config, self.accelerator.num_processes, self._memory_use):
-            steps = self._optimize(first_step, position, started)
-            return self._finish(steps, round(time.perf_counter() - started, 1))
+            self.checkpoints.load(path, accelerator, self.average)
+            self.progress = {name: progress[name] for name in self.progress}
+        if accelerator.is_main_process:
+            _keep_lines(self.output / "metrics.jsonl", self.progress["step"])
+        if accelerator.log_with:
+            plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in config.to_dict().items()}
+            accelerator.init_trackers("drmm-hf", config=plain)
 
-    def _memory_use(self) -> str:
-        """What is being computed, and what would make it smaller."""
-        if self.current is None:
-            return "while reading the first images: lower --num-workers or --shuffle-buffer"
-        if not self.current:
-            return f"while evaluating: lower --eval-batch-size (now {self.config.eval_batch_size})"
-        return batch_advice(self.config, self.current, self.model.config)
-
-    def _steps_of_epochs(self, epochs: float) -> float:
-        return epochs * (self.source.epoch_images or math.nan) / self.images_per_step
-
-    def _optimize(self, first_step: int, position: Any, started: float) -> int:
-        """Train from `first_step` on; the number of steps that were done at the end."""
-        config, accelerator = self.config, self.accelerator
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        guard = StepGuard(inner, accelerator.device, self.model)
-        self.prepared.train()
-        log = MetricsLog(self.output / "metrics.jsonl", first_step, accelerator, config.to_dict())
-        batches = self.source.batches(self.transform, first_step, position)
-        eval_steps = self._evaluation_steps()
+    def optimize(self) -> None:
+        """Train to the last step, or until nothing gets better."""
+        config, progress, accelerator = self.config, self.progress, self.accelerator
+        first_step, started = progress["step"], time.perf_counter() - progress["train_seconds"]
+        guard = StepGuard(getattr(self.optimizer, "optimizer", self.optimizer), accelerator.device, self.model)
+        batches = self.data.batches(self.transform, first_step, progress["position"])
+        window: list[dict[str, Tensor]] = []
+        window_start = time.perf_counter()
         main = accelerator.is_main_process
         bar = tqdm(total=self.num_steps, initial=first_step, desc="training", unit="step", disable=not main)
         # of several processes, each would stop at another step
-        interrupts = Interrupts().held(accelerator.num_processes == 1)
-        window, window_start = RunningMean(), time.perf_counter()
-        step = first_step
-        with contextlib.closing(bar), contextlib.closing(log), interrupts as ctrl_c:
+        with bar, _interrupts_held(accelerator.num_processes == 1) as interrupted:
+            self.prepared.train()
             for step in range(first_step + 1, self.num_steps + 1):
-                self.current = self._next_batches(batches)
-                window.add(*self._step(self.current, guard))
+                window.append(self._step(batches, guard))
+                progress["step"] = step
                 bar.update()
                 if step % config.log_every == 0 or step == self.num_steps:
-                    rate = window.count * self.images_per_step / (time.perf_counter() - window_start)
-                    line: dict[str, Any] = self._means(window)
-                    line |= {"learning_rate": self.schedule.get_last_lr()[0], "images_per_second": round(rate, 2)}
-                    self._stop_if_diverged(guard, step)
-                    bar.set_postfix(loss=f"{line['loss']:.3f}" if line["loss"] is not None else "nan", refresh=False)
-                    log.write(step, line)
-                    window, window_start = RunningMean(), time.perf_counter()
-                if step in eval_steps and step < self.num_steps:
-                    if self._evaluate_and_keep_best(step, log):
+                    rate = len(window) * self.images_per_step / (time.perf_counter() - window_start)
+                    line = self._means(window) | {"learning_rate": self.schedule.get_last_lr()[0]}
+                    self._stop_if_diverged(guard)
+                    self._log(line | {"images_per_second": round(rate, 2)})
+                    bar.set_postfix(loss=line["loss"], refresh=False)
+                    window, window_start = [], time.perf_counter()
+                if step in self.eval_steps and step < self.num_steps:
+                    metrics = self._evaluate()
+                    self._log({name: value for name, value in metrics.items() if not isinstance(value, str)})
+                    self._keep_best(metrics)
+                    if progress["evaluations_without_gain"] >= (config.patience or math.inf):
                         break
                     window_start = time.perf_counter()
-                due = step % config.save_every == 0 or step == self.num_steps if config.save_every else False
-                if due or (config.save_every and ctrl_c.pending):
-                    self._save_checkpoint(step, time.perf_counter() - started)
-                if ctrl_c.pending:
+                progress["train_seconds"] = round(time.perf_counter() - started, 1)
+                due = config.save_every and (step % config.save_every == 0 or step == self.num_steps)
+                if due or (config.save_every and interrupted.is_set()):
+                    progress |= {"position": self.data.position(), "identity": self._identity()}
+                    self.checkpoints.save(accelerator, progress, self.average)
+                if interrupted.is_set():
                     raise KeyboardInterrupt(f"after step {step}")
-        return step
+        progress["train_seconds"] = round(time.perf_counter() - started, 1)
 
-    def _next_batches(self, batches: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The batches of the next step."""
-        step_batches = [next(batches) for _ in range(self.config.gradient_accumulation)]
-        for batch in step_batches:
-            self._note_unreadable(batch.pop("skipped"))
-        return step_batches
-
-    def _step(self, batches: list[dict[str, Any]], guard: StepGuard) -> tuple[dict[str, Tensor], Tensor]:
-        """One step of the optimizer; the loss and its terms, and whether the step was skipped (1 or 0)."""
-        values = self._forward_backward(batches)
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+    def _step(self, batches: Iterator[dict[str, Any]], guard: StepGuard) -> dict[str, Tensor]:
+        """One step of the optimizer; its loss and terms, its gradient norm, and `bad`, 1 if it was skipped, else 0."""
+        config, accelerator = self.config, self.accelerator
+        step_batches = [next(batches) for _ in range(config.gradient_accumulation)]
+        self._note_unreadable([message for batch in step_batches for message in batch["skipped"]])
+        self.doing = self._sizes(step_batches)
+        weights = batch_weights(accelerator, step_batches, self.model.config)
+        values: dict[str, Tensor] = {}
+        for turn, (batch, weight) in enumerate(zip(step_batches, weights, strict=True), 1):
+            inputs = self.processor.preprocess(
+                images=batch["images"],
+                annotations=batch["annotations"],
+                do_resize=False,
+                return_tensors="pt",
+                device=accelerator.device,
+            )
+            last = turn == len(step_batches)
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
+                outputs = self.prepared(**inputs)
+                accelerator.backward(outputs.loss * weight)
+            for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+                values[name] = values.get(name, 0.0) + value.detach() * weight
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         bad = guard.check(norm)
-        if self.config.mixed_precision == "fp16":  # there the GradScaler skips them
+        if config.mixed_precision == "fp16":  # there the GradScaler skips them
             guard.disarm()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         if self.average is not None:
-            self.average.update(self.model)
-        return {**values, "grad_norm": norm}, bad
+            self.average.update_parameters(self.model)
+        return {**values, "grad_norm": norm, "bad": bad}
 
-    def _note_unreadable(self, messages: list[str]) -> None:
-        for message in messages:
-            if message not in self.unreadable:
-                self.unreadable[message] = None
-                logger.warning("training image replaced: %s", message)
-        if len(self.unreadable) > self.config.max_bad_images:
-            raise TrainingStopped(
-                f"{len(self.unreadable)} training images cannot be read, more than --max-bad-images "
-                f"{self.config.max_bad_images}: {'; '.join(self.unreadable)}"
-            )
-
-    def _forward_backward(self, batches: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Gradients of one step; its loss and terms, detached."""
-        weights = batch_weights(self.accelerator, batches, self.model.config)
-        values: dict[str, Tensor] = {}
-        for turn, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            last = turn == len(batches) - 1
-            batch = send_to_device(batch, self.accelerator.device, non_blocking=True)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.prepared):
-                mask = batch["pixel_mask"]
-                pixels = normalize(batch["image"], mask, self.processor.image_mean, self.processor.image_std)
-                outputs = self.prepared(pixel_values=pixels, pixel_mask=mask, labels=batch["labels"])
-                loss = outputs.loss * weight
-                self.accelerator.backward(loss)
-            for name, value in {"loss": loss, **{k: v * weight for k, v in outputs.loss_dict.items()}}.items():
-                values[name] = values.get(name, 0.0) + value.detach()
-        return values
-
-    def _means(self, window: RunningMean) -> dict[str, float | None]:
-        names, means = window.take()
-        if self.accelerator.num_processes > 1:
-            means = self.accelerator.reduce(means, "mean")
-        numbers = means.tolist()
+    def _means(self, window: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
+        """Means over the steps with a finite gradient and over the processes; None where there is none."""
+        *names, _ = window[0]
+        table = torch.stack([torch.stack([value.float() for value in step.values()]) for step in window])
+        means = table[table[:, -1] == 0, :-1].mean(dim=0)
+        numbers = self.accelerator.reduce(means, "mean").tolist()
         return {n: round(v, 5) if math.isfinite(v) else None for n, v in zip(names, numbers, strict=True)}
 
-    def _stop_if_diverged(self, guard: StepGuard, step: int) -> None:
+    def _log(self, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; the numbers in it go to the trackers as well."""
+        step = self.progress["step"]
+        if self.accelerator.is_main_process:
+            with (self.output / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
+
+    def _note_unreadable(self, messages: Sequence[str]) -> None:
+        known = self.progress["unreadable_images"]
+        for message in messages:
+            if message not in known:
+                known.append(message)
+                logger.warning("training image replaced: %s", message)
+        if len(known) > self.config.max_bad_images:
+            raise TrainingStopped(
+                f"{len(known)} training images cannot be read, more than --max-bad-images "
+                f"{self.config.max_bad_images}: {'; '.join(known)}"
+            )
+
+    def _stop_if_diverged(self, guard: StepGuard) -> None:
         bad, longest = guard.take()
-        self.bad_steps += bad
+        self.progress["bad_steps"] += bad
+        step = self.progress["step"]
         if bad and self.accelerator.is_main_process:
             logger.warning("step %d: %d steps without a finite gradient were skipped", step, bad)
         if longest >= self.config.max_bad_steps:
@@ -241,79 +271,145 @@ class _Training:
         every = self.config.eval_every
         steps = set(range(every, self.num_steps + 1, every)) if every else set()
         if self.config.eval_every_epochs:
-            stride = self._steps_of_epochs(self.config.eval_every_epochs)
+            stride = self.steps_per_epoch * self.config.eval_every_epochs
             steps |= {max(1, round(stride * i)) for i in range(1, int(self.num_steps / stride) + 1)}
         return steps
 
-    def _trained_model(self) -> DrmmForObjectDetection:
-        return self.model if self.average is None else self.average.model
-
-    def _evaluate(self, results: Path) -> dict[str, Any]:
+    def _evaluate(self) -> dict[str, Any]:
+        """COCO numbers and ECE (paper Eq. 9) on every process; the detections go to results.json."""
         assert self.eval_dataset is not None
-        self.current = []
-        return evaluate_model(
-            self.accelerator,
-            self._trained_model(),
+        self.doing = f"while evaluating: lower --eval-batch-size (now {self.config.eval_batch_size})"
+        results = predict_dataset(
+            self.trained_model,
             self.processor,
             self.eval_dataset,
-            results,
+            accelerator=self.accelerator,
             batch_size=self.config.eval_batch_size,
             num_workers=self.config.num_workers,
+            progress=self.accelerator.is_main_process,
         )
+        metrics: dict[str, Any] = {}
+        if self.accelerator.is_main_process:
+            write_json(self.output / "results.json", results)
+            report = evaluate_detections(self.eval_dataset.annotations_path, results)
+            metrics = {name: round(value, 4) for name, value in report.metrics.items()}
+            for name, calibration in zip(("ECE", "D-ECE"), report.calibration, strict=True):
+                metrics[name] = round(calibration.ece, 4) if math.isfinite(calibration.ece) else None
+                metrics[f"{name}_settings"] = calibration.settings
+        return broadcast_object_list([metrics])[0]
 
-    def _evaluate_and_keep_best(self, step: int, log: MetricsLog) -> bool:
-        """Evaluate in the middle of the training; True if it should stop early."""
-        metrics = self._evaluate(self.output / "results.json")
-        log.write(step, {k: v for k, v in metrics.items() if not isinstance(v, str)})
-        self._keep_best(metrics, step)
-        patience = self.config.patience
-        return patience is not None and self.evaluations_without_gain >= patience
-
-    def _keep_best(self, metrics: dict[str, Any], step: int) -> None:
-        self.evaluations_without_gain += 1
-        if metrics["AP"] > self.best.get("AP", -2.0):
-            self.best, self.evaluations_without_gain = {"AP": metrics["AP"], "step": step}, 0
+    def _keep_best(self, metrics: Mapping[str, Any]) -> None:
+        self.progress["evaluations_without_gain"] += 1
+        if metrics["AP"] > self.progress["best"].get("AP", -2.0):
+            self.progress["best"] = {"AP": metrics["AP"], "step": self.progress["step"]}
+            self.progress["evaluations_without_gain"] = 0
             self._save_model(self.output / "best")
 
     def _save_model(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
-            self._trained_model().save_pretrained(folder)
+            self.trained_model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
-    def _save_checkpoint(self, step: int, seconds: float) -> None:
-        progress = {
-            "identity": self.identity,
-            "train_seconds": round(seconds, 1),
-            "best": self.best,
-            "evaluations_without_gain": self.evaluations_without_gain,
-            "bad_steps": self.bad_steps,
-            "unreadable_images": list(self.unreadable),
-            "position": self.source.position(),
-        }
-        self.checkpoints.save(self.accelerator, step, progress, self.average)
-
-    def _finish(self, steps: int, seconds: float) -> TrainResult:
-        metrics: dict[str, Any] = {
-            "train_seconds": seconds,
-            "train_steps": steps,
-            "train_images": steps * self.images_per_step,
-            "seed": self.config.seed,
-            "bad_steps": self.bad_steps,
-        }
-        model_dir = self.output / "model"
+    def finish(self) -> TrainResult:
+        """Save and evaluate what has been trained."""
+        progress, model_dir = self.progress, self.output / "model"
         self._save_model(model_dir)
-        if self.eval_dataset is not None:
-            final = self._evaluate(self.output / "results.json")
-            if self._evaluation_steps():
-                self._keep_best(final, steps)
-                metrics |= {"best_AP": self.best["AP"], "best_step": self.best["step"]}
-            metrics = {**final, **metrics}
-        if self.unreadable:
-            metrics["unreadable_images"] = list(self.unreadable)
+        metrics = {} if self.eval_dataset is None else self._evaluate()
+        metrics |= {
+            "train_seconds": progress["train_seconds"],
+            "train_steps": progress["step"],
+            "train_images": progress["step"] * self.images_per_step,
+            "seed": self.config.seed,
+            "bad_steps": progress["bad_steps"],
+        }
+        if self.eval_steps:
+            self._keep_best(metrics)
+            metrics |= {"best_AP": progress["best"]["AP"], "best_step": progress["best"]["step"]}
+        if progress["unreadable_images"]:
+            metrics["unreadable_images"] = progress["unreadable_images"]
         if self.accelerator.is_main_process:
-            (self.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            write_json(self.output / "metrics.json", metrics)
         self.accelerator.wait_for_everyone()
         # not end_training(), which also ends the process group: a program may train again
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        return TrainResult(model_dir, metrics, self._trained_model(), self.processor)
+        return TrainResult(model_dir, metrics, self.trained_model, self.processor)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one before, as plain values."""
+        fields = json.loads(json.dumps(self.model.config.to_dict()))
+        return {
+            "images_per_step": self.images_per_step,
+            "seed": self.config.seed,
+            **self.data.identity(),
+            "classes": {str(label): name for label, name in self.data.id2label.items()},
+            "ema_decay": self.config.ema_decay,
+            **{f"config.{name}": fields[name] for name in sorted(fields) if name not in _NOT_THE_MODEL},
+        }
+
+    def _sizes(self, batches: Sequence[Mapping[str, Any]]) -> str:
+        """What a step computes, and what would make it smaller."""
+        config, model = self.config, self.model.config
+        height, width = (max(image.shape[axis] for b in batches for image in b["images"]) for axis in (-2, -1))
+        objects = max(len(image["annotations"]) for b in batches for image in b["annotations"])
+        advice = ["lower --batch-size and raise --gradient-accumulation as much"] if config.batch_size > 1 else []
+        if not config.gradient_checkpointing:
+            advice.append("add --gradient-checkpointing")
+        if config.mixed_precision == "no":
+            advice.append("add --mixed-precision bf16")
+        advice += ["lower --config num_proposals", "use smaller images"]
+        return (
+            f"on a batch of {config.batch_size} images of up to {height}x{width} pixels with up to {objects} objects, "
+            f"with {model.num_proposals} proposals in {model.num_stages} stages: {', or '.join(advice)}"
+        )
+
+    @contextlib.contextmanager
+    def explained_faults(self) -> Iterator[None]:
+        """Turn no memory and a lost process into a `TrainingStopped` that says what to do."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:300]
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error):
+                raise TrainingStopped(f"Out of memory {self.doing}; then go on with --resume. ({reason})") from error
+            if self.accelerator.num_processes > 1 and any(word in reason.lower() for word in _LOST):
+                raise TrainingStopped(
+                    f"Another process of this training was lost, or did not answer within --timeout "
+                    f"{self.config.timeout:g} seconds; its own log says why. Start all of them again with --resume. "
+                    f"({reason})"
+                ) from error
+            raise
+
+
+@contextlib.contextmanager
+def _interrupts_held(hold: bool) -> Iterator[threading.Event]:
+    """Ctrl-C only sets the event, so that the step can end and a checkpoint be written; the second one does not wait.
+
+    Nothing is held outside of the main thread, where signals cannot be handled.
+    """
+    pressed = threading.Event()
+
+    def note(*_: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+
+    if not hold or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _keep_lines(path: Path, last_step: int) -> None:
+    """Drop what a run wrote after the checkpoint from which this one goes on."""
+    kept = []
+    for line in path.read_text().splitlines() if last_step and path.is_file() else []:
+        with contextlib.suppress(ValueError):  # cut off in the middle
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+    path.write_text("".join(kept))

@@ -1,39 +1,93 @@
-"""What a training is made of: model, augmentation, Accelerate, and the length in steps."""
+"""What a training is made of: Accelerate, the data, the model and the augmentation."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import PaperTransform, TrainTransform
+from ..data.loader import TrainingData, open_training_data
+from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection
-from ..presets import processor_fields
-from .batches import canvas_size
+from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .config import TrainConfig
-from .sources import SampleSource, TableSource
-from .streamed_source import StreamedSource
 
 _CACHE_BYTES = 1 << 30
-_SHARDING = {
-    "FSDP": "ACCELERATE_USE_FSDP",
-    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
-    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
-}
-"""What Accelerate's launcher sets in the environment."""
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # what Accelerate's launcher sets as ACCELERATE_USE_...
 
 
-def build_model(config: TrainConfig, source: SampleSource) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """Accelerate's state for these settings.
+
+    Raises:
+        ValueError: a tracker that is unknown or not installed; or Accelerate's launcher was told to divide the model
+            among the processes. With FSDP, Accelerate asks the model for its input embeddings, which a detector does
+            not have; on a CPU it would leave the model whole without a word.
+    """
+    for name in _SHARDING:
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise ValueError(
+                f"{name} is chosen in Accelerate's configuration, but this training keeps the whole model in every "
+                "process; leave it out (accelerate launch --multi_gpu --num_processes N scripts/train.py ...): the "
+                "models of this package fit on one device"
+            )
+    trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.cpu,
+        log_with=trackers or None,
+        project_dir=config.output,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+    )
+    if missing := set(trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}:
+        raise ValueError(f"TrainConfig.report_to={config.report_to!r}: not installed; pip install {' '.join(missing)}")
+    return accelerator
+
+
+def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
+    """The training split, as a table or as a stream.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or has no known length where `config` counts in epochs.
+    """
+    data = open_training_data(
+        config.data,
+        config.train_split,
+        eval_split=config.eval_split,
+        accelerator=accelerator,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation,
+        seed=config.seed,
+        num_workers=config.num_workers,
+        id2label=None if config.classes is None else dict(enumerate(config.classes)),
+        streaming=config.streaming,
+        epoch_images=config.epoch_images,
+        shuffle_buffer=config.shuffle_buffer,
+        skip_empty=config.skip_empty_images,
+        by_orientation=config.aspect_ratio_batches,
+        strict=config.max_bad_images == 0,
+    )
+    if data.epoch_images is None and not (config.epochs is None and config.eval_every_epochs is None):
+        raise ValueError(
+            f"{config.data}: nothing tells how many images a stream has, so it has no --epochs or "
+            "--eval-every-epochs; use --train-images and --eval-every, or give --epoch-images as well"
+        )
+    return data
+
+
+def build_model(
+    config: TrainConfig, id2label: Mapping[int, str], label2id: Mapping[str, int]
+) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
-    labels = {"id2label": source.id2label, "label2id": source.label2id}
-    overrides = {**(config.config or {}), **labels}
+    overrides = {**(config.config or {}), "id2label": id2label, "label2id": label2id}
     if config.model is not None:
         return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
     try:
@@ -45,72 +99,27 @@ def build_model(config: TrainConfig, source: SampleSource) -> tuple[DrmmForObjec
         warm_start(model, config.warm_start)
     if config.backbone_weights is not None:
         model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
-    return model, DrmmImageProcessor(**processor_fields(config.preset))
+    # its size is that of the preset, its mean and deviation are those that the backbone knows
+    fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
+    return model, DrmmImageProcessor(**fields)
 
 
-def build_transform(config: TrainConfig, source: SampleSource, processor: DrmmImageProcessor) -> Callable:
+def build_transform(
+    config: TrainConfig, landscape_share: Callable[[], float], processor: DrmmImageProcessor
+) -> TrainTransform | PaperTransform:
     """The augmentation, at the scale at which the processor will show images to the model."""
     if config.augmentation != "affine":
         return PaperTransform(multi_scale=config.augmentation == "multi_scale", horizontal_flip=config.horizontal_flip)
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
+    red, green, blue = (round(255 * value) for value in processor.image_mean)  # about zero for the network
     return TrainTransform(
-        canvas_size(source.landscape_share(), size),
+        canvas_size(landscape_share(), size),
         horizontal_flip=config.horizontal_flip,
         vertical_flip=config.vertical_flip,
         scale_range=(config.scale_min, config.scale_max),
         translate=config.translate,
         color_jitter=config.color_jitter,
+        fill=(red, green, blue),
         cache=config.cache_images,
         cache_bytes=_CACHE_BYTES,
     )
-
-
-def open_source(config: TrainConfig, accelerator: Accelerator) -> SampleSource:
-    """The training split, as a table or as a stream."""
-    return (StreamedSource if config.streaming else TableSource)(config, accelerator)
-
-
-def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Accelerate's state for these settings; a tracker that is not installed is refused here."""
-    trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
-    for name in trackers:
-        check_tracker(name)
-    refuse_sharded_models()
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        cpu=config.cpu,
-        log_with=trackers or None,
-        project_dir=config.output,
-        step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
-    )
-
-
-def refuse_sharded_models() -> None:
-    """Raise ValueError where Accelerate's launcher was told to divide the model among the processes.
-
-    With FSDP, `accelerate` asks the model for its input embeddings, which a detector does not have; on a CPU it would
-    leave the model whole without a word. Evaluation and the saved model are made of the weights of one process.
-    """
-    for name, switch in _SHARDING.items():
-        if os.environ.get(switch, "false").lower() == "true":
-            raise ValueError(
-                f"{name} is chosen in Accelerate's configuration, but this training keeps the whole model in every "
-                "process; leave it out (accelerate launch --multi_gpu --num_processes N scripts/train.py ...): the "
-                "models of this package fit on one device"
-            )
-
-
-def check_tracker(name: str) -> None:
-    """Raise ValueError for a tracker that Accelerate does not know or that is not installed."""
-    known = sorted(str(key) for key in LOGGER_TYPE_TO_CLASS)
-    if name not in known:
-        raise ValueError(f"TrainConfig.report_to={name!r}; choose of {', '.join(known)}.")
-    if name not in [str(tracker) for tracker in get_available_trackers()]:
-        raise ValueError(f"TrainConfig.report_to={name!r}: not installed; pip install {name}")
-
-
-def number_of_steps(config: TrainConfig, epoch_images: int | None, images_per_step: int) -> int:
-    """Optimizer steps of the whole run."""
-    images = config.train_images if config.train_images is not None else (config.epochs or 0) * (epoch_images or 0)
-    return max(1, round(images / images_per_step))

@@ -1,0 +1,1 @@
+"""The suites of `scripts/benchmark.py`, one function each: settings in, tables and figures out."""

@@ -1,0 +1,295 @@
+"""What the tables read off finished runs: one function each, a run to rows."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import saved_memory
+from benchmarks.models import random_labels, training_step
+from drmm_hf import DrmmConfig, DrmmForObjectDetection
+from drmm_hf.evaluation import (
+    CalibrationReport,
+    calibration_report,
+    count_duplicates,
+    evaluate_coco,
+    likelihood_report,
+    nms_sweep,
+    object_calibration_report,
+    part_calibration_report,
+    predict_dataset,
+    ranking_report,
+    split_half_report,
+    suppress,
+)
+from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.complexity import count_complexity
+from drmm_hf.loading import load_detector
+from drmm_hf.presets import processor_fields
+
+from .tables import Context, Measured, Rows, Run, Table
+
+# Table 3 and Fig. 8 do not say their threshold; Fig. 7 has its best at 0.7 to 0.9.
+NMS_IOU = 0.7
+NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+NMS_NONE, NMS_BEST = "without NMS", "best threshold"
+DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+_PARTS = {"class_probability": "p", "objectness": "o", "score": "p·o"}
+# Table 11 gives the memory of two images on a GPU; COCO has 7.3 objects an image.
+_MEMORY_IMAGES, _MEMORY_OBJECTS = 2, 8
+_GIGABYTE = 1e9
+
+
+def measure_table(table: Table, runs: Sequence[Run], context: Context) -> Measured:
+    """Measure the runs of a table; those of other tables' cells are passed over.
+
+    A cell with runs of several learning rates counts with the one of the highest mean AP on the evaluation split, the
+    smaller one of equals.
+    """
+    order = {cell.name: (index, cell) for index, cell in enumerate(table.cells(context.scale))}
+    own = [run for run in runs if run.cell.name in order]
+    # another table may have the same runs under another label
+    own = [Run(order[run.cell.name][1], run.seed, run.learning_rate, run.folder, run.preset) for run in own]
+    own.sort(key=lambda run: (order[run.cell.name][0], run.learning_rate, run.seed))
+    rates: dict[str, dict[float, dict[int, float]]] = {}
+    for run in own:
+        rates.setdefault(run.cell.name, {}).setdefault(run.learning_rate, {})[run.seed] = run.metric("AP")
+    best = {
+        name: max(sorted(scores), key=lambda rate: float(np.mean(list(scores[rate].values()))))
+        for name, scores in rates.items()
+    }
+    chosen = tuple(run for run in own if run.learning_rate == best[run.cell.name])
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for run in chosen:
+        for row, columns in MEASURES[table.measure](run, context).items():
+            for column, value in columns.items():
+                seeds = values.setdefault(row, {}).setdefault(column, {})
+                if math.isfinite(value):
+                    seeds[run.seed] = value
+    return Measured(values, chosen, {name: scores for name, scores in rates.items() if len(scores) > 1})
+
+
+def objectives(run: Run, context: Context) -> Rows:
+    """AP, AP50, AP75, AR100, ECE, duplicates an image and what NMS adds to AP (Table 2 has AP only)."""
+    accuracy = {name: run.metric(name) for name in ("AP", "AP50", "AP75", "AR100", "ECE")}
+    duplicates = count_duplicates(_truth(context), run.results).duplicates_per_image
+    return {run.cell.label: {**accuracy, "duplicates": duplicates, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
+
+
+def merging(run: Run, context: Context) -> Rows:
+    """AP, AR and ECE; for the likelihood alone also with NMS and with winner takes all (Table 3)."""
+    return {
+        row: {name: report[name] for name in ("AP", "AR100", "ECE")} for row, report in _merged(run, context).items()
+    }
+
+
+def accuracy(run: Run, context: Context) -> Rows:
+    """AP, AP50 and AP75 (Table 7)."""
+    return {run.cell.label: {name: run.metric(name) for name in ("AP", "AP50", "AP75")}}
+
+
+def grid(run: Run, context: Context) -> Rows:
+    """AP and AP50 at "row | column" of the cell's label (Table 8 and Fig. 11)."""
+    row, column = run.cell.label.split(" | ")
+    return {row: {f"AP {column}": run.metric("AP"), f"AP50 {column}": run.metric("AP50")}}
+
+
+def likelihood(run: Run, context: Context) -> Rows:
+    """NLL and exp(-MCM) of every stage on the evaluation split (Tables 4 and 9)."""
+    model, processor = load_detector(str(run.folder / "model"))
+    report = likelihood_report(model, processor, context.dataset, context.batch_size)
+    names = [f"stage {index} of {len(report.stages)}" for index in range(1, len(report.stages) + 1)]
+    rows = zip((*names, "last stage"), (*report.stages, report.stages[-1]), strict=True)
+    return {
+        name: {f"NLL {run.cell.label}": stage.nll, f"exp(-MCM) {run.cell.label}": stage.max_share}
+        for name, stage in rows
+    }
+
+
+def copies(run: Run, context: Context) -> Rows:
+    """AP without and with NMS (Table 10)."""
+    before = run.metric("AP")
+    return {run.cell.label: {"AP": before, f"AP with NMS {NMS_IOU:g}": before + _nms_gain(run, context)}}
+
+
+def cost(run: Run, context: Context) -> Rows:
+    """AP, trained parameters, training memory and multiply-adds (Table 11)."""
+    model, _ = load_detector(str(run.folder / "model"), "cpu")
+    size = processor_fields(run.preset)["size"]
+    height, width = (800, 1280) if context.scale == "coco" else (size["shortest_edge"], size["longest_edge"])
+    counts = count_complexity(model.config, height, width)
+    memory = training_memory(model.config, _MEMORY_IMAGES, height, width)
+    return {
+        run.cell.label: {
+            "AP": run.metric("AP"),
+            "parameters (M)": counts.trainable / 1e6,
+            "training memory (GB)": memory,
+            "multiply-adds (G)": counts.multiply_adds / 1e9,
+        }
+    }
+
+
+def nms_thresholds(run: Run, context: Context) -> Rows:
+    """AP over the threshold of NMS (Fig. 7)."""
+    sweep = nms_sweep(_truth(context), run.results)
+    values = {f"NMS {threshold:g}": sweep[f"{threshold:g}"]["AP"] for threshold in NMS_THRESHOLDS}
+    values |= {NMS_BEST: max(values.values()), NMS_NONE: sweep["none"]["AP"]}
+    return {name: {run.cell.label: value} for name, value in values.items()}
+
+
+def reliability(run: Run, context: Context) -> Rows:
+    """ECE, D-ECE and AP (Fig. 2); for the likelihood alone also with NMS and winner takes all (Fig. 8)."""
+    return {
+        row: {name: report[name] for name in ("AP", "ECE", "D-ECE")} for row, report in _merged(run, context).items()
+    }
+
+
+def parts(run: Run, context: Context) -> Rows:
+    """ECE of p, of o and of p·o on the same detections (Fig. 9)."""
+    return {row: {"ECE": report.ece} for row, report in part_reports(run, context).items()}
+
+
+def recalibration(run: Run, context: Context) -> Rows:
+    """ECE and D-ECE as they are, and after isotonic regression and temperature fitted on the other half of the images.
+
+    Not in the paper.
+    """
+    values = split_half_report(_truth(context), run.results).values
+    names = {"raw": "", "isotonic": ", isotonic", "temperature": ", temperature"}
+    return {
+        run.cell.label: {
+            f"{metric}{names[name]}": values[name][metric] for metric in ("ECE", "D-ECE") for name in names
+        }
+    }
+
+
+def duplicates(run: Run, context: Context) -> Rows:
+    """Duplicates an image over the lowest score that counts. Not in the paper."""
+    truth = prepare_ground_truth(_truth(context)).coco  # read once for all scores
+    return {
+        f"score {score:g}": {
+            run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
+        }
+        for score in DUPLICATE_SCORES
+    }
+
+
+def ranking(run: Run, context: Context) -> Rows:
+    """AP as it is, and with the order of the detections put right by the ground truth. Not in the paper."""
+    report = ranking_report(_truth(context), run.results)
+    return {
+        run.cell.label: {
+            "AP": report.ap,
+            "without duplicates": report.without_duplicates,
+            "true positives first": report.true_first,
+            "and by IoU": report.best_first,
+        }
+    }
+
+
+def anchors(run: Run, context: Context) -> Rows:
+    """Accuracy, calibration and false positives on images without boxes, for `objectness_anchor`. Not in the paper."""
+    truth = _truth(context)
+    row = {name: run.metric(name) for name in ("AP", "AR100", "ECE", "D-ECE")}
+    row["OCE"] = object_calibration_report(truth, run.results).oce
+    for score in (0.3, 0.5):
+        row[f"false positives at {score:g}"] = false_positives_without_objects(truth, run.results, score)
+    return {run.cell.label: {**row, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
+
+
+def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """The detections of a run under its label; of the likelihood alone also after NMS and after winner takes all."""
+    found = {run.cell.label: run.results}
+    if run.cell.config.get("objective") == "nll":
+        found[f"{run.cell.label} + NMS"] = suppress(run.results, NMS_IOU)
+        found[f"{run.cell.label} + WTA"] = suppress(run.results, NMS_IOU, merge_scores=True)
+    return found
+
+
+def reliability_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
+    """The diagrams' data of every one of `variants`."""
+    return {name: calibration_report(_truth(context), results) for name, results in variants(run).items()}
+
+
+def part_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
+    """The diagrams' data of p, o and p·o; results.json has only the product, so the model runs again."""
+    if run.folder not in context.reports:
+        model, processor = load_detector(str(run.folder / "model"))
+        found = predict_dataset(model, processor, context.dataset, batch_size=context.batch_size, with_parts=True)
+        reports = part_calibration_report(_truth(context), found)
+        context.reports[run.folder] = {label: reports[name] for name, label in _PARTS.items()}
+    return context.reports[run.folder]
+
+
+def false_positives_without_objects(
+    ground_truth: Any, results: Sequence[dict[str, Any]], score_threshold: float
+) -> float:
+    """Detections of at least this score per image, over the images without annotations; nan if there are none.
+
+    Images that have crowd regions only are not counted: what is found there may be right.
+    """
+    truth = prepare_ground_truth(ground_truth)
+    empty = {image_id for image_id in truth.image_ids if not truth.coco.imgToAnns.get(image_id)}
+    wrong = sum(entry["image_id"] in empty and entry["score"] >= score_threshold for entry in results)
+    return wrong / len(empty) if empty else math.nan
+
+
+def _merged(run: Run, context: Context) -> dict[str, dict[str, float]]:
+    found = {}
+    for name, results in variants(run).items():
+        numbers = evaluate_coco(_truth(context), results)
+        ece = calibration_report(_truth(context), results).ece
+        d_ece = calibration_report(_truth(context), results, score_threshold=0.3).ece
+        found[name] = {**numbers, "ECE": ece, "D-ECE": d_ece}
+    return found
+
+
+def _nms_gain(run: Run, context: Context) -> float:
+    sweep = nms_sweep(_truth(context), run.results, (NMS_IOU,))
+    return sweep[f"{NMS_IOU:g}"]["AP"] - sweep["none"]["AP"]
+
+
+def _truth(context: Context) -> Any:
+    return context.dataset.annotations_path
+
+
+def training_memory(config: DrmmConfig, batch_size: int, height: int, width: int) -> float:
+    """Memory of a training step in float32 with AdamW on a random batch (Table 11), 10⁹ bytes.
+
+    On a GPU its peak. Elsewhere what is kept for the backward pass, weights, gradients and AdamW's moments, which does
+    not depend on the device and leaves out temporary tensors.
+
+    Args:
+        config: of the model, which is made anew with random weights.
+        batch_size: images.
+        height, width: network input in pixels, multiples of 32.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: torch.nn.Module = DrmmForObjectDetection(config)
+        pixels = torch.rand(batch_size, 3, height, width).to(device)
+    labels = random_labels(batch_size, device, _MEMORY_OBJECTS, len(config.id2label or {}))
+    model.to(device).train()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step = training_step(model, pixels, labels)
+        for _ in range(2):  # AdamW's moments are there from the second step on
+            step()
+        return torch.cuda.max_memory_allocated() / _GIGABYTE
+    parameters = list(model.parameters())
+    activations = saved_memory(lambda: model(pixel_values=pixels, labels=labels), without=parameters) * 1e6
+    weights = sum(p.numel() * p.element_size() for p in parameters)
+    trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+    return (activations + weights + 3 * trained) / _GIGABYTE
+
+
+MEASURES = {
+    function.__name__: function
+    for function in (
+        objectives, merging, accuracy, grid, likelihood, copies, cost, nms_thresholds, reliability, parts,
+        recalibration, duplicates, ranking, anchors,
+    )
+}  # fmt: skip

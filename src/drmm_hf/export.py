@@ -1,0 +1,281 @@
+"""Detectors as files that run without this package: torch.export programs and ONNX, each with a JSON beside it."""
+
+import contextlib
+import datetime
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from .export_graph import STRIDE, DetectorGraph, Deviation, GraphSettings, Run, capture, check_parity
+from .files import write_json, writing
+from .image_processing_drmm import DrmmImageProcessor
+from .loading import label_names
+from .modeling_drmm import DrmmForObjectDetection
+
+__all__ = [
+    "EXPORT_FORMATS",
+    "PRECISIONS",
+    "DetectorGraph",
+    "Deviation",
+    "Export",
+    "ExportedDetector",
+    "GraphSettings",
+    "capture",
+    "check_parity",
+    "export_detector",
+    "load_run",
+    "quantize_onnx",
+    "write_onnx",
+]
+
+EXPORT_FORMATS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
+PRECISIONS = ("fp32", "fp16", "int8")
+SIDECAR = "export.json"
+TOLERANCE = 1e-4
+"""Largest deviation of an fp32 file from the checkpoint that counts as the same model."""
+# RoiAlign reads half-pixel coordinates from opset 16 on; below 18 torch's exporter converts down, which can fail.
+MIN_OPSET, DEFAULT_OPSET = 18, 20
+_PACKAGES = ("drmm-hf", "torch", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_detector` wrote: the model's file `path`, the `graph` in it, what its `settings` leave dynamic, and
+    the fields of the image `processor` that makes its inputs."""
+
+    path: Path
+    graph: DetectorGraph
+    settings: GraphSettings
+    processor: dict[str, Any]
+
+
+def export_detector(
+    model: DrmmForObjectDetection,
+    processor: DrmmImageProcessor,
+    folder: Path,
+    *,
+    format: str = "onnx",
+    settings: GraphSettings | None = None,
+    precision: str = "fp32",
+    opset: int = DEFAULT_OPSET,
+) -> Export:
+    """Write `model.onnx` or `model.pt2`, and `export.json` with all that a program needs beside it.
+
+    Args:
+        model: on the CPU; stays as it is.
+        processor: its image processor.
+        folder: an existing folder.
+        format: `onnx` or `torch_export`.
+        settings: dynamic batch and size and raw outputs unless given.
+        precision: `fp32`; `fp16`, weights and features in half precision, coordinates in float32; `int8`, weights of
+            the linear layers as bytes (ONNX only). Inputs and outputs are float32 in all of them.
+        opset: ONNX operators.
+
+    Raises:
+        ImportError: ONNX without the extra `export`.
+        ValueError: settings that do not fit the model, the processor or each other.
+    """
+    settings = settings or GraphSettings()
+    if format not in EXPORT_FORMATS or precision not in PRECISIONS:
+        raise ValueError(
+            f"format {format!r}, precision {precision!r}: formats are {', '.join(EXPORT_FORMATS)}, "
+            f"precisions {', '.join(PRECISIONS)}."
+        )
+    if precision == "int8" and format != "onnx":
+        raise ValueError("precision int8 is onnxruntime's: it needs format onnx.")
+    fields = processor_settings(processor, settings)
+    if format == "onnx":
+        _import_onnx()
+    # The attention written out: torch's fused operators of a CPU do not all translate to ONNX.
+    graph = DetectorGraph(model, settings.top_k, "eager" if format == "onnx" else None)
+    if precision == "fp16":
+        graph.half()
+    program = capture(graph, settings)
+    path = folder / EXPORT_FORMATS[format]
+    with writing(path):
+        if format == "onnx":
+            write_onnx(program, path, graph.output_names, opset)
+            if precision == "int8":
+                quantize_onnx(path)
+        else:  # in memory first: torch's own writer ends the process when the disk is full
+            content = io.BytesIO()
+            torch.export.save(program, content)
+            path.write_bytes(content.getbuffer())
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    sidecar = {
+        "file": path.name,
+        "format": format,
+        "precision": precision,
+        **({"opset": str(opset)} if format == "onnx" else {}),
+        "inputs": graph.input_names,
+        "outputs": graph.output_names,
+        "batch": settings.batch or "dynamic",
+        "size": list(settings.size) if settings.size else "dynamic",
+        "size_multiple": STRIDE,
+        "top_k": settings.top_k,
+        "id2label": {str(label): name for label, name in label_names(model).items()},
+        "image_processor": fields,
+        "versions": versions,
+        "date": datetime.date.today().isoformat(),
+    }
+    write_json(folder / SIDECAR, sidecar)
+    return Export(path, graph, settings, fields)
+
+
+def processor_settings(processor: DrmmImageProcessor, settings: GraphSettings) -> dict[str, Any]:
+    """The image processor's fields for images that the graph takes: resized to fit into a fixed size, and padded to it.
+
+    Raises:
+        ValueError: the processor makes images of other sizes than multiples of 32.
+    """
+    fields = processor.to_dict()
+    if settings.size is not None:
+        height, width = settings.size
+        fields["size"] = {"max_height": height, "max_width": width}
+        fields["pad_size"] = {"height": height, "width": width}
+        return {**fields, "do_resize": True, "do_pad": True}
+    name = "do_pad" if not fields["do_pad"] else "pad_size" if fields.get("pad_size") else "size_divisor"
+    sides = fields["pad_size"].values() if name == "pad_size" else [fields["size_divisor"]]
+    if name == "do_pad" or any(side % STRIDE for side in sides):
+        raise ValueError(
+            f"preprocessor_config.json: {name} is {fields[name]}, but an exported graph takes sides that are multiples "
+            f"of {STRIDE}: change it, or fix the size (--size HxW)."
+        )
+    return fields
+
+
+def canvas_size(fields: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels of the canvas that the processor's fields make of a 4:3 image."""
+    image = Image.new("RGB", (640, 480))
+    height, width = DrmmImageProcessor.from_dict(fields)(image, return_tensors="pt")["pixel_values"].shape[-2:]
+    return height, width
+
+
+def write_onnx(program: ExportedProgram, path: Path, output_names: list[str], opset: int = DEFAULT_OPSET) -> None:
+    """Write a program as one ONNX file, weights included.
+
+    Args:
+        program: captured from a `DetectorGraph` with `attention="eager"`: the fused attention operators that torch
+            inserts on a CPU do not all translate.
+        path, output_names: file to write, and `DetectorGraph.output_names`.
+        opset: version of the operators, at least 18.
+
+    Raises:
+        ImportError: one of onnx, onnxscript and onnxruntime is missing.
+        ValueError: an opset that is too old, or that the exporter does not know.
+    """
+    newest = _import_onnx().defs.onnx_opset_version()
+    if not MIN_OPSET <= opset <= newest:
+        raise ValueError(f"opset is {opset}: give one of {MIN_OPSET}..{newest}.")
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            output_names=output_names,
+            opset_version=opset,
+            custom_translation_table={torch.ops.aten.log_sigmoid.default: _log_sigmoid},
+            verbose=False,
+        )
+        assert exported is not None  # with dynamo=True there is a program
+        exported.save(path)
+
+
+def quantize_onnx(path: Path) -> None:
+    """Replace the weights of the linear layers in the ONNX file `path` by bytes, one scale per output channel.
+
+    Their inputs are quantized as they come (dynamic quantization), so that no calibration images are needed;
+    convolutions stay as they are.
+    """
+    _import_onnx()
+    from onnxruntime.quantization import quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        message = f"ONNX needs onnx, onnxscript and onnxruntime ({error}): pip install 'drmm-hf[export]'"
+        raise ImportError(message) from error
+    return onnx
+
+
+def _log_sigmoid(self: Any) -> Any:
+    """-softplus(-x). The exporter's log(sigmoid(x)) is wrong where the sigmoid is rounded: onnxruntime stops at -18."""
+    from onnxscript import opset18 as op
+
+    return op.Neg(op.Softplus(op.Neg(self)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks about their own passes: printed, warned and logged."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def load_run(path: Path, output_names: Sequence[str]) -> Run:
+    """A function from inputs by name to the outputs in order, of a `.onnx` or a `.pt2` file, on the CPU.
+
+    Args:
+        path: the file; its ending says which kind it is.
+        output_names: of the outputs of an ONNX file, in the order wanted.
+
+    Raises:
+        ImportError: see `write_onnx`.
+    """
+    if path.suffix == ".onnx":
+        _import_onnx()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors: its warnings speak of its own optimizations
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        def run_onnx(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+            found = session.run(list(output_names), {name: value.numpy() for name, value in inputs.items()})
+            return [torch.from_numpy(value) for value in found]
+
+        return run_onnx
+    module = torch.export.load(path).module()
+    return torch.no_grad()(lambda inputs: module(**inputs))
+
+
+class ExportedDetector(nn.Module):
+    """An exported file without ranking in the place of a model, for `evaluation.predict_dataset`."""
+
+    def __init__(self, run: Run, output_names: Sequence[str]):
+        super().__init__()
+        self.run, self.output_names = run, list(output_names)
+        # says where inputs go and in which type
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Any]:
+        """`logits`, `pred_boxes` and the other outputs of the file by name, as post-processing takes them."""
+        # inference tensors cannot be passed to a captured program
+        inputs = {"pixel_values": pixel_values.clone(), "pixel_mask": pixel_mask.clone()}
+        return dict(zip(self.output_names, self.run(inputs), strict=True))

@@ -1,0 +1,226 @@
+"""The training objective: labels as transformers' detectors take them, the terms of every stage, and the anchors.
+
+The anchors are not in the paper. The likelihood sees the objectness through pi_k = o_k / sum o alone, so it is blind to
+a common factor of all o_k, and an image without objects teaches nothing. Either anchor gives o a level of its own, from
+the same mixture, without matching and without a weight to choose.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from .configuration_drmm import DrmmConfig, shown
+from .matching import SetPrediction, set_prediction_loss
+from .mixture import MixtureParameters, mixture_losses, responsibilities
+
+# Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
+_MAX_FRACTION = 1.001
+
+
+class Targets(NamedTuple):
+    """Ground truths of a batch padded to the same number N.
+
+    Attributes:
+        boxes: (B, N, 4) xyxy, pixels of the network input.
+        labels: (B, N) class indices.
+        mask: (B, N) True where there is a ground truth.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    mask: Tensor
+
+
+def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_labels: int) -> Targets:
+    """Check the labels of a batch and pad them.
+
+    Args:
+        labels: one mapping an image: `class_labels` (n,) int64 in 0..num_labels-1 and `boxes` (n, 4) as fractions
+            of the un-padded image, (center x, center y, width, height).
+        sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
+
+    Raises:
+        ValueError: a key is missing, shapes do not fit, a class is out of range, or boxes are no fractions. On a
+            GPU the values (not the shapes) are checked by device-side assertions, without a synchronisation.
+    """
+    if len(labels) != len(sizes):
+        raise ValueError(f"labels has {len(labels)} entries for a batch of {len(sizes)} images; give one per image.")
+    for i, label in enumerate(labels):
+        _check_shapes(i, label)
+    counts = [len(label["class_labels"]) for label in labels]
+    boxes = pad_sequence([label["boxes"].to(sizes).reshape(-1, 4) for label in labels], batch_first=True)
+    classes = pad_sequence([label["class_labels"].to(sizes.device).long() for label in labels], batch_first=True)
+    positions = torch.arange(classes.shape[1], device=sizes.device)
+    mask = torch.stack([positions < n for n in counts])
+    if not torch.compiler.is_compiling():
+        _check_values(boxes, classes, mask, num_labels)
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    corners = torch.cat((center - half, center + half), dim=-1) * torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
+    return Targets(corners, classes, mask)
+
+
+def _check_shapes(index: int, label: Mapping[str, Tensor]) -> None:
+    found = {}
+    for key in ("class_labels", "boxes"):
+        value = label.get(key) if isinstance(label, Mapping) else None
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"labels[{index}][{key!r}] is {shown(value)}; expected a tensor. DrmmImageProcessor(images, "
+                "annotations=...) makes labels of the right form."
+            )
+        found[key] = tuple(value.shape)
+    num_boxes = label["class_labels"].numel()
+    if found["class_labels"] != (num_boxes,):
+        raise ValueError(f"labels[{index}]['class_labels'] has shape {found['class_labels']}; expected (n,).")
+    if found["boxes"] != (num_boxes, 4) and (num_boxes or label["boxes"].numel()):
+        raise ValueError(f"labels[{index}]['boxes'] has shape {found['boxes']}; expected ({num_boxes}, 4).")
+
+
+def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
+    """Refuse classes out of range and boxes that are no fractions; the one check of the values of labels.
+
+    On a GPU the device asserts, so that the host does not wait for it; a CPU has time for an error that says more.
+    """
+    bad_class = ((classes < 0) | (classes >= num_labels)) & mask
+    bad_box = (~((boxes >= 0) & (boxes <= _MAX_FRACTION))).any(dim=-1) & mask
+    if boxes.device.type != "cpu":
+        torch._assert_async(~bad_class.any(), f"a class label is outside 0..{num_labels - 1}")
+        torch._assert_async(~bad_box.any(), "a box is not in fractions (cx, cy, w, h) of the image")
+    elif bad_class.any():
+        i, j = bad_class.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels[{i}]['class_labels'][{j}] is {classes[i, j].item()}, but the model has num_labels={num_labels} "
+            f"classes (0..{num_labels - 1}). Build it with the data's id2label, or map the categories to 0..n-1."
+        )
+    elif bad_box.any():
+        i, j = bad_box.nonzero()[0].tolist()
+        raise ValueError(
+            f"labels[{i}]['boxes'][{j}] is {[round(v, 4) for v in boxes[i, j].tolist()]}; expected (center x, "
+            "center y, width, height) as fractions in [0, 1] of the un-padded image, not pixels and not NaN."
+        )
+
+
+def drmm_loss(
+    stages: Sequence[MixtureParameters] | Sequence[SetPrediction],
+    targets: Targets,
+    config: DrmmConfig,
+    image_sizes: Tensor | None = None,
+    counts: Sequence[int] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The configured objective over all stages, each with weight 1.
+
+    Args:
+        stages: what each stage predicts.
+        targets: padded ground truths.
+        config: the fields of the objective.
+        image_sizes: (B, 2) width and height of the un-padded images, pixels; `set_prediction` needs them.
+        counts: number of ground truths of each image, where the host knows it: the mixture objectives are then not
+            computed for the padding of the targets.
+
+    Returns:
+        The loss, and a dict of its detached terms per stage (i from 1). For a mixture `nll_stage_i` and `mcm_stage_i`,
+        unweighted, under the same reduction: `loss = sum_i (nll_stage_i + mcm_weight * mcm_stage_i)`, with weight 0
+        for the objectives without MCM; `anchor_stage_i` of weight 1 where `config.objectness_anchor` is set. For
+        `set_prediction` `focal_stage_i`, `l1_stage_i` and `giou_stage_i`, weighted.
+    """
+    if config.objective == "set_prediction":
+        if image_sizes is None:
+            raise ValueError("objective='set_prediction' needs image_sizes.")
+        return _set_prediction_objective(stages, targets, config, image_sizes)
+    return _mixture_objective(stages, targets, config, counts)
+
+
+def _mixture_objective(
+    stages: Sequence[Any], targets: Targets, config: DrmmConfig, counts: Sequence[int] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    mcm_weight = config.mcm_weight if "mcm" in config.objective else 0.0
+    scale: Tensor | float = 1.0
+    if config.loss_reduction == "mean":
+        scale = 1.0 / targets.mask.sum().clamp(min=1)
+    options = {
+        name: getattr(config, name)
+        for name in ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
+    }
+    terms = mixture_losses(
+        stages, *targets, counts, stop_gradient=config.stop_gradient, objective=config.objective, **options
+    )
+    summed = {"nll": terms.nll.sum(dim=0) * scale, "mcm": terms.mcm.sum(dim=0) * scale}
+    total = summed["nll"].sum() + mcm_weight * summed["mcm"].sum()
+    if config.objectness_anchor != "none":
+        anchors = [
+            objectness_anchor(config.objectness_anchor, parameters, *targets, **options).sum() for parameters in stages
+        ]
+        summed["anchor"] = torch.stack(anchors) * scale
+        total = total + summed["anchor"].sum()
+    per_stage = {name: values.detach().unbind() for name, values in summed.items()}
+    loss_dict = {f"{name}_stage_{i + 1}": values[i] for i in range(len(stages)) for name, values in per_stage.items()}
+    return total, loss_dict
+
+
+def _set_prediction_objective(
+    stages: Sequence[Any], targets: Targets, config: DrmmConfig, image_sizes: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    num_groups = stages[0].locations.shape[1] // config.num_proposals
+    terms = set_prediction_loss(
+        stages, *targets, image_sizes, num_groups=num_groups, num_copies=config.num_target_copies
+    )
+    loss_dict = {
+        f"{name}_stage_{i}": value.detach()
+        for i, stage in enumerate(terms, start=1)
+        for name, value in stage._asdict().items()
+    }
+    return torch.stack([value for stage in terms for value in stage]).sum(), loss_dict
+
+
+def objectness_anchor(
+    kind: str, parameters: MixtureParameters, boxes: Tensor, labels: Tensor, mask: Tensor, **options: Any
+) -> Tensor:
+    """The term `config.objectness_anchor` of one stage, (B,) in float32 or wider.
+
+    Args:
+        kind: "poisson" or "bernoulli".
+        parameters, boxes, labels, mask: see `mixture.mixture_loss`.
+        options: of the mixture, see `mixture.responsibilities`.
+    """
+    with torch.autocast(boxes.device.type, enabled=False):
+        logits = parameters.objectness_logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if kind == "poisson":
+            return poisson_anchor(logits, mask.sum(dim=-1))
+        return bernoulli_anchor(logits, responsibilities(parameters, boxes, labels, mask, **options), mask)
+
+
+def poisson_anchor(objectness_logits: Tensor, num_boxes: Tensor) -> Tensor:
+    """Lambda - n log Lambda with Lambda = sum_k o_k, the expected number of objects of the image.
+
+    Added to the NLL (Eq. 4) it makes the negative log-likelihood, up to log n!, of a Poisson point process whose
+    intensity is sum_k o_k F_k p_k: the number of objects is Poisson with mean Lambda, each is drawn from the mixture.
+
+    Args:
+        objectness_logits: (B, K).
+        num_boxes: (B,) number n of ground truths.
+
+    Returns:
+        (B,) the term of each image; it can be negative. Its minimum is at Lambda = n.
+    """
+    log_rate = F.logsigmoid(objectness_logits).logsumexp(dim=-1)
+    return log_rate.exp() - num_boxes * log_rate
+
+
+def bernoulli_anchor(objectness_logits: Tensor, responsibility: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross entropy of o_k against the probability that component k is responsible for any object.
+
+    Args:
+        objectness_logits: (B, K).
+        responsibility: (B, N, K) posterior of component k given ground truth j; no gradient goes into it.
+        mask: (B, N) True where there is a ground truth.
+
+    Returns:
+        (B,) sum over the components of each image.
+    """
+    none = torch.where(mask.unsqueeze(-1), 1.0 - responsibility.detach(), 1.0).prod(dim=1)
+    return F.binary_cross_entropy_with_logits(objectness_logits, 1.0 - none, reduction="none").sum(dim=-1)

@@ -1,0 +1,287 @@
+"""The report: its numbers, its page, and the command, on small random models and hand-made results."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from drmm_hf.cli import main
+from drmm_hf.evaluation import (
+    evaluate_coco,
+    part_calibration_report,
+)
+from drmm_hf.evaluation.analysis import (
+    analyze_intervals,
+    analyze_results,
+    describe_data,
+)
+from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.report import cell_text, render_report, table
+from drmm_hf.image_processing_drmm import DrmmImageProcessor
+from evaluation_fixtures import MIXED_RESULTS as RESULTS
+from evaluation_fixtures import MIXED_TRUTH as TRUTH
+from evaluation_fixtures import detection
+from model_fixtures import small_model
+
+HOSTILE = "<script>alert('x')</script>&\"star"
+
+
+class Checked(HTMLParser):
+    """Tags that balance, everything that is referred to, and the text."""
+
+    VOID = ("meta", "img", "br")  # those that never end
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs) -> None:
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def check_page(page: str) -> Checked:
+    """The page is well formed, and needs no file, no script and no network."""
+    checked = Checked(page)
+    assert not {"script", "link", "iframe", "object"} & set(checked.tags)
+    assert all(source.startswith(("data:image/", "#")) for source in checked.sources)
+    assert "@import" not in page
+    assert page.count("url(") == page.count("url(#"), "only what is in the page itself"
+    assert "nan" not in checked.text.replace("explanation", "")
+    return checked
+
+
+def gathered(truth: dict, results: list[dict], density: str | None = "cauchy") -> dict:
+    """The analysis of one model with these results."""
+    prepared = prepare_ground_truth(truth)
+    part = analyze_results(prepared, results)
+    model = {"name": "one", "checkpoint": "runs/one", "results": "results-one.json", **part}
+    model["likelihood"] = {"stages": [], "settings": None, "note": "Not measured: no model."}
+    model["uncertainty"] = analyze_intervals(prepared, results, density)
+    return {"data": describe_data(prepared, "data", "val"), "top_k": 100, "checkpoints": [model], "worst_images": []}
+
+
+def test_parts_of_the_scores_are_shown_where_they_are_known():
+    with_parts = [{**one, "objectness": min(1.0, one["score"] + 0.05)} for one in RESULTS]
+    analysis = gathered(TRUTH, with_parts)
+    parts = analysis["checkpoints"][0]["calibration"]["parts"]
+    expected = part_calibration_report(TRUTH, with_parts)
+    assert {name: part["ece"] for name, part in parts.items()} == {name: part.ece for name, part in expected.items()}
+    page, heading = render_report(analysis), "Class probability and objectness by themselves"
+    assert heading in check_page(page).text
+    assert page.count("<svg") == 2 + render_report(gathered(TRUTH, RESULTS)).count("<svg")
+    assert heading not in render_report(gathered(TRUTH, RESULTS))
+
+
+@pytest.mark.parametrize("results", [[], RESULTS])
+@pytest.mark.parametrize(
+    "truth",
+    [
+        TRUTH,
+        {**TRUTH, "annotations": []},
+        {**TRUTH, "annotations": TRUTH["annotations"][-1:]},
+        {**TRUTH, "images": TRUTH["images"][:1], "annotations": TRUTH["annotations"][:1]},
+        {"images": [], "annotations": [], "categories": []},
+    ],
+    ids=["objects", "no objects", "crowd only", "one image", "nothing"],
+)
+def test_missing_objects_or_detections_still_give_a_page(truth, results):
+    known = {image["id"] for image in truth["images"]}
+    analysis = gathered(truth, [result for result in results if result["image_id"] in known])
+    text = check_page(render_report(analysis)).text
+    assert json.loads(json.dumps(analysis, allow_nan=False))["checkpoints"][0]["name"] == "one"
+    if not results or not truth["annotations"]:
+        assert "–" in text
+    if len(known) < 2 or not results:
+        assert "Not measured: " in text
+
+
+def marked(made: dict[str, Any]) -> list[list[list[bool]]]:
+    return [[[best for _, best in own] for own in row["cells"]] for row in made["rows"]]
+
+
+def test_the_best_number_of_a_row_is_marked() -> None:
+    """Across checkpoints, or among the columns of each."""
+    half, more, none = (0.5, ".2f"), (0.75, ".2f"), (None, ".2f")
+    one = [("", None)]
+    assert marked(table(one, [("r", [[half], [more], [none]], "", "high")])) == [[[False], [True], [False]]]
+    assert marked(table(one, [("r", [[half], [more], ["text"]], "", "low")])) == [[[True], [False], [False]]]
+    assert marked(table(one, [("r", [[half], [none]], "", "low")])) == [[[False], [False]]], "nothing to compare with"
+    two = [("a", "low"), ("b", None)]
+    assert marked(table(two, [("r", [[half, half], [more, more]])])) == [[[True, False], [False, False]]]
+    methods = [("raw", "low"), ("fitted", "low")]
+    assert marked(table(methods, [("r", [[half, more], [more, half]])], within=True)) == [
+        [[True, False], [False, True]]
+    ]
+
+
+def test_cells_show_numbers_and_dashes() -> None:
+    cells = ["x", (None, ".1f"), (float("nan"), ".1f"), (-1.25, ".1f")]
+    assert [cell_text(cell) for cell in cells] == ["x", "–", "–", "−1.2"]
+
+
+def test_errors_that_cancel_are_not_called_a_match() -> None:
+    """Too high in the lower bins and too low in the upper ones: the mean gap is small, D-ECE is not."""
+    analysis = gathered(TRUTH, RESULTS)
+    bins = analysis["checkpoints"][0]["calibration"]["reliability"]
+    scores = [0.05 + 0.1 * index for index in range(10)]
+    bins.update(bin_counts=[100] * 10, bin_confidences=scores, bin_accuracies=list(scores))
+    assert "but not bin by bin" not in render_report(analysis)
+    for index, error in ((3, 0.14), (4, 0.14), (8, -0.14), (9, -0.14)):
+        bins["bin_accuracies"][index] = scores[index] - error
+    assert "not bin by bin: they are 0.080 away" in render_report(analysis)
+
+
+def test_names_of_others_cannot_break_the_page() -> None:
+    """Neither as HTML nor as a formula."""
+    hostile = HOSTILE + "$x_$"
+    truth = {**TRUTH, "categories": [{"id": 7, "name": hostile}, {"id": 9, "name": "disc"}]}
+    analysis = gathered(truth, RESULTS)
+    analysis["checkpoints"][0]["name"] = hostile
+    checked = check_page(render_report(analysis))
+    assert checked.text.count(hostile) >= 10
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> list[str]:
+    """Two folders of random models, one with a mixture head and one without, with a hostile class name."""
+    folder = tmp_path_factory.mktemp("runs")
+    names = {0: "disc", 1: HOSTILE}
+    options = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    small_model(0, **options).save_pretrained(folder / "mixture" / "model")
+    small_model(1, **options, objective="set_prediction", head="set_prediction").save_pretrained(folder / "baseline")
+    for name in ("mixture/model", "baseline"):
+        DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder / name)
+    return [str(folder / "mixture" / "model"), str(folder / "baseline")]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """COCO-format folder with three images, one of them with a hostile file name."""
+    (tmp_path / "data" / "annotations").mkdir(parents=True)
+    (tmp_path / "data" / "images").mkdir()
+    files = ["a.png", "<b>&'.png", "c.png"]
+    for name in files:
+        Image.new("RGB", (80, 60), (120, 90, 60)).save(tmp_path / "data" / "images" / name)
+    content = {
+        "images": [{"id": 5 - index, "file_name": name, "width": 80, "height": 60} for index, name in enumerate(files)],
+        "categories": [{"id": 4, "name": HOSTILE}, {"id": 9, "name": "disc"}],
+        "annotations": [
+            {"id": image, "image_id": image, "category_id": category, "bbox": [5, 5, 40, 40]}
+            for image, category in ((5, 4), (4, 9))
+        ],
+    }
+    (tmp_path / "data" / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    return tmp_path / "data"
+
+
+def analyze(arguments: list[str]) -> int:
+    return main(["analyze", *arguments])
+
+
+def fails(arguments: list[str], capsys) -> str:
+    """Run the command, which must refuse its input; the one line it prints."""
+    assert main(["analyze", *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_the_report_compares_checkpoints(checkpoints, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--checkpoint", *checkpoints, "--data", str(data), "--output_dir", str(out)]
+    assert analyze([*arguments, "--worst", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "mixture: AP 0." in printed
+    assert f"report: {out / 'report.html'}" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    checked = check_page(page)
+    assert HOSTILE in checked.text
+    assert "<b>&'.png" in checked.text
+    images = [source for source in checked.sources if source.startswith("data:image/")]
+    assert len(images) == 2 * 3, "two images, each with ground truth and two predictions"
+    assert checked.tags.count("svg") >= 8
+    numbers = json.loads((out / "analysis.json").read_text())
+    mixture, baseline = numbers["checkpoints"]
+    assert [mixture["name"], baseline["name"]] == ["mixture", "baseline"]
+    assert len(mixture["likelihood"]["stages"]) == 2
+    assert mixture["uncertainty"]["settings"]
+    assert baseline["likelihood"]["stages"] == []
+    assert baseline["uncertainty"]["note"]
+    stored = json.loads((out / mixture["results"]).read_text())
+    assert mixture["detections"] == len(stored)
+    assert mixture["accuracy"]["metrics"]["AP"] == pytest.approx(
+        evaluate_coco(data / "annotations" / "instances_val.json", stored)["AP"]
+    )
+
+    # Once more from the predictions that are there: the same page, and no model.
+    for checkpoint in checkpoints:
+        (Path(checkpoint) / "config.json").rename(Path(checkpoint) / "config.away")
+    try:
+        assert analyze([*arguments, "--worst", "2", "--reuse"]) == 0
+    finally:
+        for checkpoint in checkpoints:
+            (Path(checkpoint) / "config.away").rename(Path(checkpoint) / "config.json")
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    capsys.readouterr()
+    described = out / "results-mixture.model.json"
+    assert "top_k" in fails([*arguments, "--reuse", "--top-k", "7"], capsys)
+    described.write_text("{}")
+    assert str(described) in fails([*arguments, "--reuse"], capsys)
+    described.unlink()
+    results = out / "results-mixture.json"
+    for content in (json.dumps([detection(99, 0.5, [0, 0, 5, 5], 4)]), "["):
+        results.write_text(content)
+        assert str(results) in fails([*arguments, "--reuse"], capsys)
+
+
+def test_results_from_elsewhere_can_be_analyzed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results-nothing.json").write_text("[]")
+    arguments = ["--checkpoint", "no/model", "--names", "nothing", "--data", str(data), "--output-dir", str(out)]
+    assert analyze([*arguments, "--reuse", "--worst", "0"]) == 0
+    assert "nothing: AP 0.000, 0 detections" in capsys.readouterr().out
+    text = check_page((out / "report.html").read_text(encoding="utf-8")).text
+    assert "No image to show." in text
+    assert "no known density" in text
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"--checkpoint": ["none"]}, "none"),
+        ({"--names": ["a", "b"]}, "--names"),
+        ({"--names": ["../a"]}, "../a"),
+        ({"--checkpoint": ["x/a", "y/a"], "--names": ["a", "A"]}, "--names"),
+        ({"--data": ["nowhere"]}, "nowhere"),
+        ({"--output_dir": ["taken"]}, "taken"),
+    ],
+)
+def test_bad_inputs_are_one_line(
+    changed: dict[str, list[str]], named: str, checkpoints: list[str], data: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    options = {"--checkpoint": checkpoints[:1], "--data": [str(data)], "--output_dir": ["out"], **changed}
+    assert named in fails([word for name, values in options.items() for word in (name, *values)], capsys)

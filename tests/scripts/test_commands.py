@@ -1,0 +1,66 @@
+"""The command `drmm`, and that each script is the subcommand of its name."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from drmm_hf.cli import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_installed_command_is_this_one() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"drmm": "drmm_hf.cli:main"}
+
+
+def test_every_command_has_a_script() -> None:
+    for name in COMMANDS:
+        assert f'main(["{name}", *sys.argv[1:]])' in (ROOT / "scripts" / f"{name}.py").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_it_tells_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: drmm {command} ")
+    assert "--debug" in printed
+    with pytest.raises(SystemExit) as end:
+        main([command, "--no-such-option"])
+    assert end.value.code == 2
+
+
+def test_without_a_command_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert main([]) == 2
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"\n  {name} ") == 2 for name in COMMANDS)
+
+
+def test_an_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evalate"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "evaluate" in line
+
+
+def test_mistakes_are_one_line_and_debug_shows_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["predict", "none.jpg", "--model", "m", "--output", str(tmp_path)]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "none.jpg" in line
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        main([*arguments, "--debug"])
+
+
+@pytest.mark.slow
+def test_a_reader_who_leaves_is_no_error() -> None:
+    code = "import sys; from drmm_hf.cli import main; sys.exit(main(['presets', 'drmm-sparse-rcnn-tiny']))"
+    shell = f"'{sys.executable}' -c \"{code}\" | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

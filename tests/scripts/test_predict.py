@@ -1,0 +1,186 @@
+"""`drmm predict` on a small random model, and what it says of folders that are no model."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from drmm_hf.cli import main
+from drmm_hf.image_processing_drmm import DrmmImageProcessor
+from model_fixtures import NAMES, small_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a random model."""
+    folder = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(folder)
+    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Three images of different sizes and formats."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in [("a.png", (80, 60)), ("b.jpg", (50, 90)), ("c.JPEG", (64, 64))]:
+        Image.new("RGB", size, (120, 90, 60)).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def predict(*arguments: str | Path) -> int:
+    return main(["predict", *map(str, arguments)])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run the command, which must refuse its input; the one line it prints."""
+    assert predict(*arguments) == 2
+    captured = capsys.readouterr().err
+    assert "Traceback" not in captured
+    (line,) = [line for line in captured.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_it_writes_drawings_and_results(model, images, tmp_path, capsys):
+    out = tmp_path / "out" / "deep"
+    options = ["--model", model, "--output", out, "--threshold", "0", "--top-k", "5"]
+    assert predict(images, *options, "--batch-size", "2") == 0
+    assert "15 detections in 3 of 3 images" in capsys.readouterr().out
+    results = json.loads((out / "predictions.json").read_text())
+    assert [one["image_id"] for one in results] == [1] * 5 + [2] * 5 + [3] * 5
+    assert [Path(one["file_name"]).name for one in results[::5]] == ["a.png", "b.jpg", "c.JPEG"]
+    assert [one["drawing"] for one in results[::5]] == ["a.png", "b.png", "c.png"]
+    assert all(one["category_name"] == NAMES[one["category_id"]] for one in results)
+    assert all(len(one["bbox"]) == 4 and 0 < one["score"] < 1 for one in results)
+    for name, size in [("a.png", (80, 60)), ("b.png", (50, 90)), ("c.png", (64, 64))]:
+        with Image.open(out / name) as drawn:
+            assert drawn.size == size
+            assert len(drawn.getcolors(maxcolors=10**4)) > 1
+    # threads change nothing
+    assert predict(images, *options[:2], "--output", tmp_path / "again", *options[4:], "--workers", "0") == 0
+    again = json.loads((tmp_path / "again" / "predictions.json").read_text())
+    assert [one["category_id"] for one in again] == [one["category_id"] for one in results]
+
+
+def test_without_output_it_writes_into_drawn(model, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert predict(images / "a.png", "--model", model) == 0
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.png", "predictions.json"]
+
+
+def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, capsys):
+    (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:300])
+    out = tmp_path / "out"
+    assert predict(images, "--model", model, "--output", out, "--threshold", "0") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert "b.jpg" in line
+    assert sorted(path.name for path in out.iterdir()) == ["a.png", "c.png", "predictions.json"]
+    assert {one["image_id"] for one in json.loads((out / "predictions.json").read_text())} == {1, 3}
+
+
+def test_it_turns_photographs_upright(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.new("RGB", (80, 60)).save(tmp_path / "photo.jpg", exif=exif)
+    assert predict(tmp_path / "photo.jpg", "--model", model, "--output", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out" / "photo.png") as drawn:
+        assert drawn.size == (60, 80)
+
+
+def test_equal_names_are_kept_apart_and_an_image_is_predicted_once(model, images, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(images / "a.png", other / "A.png")
+    shutil.copy(images / "a.png", other / "b-2.png")
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(images / "a.png", out / "y.png")  # an input must not be overwritten
+    assert predict(images / "a.png", images, other, out / "y.png", "--model", model, "--output", out) == 0
+    drawings = sorted(path.name for path in out.iterdir() if path.name != "predictions.json")
+    assert drawings == ["A-2.png", "a.png", "b-2.png", "b.png", "c.png", "y-2.png", "y.png"]
+    assert (out / "y.png").read_bytes() == (images / "a.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "named"),
+    [
+        (["empty"], {}, "empty"),
+        (["images", "none.jpg"], {}, "none.jpg"),
+        (["images"], {"--output": "images"}, "images"),
+        (["images"], {"--output": "images/a.png"}, "images/a.png"),
+        (["images"], {"--device": "abacus"}, "abacus"),
+        (["images"], {"--model": "nowhere"}, "nowhere"),
+        (["images"], {"--model": "images/a.png"}, "images/a.png"),
+    ],
+)
+def test_bad_inputs_are_one_line(inputs, options, named, model, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    given = {"--model": model, "--output": "out", **options}
+    assert named in fails(capsys, *inputs, *(word for pair in given.items() for word in pair))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--threshold", "1.5"), ("--top-k", "0"), ("--batch-size", "x")])
+def test_bad_options_are_named(option, value, capsys):
+    with pytest.raises(SystemExit) as end:
+        predict("x.jpg", "--model", "m", option, value)
+    assert end.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
+
+
+def drop_a_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[sorted(weights)[0]]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def ask_for_fewer_stages(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_stages": 1}))
+
+
+def ask_for_another_width(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "decoder_ffn_dim": 32}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (write("config.json", '{"model_type": "detr"}'), "config.json"),
+        (write("config.json", '{"hidden_size": 64}'), "model_type"),
+        (write("config.json", '{"model_type": '), "config.json"),
+        (write("config.json", "[" * 10**5), "config.json"),
+        (write("config.json", "[1]"), "config.json"),
+        (write("config.json", '{"model_type": "drmm", "num_stages": 0}'), "num_stages"),
+        (remove("config.json"), "config.json"),
+        (write("preprocessor_config.json", "{"), "preprocessor_config.json"),
+        (remove("preprocessor_config.json"), "preprocessor_config.json"),
+        (remove("model.safetensors"), "safetensors"),
+        (write("model.safetensors", b"\x08\0\0\0"), "broken"),
+        (drop_a_tensor, "1 tensors"),
+        (ask_for_fewer_stages, "heads.1"),
+        (ask_for_another_width, "shape"),
+    ],
+)
+def test_damaged_model_folders(damage, named, model, images, tmp_path, capsys):
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    damage(broken)
+    error = fails(capsys, images, "--model", broken, "--output", tmp_path / "out")
+    assert named in error
+    assert "broken" in error

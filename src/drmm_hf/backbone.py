@@ -5,6 +5,7 @@ frozen stages, the modes of BatchNorm, ImageNet weights.
 """
 
 import itertools
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -314,11 +315,12 @@ def read_weights(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, needs code to be unpickled, or holds something else than a dict.
+        ValueError: the file is damaged, compressed, needs code to be unpickled, or holds something else than a dict.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a file of weights")
+    _refuse_compressed(path)
     try:
         is_safe = path.suffix == ".safetensors"
         content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -330,6 +332,16 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict.")
     return dict(content)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch.save compresses nothing, so what a file says it holds cannot be more than it is."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError(f"{path}: damaged, or a compressed archive that unfolds to {size:,} bytes; download it again.")
 
 
 def check_tensors(where: str | Path, tensors: Mapping[Any, Any]) -> None:

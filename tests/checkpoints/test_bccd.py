@@ -111,6 +111,21 @@ def test_it_reproduces_its_numbers_on_the_held_out_test_split(bccd: Path, tmp_pa
     assert d_ece == pytest.approx(card["D-ECE"], abs=0.004)
 
 
+def test_the_card_the_analysis_and_the_metrics_agree() -> None:
+    facts, metrics = read(FOLDER / "analysis.json"), read(FOLDER / "metrics.json")
+    entry = facts["checkpoints"][0]
+    assert entry["checkpoint"] == NAME
+    assert facts["data"]["split"] == "val"
+    assert round(entry["accuracy"]["metrics"]["AP"], 4) == metrics["AP"]
+    assert round(entry["calibration"]["measures"]["D-ECE"]["value"], 4) == metrics["D-ECE"]
+    assert facts["data"]["images"] == 87
+    text = (FOLDER / "README.md").read_text()
+    uncertainty = entry["uncertainty"]
+    inside = uncertainty["coverage"][uncertainty["levels"].index(0.8)]
+    assert f"For {uncertainty['floor_share']:.0%} of the edges" in text
+    assert f"80% intervals hold {inside:.0%} of the true edges; with γ times {uncertainty['factor']:.1f}" in text
+
+
 def test_the_recipe_is_that_of_the_run() -> None:
     command = re.search(r"^ {4}drmm train (.+)$", (FOLDER / "README.md").read_text(), flags=re.MULTILINE)
     config, metrics = parse_config(shlex.split(command.group(1))), read(FOLDER / "metrics.json")

@@ -281,3 +281,17 @@ def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"drmm-hf\[plots\]"):
         save_reliability_diagram(tmp_path / "figure.png", {"model": diagram_report()})
+
+
+@pytest.mark.parametrize("score_threshold", [0.0, 0.3])
+def test_hotcoco_gives_the_same_ece(score_threshold: float, tmp_path: Path) -> None:
+    library = pytest.importorskip("hotcoco")
+    truth, results = scene()
+    truth["images"] = [{**image, "width": 300, "height": 300, "file_name": "none"} for image in truth["images"]]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps([r for r in results if r["score"] >= score_threshold]))
+    annotations = library.COCO(str(tmp_path / "truth.json"))
+    evaluation = library.COCOeval(annotations, annotations.loadRes(str(tmp_path / "results.json")), "bbox")
+    evaluation.evaluate()
+    value = evaluation.calibration(n_bins=10, iou_threshold=0.5)["ece"]
+    assert calibration_report(truth, results, score_threshold=score_threshold).ece == pytest.approx(value, abs=1e-9)

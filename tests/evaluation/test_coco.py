@@ -255,3 +255,18 @@ def test_ids_of_digits_and_whole_numbers_are_the_integers_that_data_sets_read(as
     if as_written is str:  # an annotation's own id is not used
         truth["annotations"][0]["id"] = "a1"
     assert evaluate_coco(truth, PERFECT) == evaluate_coco(make_truth(), PERFECT)
+
+
+@needs_data
+def test_hotcoco_gives_the_same():
+    library = pytest.importorskip("hotcoco")
+    folder = Path(DATA) / "coco_eval"
+    files = [folder / "instances_val2014_100.json", folder / "instances_val2014_fakebbox100_results.json"]
+    annotations = library.COCO(str(files[0]))
+    evaluation = library.COCOeval(annotations, annotations.loadRes(str(files[1])), "bbox")
+    # the file is of images whose results are there
+    evaluation.params.imgIds = sorted({image["id"] for image in json.loads(files[0].read_text())["images"]})
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert list(evaluate_coco(*files).values()) == pytest.approx(list(evaluation.stats), abs=1e-12)

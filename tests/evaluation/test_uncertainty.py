@@ -251,3 +251,12 @@ def test_bad_settings_and_results_are_named():
         fit_scale_factor(truth, [right])
     with pytest.raises(ValueError, match="score_threshold"):
         fit_scale_factor(make_truth((0, 0, 10, 10), (0, 0, 10, 10)), [right])
+
+
+def test_cauchy_errors_have_the_stated_coverage():
+    truth, results = simulate(1500)
+    report = interval_report(truth, results)
+    # 6000 edges: a standard deviation is at most .0065
+    assert report.coverage == pytest.approx((0.5, 0.8, 0.9), abs=0.02)
+    assert np.array(report.edge_coverage) == pytest.approx(np.array([[0.5] * 4, [0.8] * 4, [0.9] * 4]), abs=0.05)
+    assert report.rank_correlation > 0.05

@@ -10,14 +10,17 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
+import torch
 
 import drmm_hf
+from drmm_hf.backbone import read_weights
 from drmm_hf.cli import main
 from drmm_hf.data import decode_image, load_detection_dataset, load_streaming_dataset, open_image
 from fuzz.inputs import COCO, changed, write, write_coco, write_model
@@ -116,6 +119,17 @@ def test_damaged_records_of_tars_are_named(record: bytes, tmp_path: Path) -> Non
     tar_of(tmp_path / "set/train-0.tar", ("a.png", png()), ("a.json", record))
     with pytest.raises(ValueError, match="set"):
         list(load_streaming_dataset(tmp_path / "set", id2label={0: "a"}))
+
+
+def test_weights_that_unfold_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    kinds = {"mode": "w", "compression": zipfile.ZIP_DEFLATED}
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", **kinds) as packed:
+        for member in plain.namelist():
+            packed.writestr(member, plain.read(member))
+    assert read_weights(tmp_path / "plain.pth")["weight"].shape == (100_000,)
+    with pytest.raises(ValueError, match=r"bomb\.pth"):
+        read_weights(tmp_path / "bomb.pth")
 
 
 def test_decompression_bombs_are_refused(tmp_path: Path) -> None:

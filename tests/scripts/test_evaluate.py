@@ -18,7 +18,12 @@ from drmm_hf.cli import main
 from drmm_hf.configuration_drmm import DrmmConfig
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from drmm_hf.evaluation import (
+    brier_report,
     evaluate_coco,
+    evaluate_detections,
+    interval_report,
+    localization_calibration_report,
+    lrp_report,
 )
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from drmm_hf.modeling_drmm import DrmmForObjectDetection
@@ -105,14 +110,31 @@ def test_saved_results_need_neither_model_nor_images(data, results, tmp_path, ca
     assert metrics["metrics"] == evaluate_coco(truth, results, per_class=True)
     assert metrics["metrics"]["AR/cat"] == pytest.approx(0.3)
     assert metrics["results"] == str(results)
-    # LRP: 0 for the emu, (1 - .6) / (1 - .5) for the cat. Brier: (.01 + .36 + .04 + .01) / 4.
-    assert metrics["lrp"]["lrp"] == pytest.approx(0.4)
-    assert metrics["brier"]["brier"] == pytest.approx(0.105)
     assert "model" not in metrics
     assert not (tmp_path / "out" / "results.json").exists()
     # A file of annotations alone does as well.
     assert evaluate([*arguments, "--annotations", str(truth)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == printed.splitlines()[1:]
+
+
+def test_more_measures_are_those_of_their_modules(data, results, tmp_path, capsys):
+    truth = data / "annotations" / "instances_val.json"
+    assert evaluate(["--results", str(results), "--data", str(data), "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["localization"] == [
+        localization_calibration_report(truth, results, iou_threshold=iou).to_dict() for iou in (0.1, 0.0)
+    ]
+    assert metrics["lrp"] == lrp_report(truth, results).to_dict()
+    assert metrics["brier"] == brier_report(truth, results).to_dict()
+    # LRP: 0 for the emu, (1 - .6) / (1 - .5) for the cat. Brier: (.01 + .36 + .04 + .01) / 4.
+    assert metrics["lrp"]["lrp"] == pytest.approx(0.4)
+    assert metrics["brier"]["brier"] == pytest.approx(0.105)
+    for line in ("LaECE ", "LaECE_0 ", "LRP 0.4000", "Brier 0.1050"):
+        assert line in printed
+    plain = evaluate_detections(truth, results)
+    assert {name: value for name, value in metrics["metrics"].items() if "/" not in name} == plain.metrics
+    assert set(plain.to_dict()) == {"metrics", "calibration"}
 
 
 def test_results_of_a_run_evaluate_to_the_same(model, data, tmp_path, capsys):
@@ -183,6 +205,15 @@ def test_file_without_annotations_gives_results_only(model, data, tmp_path, caps
     assert "annotations" in fails(again, capsys)
     (data / "images" / "b.png").unlink()
     assert "image_info_test.json" in fails([*arguments, "--output", str(out)], capsys)
+
+
+def test_scales_are_kept_on_request(model, data, tmp_path):
+    out = tmp_path / "out"
+    assert evaluate(["--model", model, "--data", str(data), "--output", str(out), "--with-scales"]) == 0
+    rows = json.loads((out / "results.json").read_text())
+    assert all(len(row["scales"]) == 4 and min(row["scales"]) > 0 for row in rows)
+    truth = data / "annotations" / "instances_val.json"
+    interval_report(truth, out / "results.json", iou_threshold=0.1, score_threshold=0.0)
 
 
 def test_what_a_baseline_does_not_predict_is_refused(data, tmp_path, capsys):

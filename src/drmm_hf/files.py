@@ -4,7 +4,7 @@ import contextlib
 import gc
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -86,21 +86,15 @@ def write_json(path: Path, content: Any) -> None:
     """Write standard JSON (no nan or infinity, which other readers refuse), all of it or nothing; a list has one entry
     a line.
     """
-    if isinstance(content, list):
-        write_json_lines(path, map(to_json, content))
-    else:
-        with _replacing(path) as file:
-            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_json_lines(path: Path, entries: Iterable[str]) -> None:
-    """Write a JSON list, whose entries are JSON text already, as they come; all of it or nothing."""
     with _replacing(path) as file:
+        if not isinstance(content, list):
+            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            return
         separator = "[\n"
-        for entry in entries:
-            file.write(separator + entry)
+        for entry in content:
+            file.write(separator + to_json(entry))
             separator = ",\n"
-        file.write("\n]\n" if separator == ",\n" else "[]\n")
+        file.write("\n]\n" if content else "[]\n")
 
 
 @contextlib.contextmanager

@@ -295,3 +295,16 @@ def test_hotcoco_gives_the_same_ece(score_threshold: float, tmp_path: Path) -> N
     evaluation.evaluate()
     value = evaluation.calibration(n_bins=10, iou_threshold=0.5)["ece"]
     assert calibration_report(truth, results, score_threshold=score_threshold).ece == pytest.approx(value, abs=1e-9)
+
+
+def test_precision_equal_to_confidence_is_zero() -> None:
+    truth = make_truth((7, 0), (7, 20), (7, 40))
+    report = calibration_report(truth, [found(0.75, x) for x in (0, 20, 40, 300)])
+    assert report.ece == pytest.approx(0.0)
+    assert report.bin_accuracies[7] == pytest.approx(0.75)
+    assert calibration_report(truth, [found(1.0, 0), found(1.0, 20)]).ece == 0.0
+
+
+def test_duplicates_and_other_classes_are_wrong() -> None:
+    report = calibration_report(make_truth((7, 0)), [found(0.15, 0), found(0.85, 0), found(0.5, 0, category_id=9)])
+    assert (report.bin_accuracies[8], report.bin_accuracies[1], report.bin_accuracies[5]) == (1.0, 0.0, 0.0)

@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
-    """Exit status of `run(arguments)`; an error about the input is one line on stderr and 2, Ctrl-C one and 130."""
+    """Exit status of `run(arguments)`; an error about the input is one line on stderr and 2, Ctrl-C one and 130.
+
+    However it ends, the process group that the command joined ends with it.
+    """
     debug = getattr(arguments, "debug", False)
     try:
         return run(arguments) or 0
@@ -83,7 +86,19 @@ def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argp
         if debug:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    finally:
+        _leave_process_group()
     return FAILED
+
+
+def _leave_process_group() -> None:
+    """A process that ends with the threads of a group still running is aborted, and its launcher calls that a failure.
+
+    The processes of one command do not end together: the first one still writes when the others are done.
+    """
+    distributed = sys.modules.get("torch.distributed")  # nobody joined a group who has not imported it
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

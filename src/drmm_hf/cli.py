@@ -119,6 +119,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
 
 
+def add_data_arguments(parser: argparse.ArgumentParser, data: str, *, required: bool = True) -> None:
+    """Options of every command that reads a split of a labeled data set, of which `data` says what it may be."""
+    parser.add_argument("--data", required=required, help=data)
+    parser.add_argument("--split", default="val", help="split of the data set (default: val)")
+    parser.add_argument("--annotations", help="annotation file, if not where the split's is looked for")
+    parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
+
+
 def positive_int(text: str) -> int:
     """argparse type of a number of things."""
     return _at_least(1, int(text))

@@ -1,10 +1,7 @@
 """Data sets with one row an image and an `objects` column, as on the Hub, as detection data sets."""
 
-import json
 import logging
-import os
 import re
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +15,7 @@ from datasets.fingerprint import Hasher
 from huggingface_hub.errors import HFValidationError
 
 from ..configuration_drmm import shown
-from ..files import collection_paused
+from ..files import collection_paused, to_json, write_text
 from .coco import AnyPath, coco_ground_truth
 from .images import stored_size
 from .rows import (
@@ -345,10 +342,5 @@ def _write_ground_truth(dataset: DetectionDataset, folder: Path, name: str) -> P
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        temporary.write_text(json.dumps(coco_ground_truth(dataset)))
-        os.replace(temporary, path)  # several processes may read the same data set at a time
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, to_json(coco_ground_truth(dataset)))
     return path

@@ -144,7 +144,7 @@ def test_other_classes(family, tmp_path):
     assert outputs.logits.shape[-1] == 4 + (family == "detr")
     assert outputs.loss.isfinite()
     inputs["labels"][0]["class_labels"] = torch.tensor([4, 0])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="class_labels"):
         model(**inputs)
 
 

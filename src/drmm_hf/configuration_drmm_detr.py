@@ -1,4 +1,4 @@
-"""Configuration of D-RMM on a detector of transformers: the detector's own configuration and the fields of the mixture."""
+"""Configuration of D-RMM on a detector of transformers: the detector's own and the fields of the mixture."""
 
 from typing import Any, Literal
 
@@ -65,8 +65,9 @@ class DrmmDetrConfig(PreTrainedConfig):
         if key == "id2label" and value is not None:
             value = {int(label): name for label, name in value.items()}
             super().__setattr__("label2id", {name: label for label, name in value.items()})
-            if isinstance(self.__dict__.get("detector_config"), PreTrainedConfig):
-                self.detector_config.id2label, self.detector_config.label2id = value, self.label2id
+            detector = self.__dict__.get("detector_config")
+            if isinstance(detector, PreTrainedConfig):
+                detector.id2label, detector.label2id = value, self.label2id
         super().__setattr__(key, value)
 
     def validate_architecture(self) -> None:

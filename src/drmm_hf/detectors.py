@@ -190,7 +190,7 @@ def _deformable_detr_encoder(detector: Any, record: Recording) -> Layer:
     return Layer(log_scores, coordinates.float().masked_fill(outside, 0.0).sigmoid())
 
 
-# DETR and Conditional DETR: with `auxiliary_loss` they would compute other detections, so the layers are read themselves
+# DETR and Conditional DETR: `auxiliary_loss` would give the layers, but changes what they compute
 
 
 def _hidden_states(detector: Any, record: Recording) -> list[Tensor]:

@@ -85,8 +85,8 @@ def log_mixing_coefficients(objectness_logits: Tensor) -> Tensor:
 def score_mixture(log_scores: Tensor, locations: Tensor, scales: Tensor) -> MixtureParameters:
     """The mixture of a detector's own scores q_k[c]: the weight of component k and class c is q_k[c] / sum q.
 
-    With q_k[c] = p_k[c] * o_k that is pi_k * p_k[c] of Section 3.2, so that the scores are all the likelihood needs. The
-    sum of all q is the expected number of objects.
+    With q_k[c] = p_k[c] * o_k that is pi_k * p_k[c] of Section 3.2: the likelihood needs no more than the scores. Their
+    sum is the expected number of objects.
 
     Args:
         log_scores: (B, K, C) log q.

@@ -33,7 +33,7 @@ class DrmmEdgeScales(nn.Module):
 
     def forward(self, hidden_states: Tensor | None, sizes: Tensor) -> Tensor:
         """(B, K, D) hidden states, or None, and (B, K, 2) widths and heights to (B, K, 4) logarithms of gamma."""
-        shares = self.proposal_bias if hidden_states is None else hidden_states @ self.weight.T + self.bias
+        shares: Any = self.proposal_bias if hidden_states is None else hidden_states @ self.weight.T + self.bias
         # no gradient into the box: a larger box would be the cheapest way to a larger gamma
         return torch.cat((sizes, sizes), dim=-1).detach() * shares.float().exp()
 
@@ -54,10 +54,11 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
 
     def __init__(self, config: DrmmDetrConfig):
         super().__init__(config)
-        self.adapter = adapter_for(config.detector_config.model_type)
-        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
-        self.has_proposals = self.adapter.encoder is not None and getattr(config.detector_config, "two_stage", True)
-        self.edge_scales = DrmmEdgeScales(config.detector_config.d_model, self.has_proposals)
+        detector: Any = config.detector_config
+        self.adapter = adapter_for(detector.model_type)
+        self.detector = AutoModelForObjectDetection.from_config(detector)
+        self.has_proposals = self.adapter.encoder is not None and getattr(detector, "two_stage", True)
+        self.edge_scales = DrmmEdgeScales(detector.d_model, self.has_proposals)
         self.loss_function = drmm_loss
         self.post_init()
 
@@ -130,7 +131,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         layers = self.adapter.decoder(self.detector, record)
         loss = loss_dict = None
         if labels is not None:
-            if self.config.encoder_stage and self.has_proposals:
+            if self.config.encoder_stage and self.has_proposals and self.adapter.encoder is not None:
                 layers = [self.adapter.encoder(self.detector, record), *layers]
             loss, loss_dict = self._loss(layers, labels, sizes)
         last = self._mixture(layers[-1], sizes)
@@ -160,7 +161,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         self, layers: list[Layer], labels: list[dict[str, Tensor]], sizes: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective summed over the layers; groups of queries are mixtures of their own, and their mean counts."""
-        targets = pad_targets(labels, sizes, self.config.num_labels)
+        targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
         counts = [len(label["class_labels"]) for label in labels]
         num_groups = len(layers[-1].boxes) // len(sizes)
         if num_groups > 1:

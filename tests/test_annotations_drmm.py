@@ -83,7 +83,7 @@ def test_wrong_values_are_named(field: str, value: Any) -> None:
         annotation[field] = value
     else:
         annotation["annotations"][1][field] = value
-    with pytest.raises(ValueError, match=field if field in annotation else rf"image_id 7, annotations\[1\]"):
+    with pytest.raises(ValueError, match=field if field in annotation else r"image_id 7, annotations\[1\]"):
         make_label(annotation, IMAGE)
 
 

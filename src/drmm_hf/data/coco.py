@@ -1,9 +1,7 @@
 """COCO-format folders: where their files are, the json as columns, and rows back to a json."""
 
-import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -16,7 +14,7 @@ import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 
 from ..annotations import Records
-from ..files import collection_paused, read_json
+from ..files import collection_paused, read_json, to_json, write_text
 from .images import stored_size
 from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, build_detection_dataset, image_sizes
 
@@ -236,12 +234,7 @@ def with_ground_truth(dataset: DetectionDataset, name: str) -> DetectionDataset:
     path = folder / f"{title or 'dataset'}-{fingerprint}.json"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{uuid.uuid4().hex}.tmp"
-        try:
-            temporary.write_text(json.dumps(coco_ground_truth(dataset)))
-            os.replace(temporary, path)  # several processes may read the same data set at a time
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, to_json(coco_ground_truth(dataset)))
     return replace(dataset, annotations_path=path)
 
 

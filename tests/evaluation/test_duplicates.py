@@ -9,7 +9,8 @@ from torchvision.ops import batched_nms
 from torchvision.ops import box_iou as torchvision_iou
 
 from drmm_hf.evaluation import evaluate_coco
-from drmm_hf.evaluation.duplicates import box_iou, count_duplicates, nms_sweep, suppress
+from drmm_hf.evaluation.duplicates import count_duplicates, nms_sweep, suppress
+from drmm_hf.evaluation.matches import box_iou
 
 TRUTH = {
     "images": [{"id": 1}, {"id": 2}],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools.cocoeval import COCOeval
 
 from drmm_hf.evaluation import brier_report, calibration_report, lrp_report, match_detections
-from drmm_hf.evaluation.coco import prepare_ground_truth, prepare_results
+from drmm_hf.evaluation.coco_input import prepare_ground_truth, prepare_results
 from evaluation_fixtures import ON_CROWD, found, make_truth, scene
 
 

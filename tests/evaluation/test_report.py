@@ -18,7 +18,7 @@ from drmm_hf.evaluation.analysis import (
     analyze_results,
     describe_data,
 )
-from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.report import cell_text, render_report, table
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from evaluation_fixtures import MIXED_RESULTS as RESULTS

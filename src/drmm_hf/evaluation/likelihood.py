@@ -6,51 +6,39 @@ from typing import Any
 
 import torch
 
-from ..configuration_drmm import DrmmConfig
 from ..data import DetectionDataset, decode_image
 from ..loss import pad_targets
 from ..mixture import MixtureParameters, mixture_loss
 from ..modeling_drmm import DrmmForObjectDetection, run_on_own_canvas
-from .matching import Report
+from .matches import Report
 from .predict import evaluating, prepared_batches, to_model
 from .uncertainty import density_text
+
+MIXTURE_SETTINGS = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
 
 
 @dataclass(frozen=True)
 class StageLikelihood:
-    """Means over the objects of a data set; nan without objects.
+    """Means over the objects of a data set; nan without objects."""
 
-    Attributes:
-        nll: -log p(b, c) (Eq. 5), the density in 1/px⁴ of the network input.
-        mcm: -log of the share of the largest component in p(b, c) (Eq. 7).
-        max_share: that share itself, exp(-MCM), averaged over the objects: 1 where one component explains an object
-            alone, 1/2 where two do so equally, and near 0 where the likelihood is below `likelihood_floor`.
-    """
-
-    nll: float
-    mcm: float
+    nll: float  # -log p(b, c) (Eq. 5), the density in 1/px⁴ of the network input
+    mcm: float  # -log of the share of the largest component in p(b, c) (Eq. 7)
+    # That share itself, exp(-MCM), averaged over the objects: 1 where one component explains an object alone, 1/2 where
+    # two do so equally, and near 0 where the likelihood is below `likelihood_floor`.
     max_share: float
 
 
 @dataclass(frozen=True)
 class LikelihoodReport(Report):
-    """Likelihood of each stage together with everything it depends on.
+    """Likelihood of each stage, and the fields of the configuration that it depends on."""
 
-    Attributes:
-        stages: first to last.
-        num_objects: ground-truth boxes that are no crowd.
-        num_images: with and without objects.
-        density, student_t_dof, min_scale_ratio, likelihood_floor, class_weight: the fields of the configuration that
-            the terms depend on. The floor bounds the NLL of an object at -log(likelihood_floor).
-    """
-
-    stages: tuple[StageLikelihood, ...]
-    num_objects: int
-    num_images: int
+    stages: tuple[StageLikelihood, ...]  # first to last
+    num_objects: int  # ground-truth boxes that are no crowd
+    num_images: int  # with and without objects
     density: str
     student_t_dof: float
     min_scale_ratio: float
-    likelihood_floor: float
+    likelihood_floor: float  # bounds the NLL of an object at -log(likelihood_floor)
     class_weight: float
 
     @property
@@ -96,28 +84,24 @@ def likelihood_report(
         inputs = processor(images=images, annotations=[_annotations(row) for row in rows], return_tensors="pt")
         return inputs, inputs.pop("labels")
 
+    terms: dict[str, Any] = {name: getattr(config, name) for name in MIXTURE_SETTINGS}
     sums = torch.zeros(config.num_stages, 3, dtype=torch.float64)
     num_objects = 0
     with evaluating(model):
         for _, (inputs, labels) in prepared_batches(dataset.dataset, prepare, batch_size):
             stages, image_sizes = _stages(model, inputs)
-            targets = pad_targets(
-                [{name: value.to(image_sizes.device) for name, value in label.items()} for label in labels],
-                image_sizes,
-                len(config.id2label or {}),
-            )
+            moved = [{name: value.to(image_sizes.device) for name, value in label.items()} for label in labels]
+            targets = pad_targets(moved, image_sizes, len(config.id2label or {}))
             num_objects += sum(len(label["class_labels"]) for label in labels)
             for index, stage in enumerate(stages):
-                sums[index] += _sums(stage, targets, config).cpu()
+                nll, mcm = mixture_loss(stage, *targets, **terms)
+                share = torch.where(targets.mask, torch.exp(-mcm), 0)
+                sums[index] += torch.stack([term.double().sum() for term in (nll, mcm, share)]).cpu()
     return LikelihoodReport(
         stages=tuple(StageLikelihood(*row) for row in (sums / (num_objects or torch.nan)).tolist()),
         num_objects=num_objects,
         num_images=len(dataset),
-        density=config.density,
-        student_t_dof=float(config.student_t_dof),
-        min_scale_ratio=float(config.min_scale_ratio),
-        likelihood_floor=float(config.likelihood_floor),
-        class_weight=float(config.class_weight),
+        **{**terms, "student_t_dof": float(config.student_t_dof)},
     )
 
 
@@ -141,18 +125,3 @@ def _stages(
     else:
         outputs = model.model(**moved)
     return outputs.stages, outputs.image_sizes
-
-
-def _sums(stage: MixtureParameters, targets: Any, config: DrmmConfig) -> torch.Tensor:
-    """(3,) sums of NLL, MCM and exp(-MCM) over the objects of a batch."""
-    terms = mixture_loss(
-        stage,
-        *targets,
-        density=config.density,
-        student_t_dof=config.student_t_dof,
-        min_scale_ratio=config.min_scale_ratio,
-        likelihood_floor=config.likelihood_floor,
-        class_weight=config.class_weight,
-    )
-    share = torch.where(targets.mask, torch.exp(-terms.mcm), 0)
-    return torch.stack([term.double().sum() for term in (terms.nll, terms.mcm, share)])

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from ..data import DetectionDataset, decode_image
-from ..loss import pad_targets
 from ..mixture import MixtureParameters, mixture_loss
-from ..modeling_drmm import DrmmForObjectDetection, run_on_own_canvas
+from ..modeling_drmm import DrmmForObjectDetection
 from .matches import Report
-from .predict import evaluating, prepared_batches, to_model
+from .predict import evaluating, object_records, prepared_batches, to_model
 from .uncertainty import density_text
 
 MIXTURE_SETTINGS = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
@@ -80,48 +79,34 @@ def likelihood_report(
         raise ValueError(f"config.head is {config.head!r}, which predicts no density; give a model with head='mixture'")
 
     def prepare(rows: Sequence[Mapping[str, Any]]) -> Any:
-        images = [decode_image(row) for row in rows]
-        inputs = processor(images=images, annotations=[_annotations(row) for row in rows], return_tensors="pt")
+        annotations = [{"image_id": row["image_id"], "annotations": object_records(row)} for row in rows]
+        inputs = processor(images=[decode_image(row) for row in rows], annotations=annotations, return_tensors="pt")
         return inputs, inputs.pop("labels")
 
-    terms: dict[str, Any] = {name: getattr(config, name) for name in MIXTURE_SETTINGS}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in MIXTURE_SETTINGS}
     sums = torch.zeros(config.num_stages, 3, dtype=torch.float64)
     num_objects = 0
-    with evaluating(model):
-        for _, (inputs, labels) in prepared_batches(dataset.dataset, prepare, batch_size):
-            stages, image_sizes = _stages(model, inputs)
-            moved = [{name: value.to(image_sizes.device) for name, value in label.items()} for label in labels]
-            targets = pad_targets(moved, image_sizes, len(config.id2label or {}))
-            num_objects += sum(len(label["class_labels"]) for label in labels)
-            for index, stage in enumerate(stages):
-                nll, mcm = mixture_loss(stage, *targets, **terms)
-                share = torch.where(targets.mask, torch.exp(-mcm), 0)
-                sums[index] += torch.stack([term.double().sum() for term in (nll, mcm, share)]).cpu()
+
+    def add_terms(stages: Sequence[MixtureParameters], targets: Any, *_: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        for index, stage in enumerate(stages):
+            nll, mcm = mixture_loss(stage, *targets, **settings)
+            share = torch.where(targets.mask, torch.exp(-mcm), 0)
+            sums[index] += torch.stack([term.double().sum() for term in (nll, mcm, share)]).cpu()
+        return sums.sum(), {}
+
+    loss_function, model.loss_function = model.loss_function, add_terms
+    try:
+        with evaluating(model):
+            for _, (inputs, labels) in prepared_batches(dataset.dataset, prepare, batch_size):
+                moved = to_model(model, inputs)
+                device = moved["pixel_values"].device
+                model(**moved, labels=[{name: one.to(device) for name, one in label.items()} for label in labels])
+                num_objects += sum(len(label["class_labels"]) for label in labels)
+    finally:
+        model.loss_function = loss_function
     return LikelihoodReport(
         stages=tuple(StageLikelihood(*row) for row in (sums / (num_objects or torch.nan)).tolist()),
         num_objects=num_objects,
         num_images=len(dataset),
-        **{**terms, "student_t_dof": float(config.student_t_dof)},
+        **{**settings, "student_t_dof": float(config.student_t_dof)},
     )
-
-
-def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The objects of a row as the image processor takes them."""
-    objects = row["objects"]
-    records = [
-        {"bbox": box, "category_id": label, "iscrowd": crowd}
-        for box, label, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True)
-    ]
-    return {"image_id": row["image_id"], "annotations": records}
-
-
-def _stages(
-    model: DrmmForObjectDetection, inputs: Mapping[str, torch.Tensor]
-) -> tuple[tuple[MixtureParameters, ...], torch.Tensor]:
-    """Every stage's mixture, and (B, 2) width and height of the un-padded images, as in the model's forward."""
-    moved = to_model(model, inputs)
-    if model.config.isolate_images:
-        outputs = run_on_own_canvas(model.model, moved["pixel_values"], moved["pixel_mask"])
-    else:
-        outputs = model.model(**moved)
-    return outputs.stages, outputs.image_sizes

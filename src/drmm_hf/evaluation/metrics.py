@@ -23,7 +23,7 @@ class DetectionReport(Report):
     """Result of `evaluate_detections`; what is not measured without `details` is empty or None."""
 
     metrics: dict[str, float]  # of `evaluate_coco`; with `also_at=300` also `AP@300`, `AP50@300` and so on, and `AR300`
-    calibration: tuple[CalibrationReport, ...]  # one for each score threshold asked for
+    calibration: tuple[CalibrationReport, ...]  # of all detections, and of those from score 0.3 on
     num_images: int
     num_detections: int
     localization: tuple[LocalizationCalibrationReport, ...] = ()  # LaECE (IoU 0.1) and LaECE_0 (any overlap)
@@ -47,7 +47,6 @@ def evaluate_detections(
     per_class: bool = False,
     iou_threshold: float = 0.5,
     num_bins: int = 10,
-    score_thresholds: Sequence[float] = (0.0, 0.3),
     also_at: int | None = None,
     details: bool = False,
 ) -> DetectionReport:
@@ -56,7 +55,6 @@ def evaluate_detections(
     Args:
         ground_truth, results, max_detections, image_ids, per_class: as in `evaluate_coco`.
         iou_threshold, num_bins: of the calibration errors, LRP and the Brier score.
-        score_thresholds: one calibration report each.
         also_at: a larger number of detections an image and class, to report AP and AR at besides the last of
             `max_detections`. Everything but these two sets of numbers is then counted at the larger one.
         details: also LaECE, LaECE_0, LRP and Brier score, and where the results carry `objectness` the calibration of
@@ -85,9 +83,7 @@ def evaluate_detections(
         more["parts"] = part_calibration_report(matches, num_bins=num_bins) if found.have("objectness") else {}
     return DetectionReport(
         metrics=metrics,
-        calibration=tuple(
-            calibration_report(matches, num_bins=num_bins, score_threshold=threshold) for threshold in score_thresholds
-        ),
+        calibration=tuple(calibration_report(matches, num_bins=num_bins, score_threshold=one) for one in (0.0, 0.3)),
         num_images=len(matches.image_ids),
         num_detections=len(found.rows),
         **more,

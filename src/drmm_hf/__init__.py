@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 from .configuration_drmm import DrmmConfig  # noqa: E402
+from .configuration_drmm_detr import DrmmDetrConfig  # noqa: E402
 from .image_processing_drmm import DrmmImageProcessor  # noqa: E402
 from .mixture import MixtureLoss, MixtureParameters, mixture_loss, mixture_losses  # noqa: E402
 from .modeling_drmm import (  # noqa: E402
@@ -20,10 +21,13 @@ from .modeling_drmm import (  # noqa: E402
     DrmmObjectDetectionOutput,
     DrmmPreTrainedModel,
 )
+from .modeling_drmm_detr import DrmmDetrForObjectDetection  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
     "DrmmConfig",
+    "DrmmDetrConfig",
+    "DrmmDetrForObjectDetection",
     "DrmmForObjectDetection",
     "DrmmImageProcessor",
     "DrmmModel",
@@ -41,3 +45,7 @@ AutoModelForObjectDetection.register(DrmmConfig, DrmmForObjectDetection)
 AutoImageProcessor.register(DrmmConfig, image_processor_classes={"torchvision": DrmmImageProcessor})
 # `pipeline` checks a model's class name against this table and logs an error if it is not there
 modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm"] = "DrmmForObjectDetection"
+
+AutoConfig.register("drmm_detr", DrmmDetrConfig)  # its image processor is the detector's own
+AutoModelForObjectDetection.register(DrmmDetrConfig, DrmmDetrForObjectDetection)
+modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm_detr"] = "DrmmDetrForObjectDetection"

@@ -74,7 +74,7 @@ def test_a_perfect_prediction_has_no_box_loss() -> None:
     for i in range(2):
         for j in range(2):
             logits[i, j, labels[i, j]] = 9.0
-    (terms,) = set_prediction_loss(
+    terms = set_prediction_loss(
         [SetPrediction(locations, logits)], boxes, labels, torch.ones(2, 2, dtype=torch.bool), SIZES
     )
     assert terms.focal < 1e-6
@@ -84,7 +84,7 @@ def test_a_perfect_prediction_has_no_box_loss() -> None:
 def test_an_image_without_boxes_adds_background_only() -> None:
     boxes, labels = random_boxes(2, 2), torch.zeros(2, 2, dtype=torch.long)
     stage = prediction()
-    (terms,) = set_prediction_loss([stage], boxes, labels, torch.zeros(2, 2, dtype=torch.bool), SIZES)
+    terms = set_prediction_loss([stage], boxes, labels, torch.zeros(2, 2, dtype=torch.bool), SIZES)
     p = stage.class_logits.sigmoid()
     expected = 2 * (0.75 * p**2 * -torch.log(1 - p)).sum()  # focal, all negatives, divided by 1
     torch.testing.assert_close(terms.focal, expected)
@@ -98,13 +98,13 @@ def test_padding_of_ground_truths_changes_nothing() -> None:
         torch.tensor([[0, 2], [1, 0]]),
         torch.tensor([[True, True], [True, False]]),
     )
-    plain = set_prediction_loss([prediction()], boxes, labels, mask, SIZES)[0]
+    plain = set_prediction_loss([prediction()], boxes, labels, mask, SIZES)
     padded_boxes = torch.cat((boxes, torch.full((2, 3, 4), 7.0)), dim=1)
     padded_labels = torch.cat((labels, torch.full((2, 3), 99)), dim=1).where(
         torch.cat((mask, torch.zeros(2, 3, dtype=torch.bool)), dim=1), 0
     )
     padded_mask = torch.cat((mask, torch.zeros(2, 3, dtype=torch.bool)), dim=1)
-    padded = set_prediction_loss([prediction()], padded_boxes, padded_labels, padded_mask, SIZES)[0]
+    padded = set_prediction_loss([prediction()], padded_boxes, padded_labels, padded_mask, SIZES)
     for ours, theirs in zip(plain, padded, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -116,7 +116,7 @@ def test_copies_give_each_ground_truth_several_predictions() -> None:
     logits = torch.zeros(1, 3, 1, requires_grad=True)
     labels, mask = torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool)
     for copies, positives in ((1, 1), (2, 2)):
-        (terms,) = set_prediction_loss([SetPrediction(near, logits)], box, labels, mask, SIZES[:1], num_copies=copies)
+        terms = set_prediction_loss([SetPrediction(near, logits)], box, labels, mask, SIZES[:1], num_copies=copies)
         (gradient,) = torch.autograd.grad(terms.focal, logits)
         assert (gradient < 0).sum() == positives
         assert gradient[0, 2, 0] > 0
@@ -126,7 +126,7 @@ def test_groups_are_matched_on_their_own() -> None:
     stage, boxes = prediction(4), random_boxes(2, 2)
     labels, mask = torch.tensor([[0, 1], [2, 0]]), torch.ones(2, 2, dtype=torch.bool)
     doubled = SetPrediction(*(torch.cat((t, t), dim=1) for t in stage))
-    (single,) = set_prediction_loss([stage], boxes, labels, mask, SIZES)
-    (grouped,) = set_prediction_loss([doubled], boxes, labels, mask, SIZES, num_groups=2)
+    single = set_prediction_loss([stage], boxes, labels, mask, SIZES)
+    grouped = set_prediction_loss([doubled], boxes, labels, mask, SIZES, num_groups=2)
     for ours, theirs in zip(single, grouped, strict=True):  # both groups alike: the mean over them is the same
         torch.testing.assert_close(ours, theirs)

@@ -6,7 +6,7 @@ frozen stages, the modes of BatchNorm, ImageNet weights.
 
 import itertools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +179,11 @@ def fold_batch_norms(model: nn.Module) -> int:
             names = list(itertools.pairwise(children))
         for conv_name, norm_name in names:
             conv, norm = children.get(conv_name), children.get(norm_name)
-            if type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d:
-                if norm.affine and norm.track_running_stats:
-                    conv.__class__, norm.__class__ = _FoldingConv2d, _FoldedBatchNorm2d
-                    conv.norm_place = (parent, norm_name)
-                    pairs += 1
+            known = type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d
+            if known and norm.affine and norm.track_running_stats:
+                conv.__class__, norm.__class__ = _FoldingConv2d, _FoldedBatchNorm2d
+                conv.norm_place = (parent, norm_name)
+                pairs += 1
     return pairs
 
 
@@ -268,6 +268,8 @@ def _timm_state(path: str) -> dict[str, Tensor]:
     wrappers = (content.get(name) for name in ("state_dict_ema", "model_ema", "state_dict", "model"))
     state = next((entry for entry in wrappers if isinstance(entry, Mapping)), content)
     check_tensors(path, state)
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no tensors; give a file of timm weights.")
     return clean_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
 
 

@@ -302,9 +302,8 @@ def test_mixing_coefficients_and_scale_floor() -> None:
     locations = torch.tensor([[0.0, 0.0, 100.0, 50.0], [10.0, 0.0, 0.0, 50.0]])
     scales = effective_scales(locations, torch.full((2, 4), 3.0), 0.04)
     assert scales.tolist() == [[4.0, 3.0, 4.0, 3.0], [3.0, 3.0, 3.0, 3.0]]
-    assert box_log_density(*(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), torch.ones(1, 1, 4))).exp().item() == (
-        pytest.approx(math.pi**-4)
-    )
+    at_the_peak = (torch.zeros(4, 1), torch.zeros(4, 1, 1), torch.ones(4, 1, 1), torch.zeros(1, dtype=torch.long))
+    assert box_log_density(*at_the_peak).exp().item() == pytest.approx(math.pi**-4)
 
 
 @pytest.mark.parametrize("classes", [1, 5])

@@ -179,10 +179,11 @@ def fold_batch_norms(model: nn.Module) -> int:
             names = list(itertools.pairwise(children))
         for conv_name, norm_name in names:
             conv, norm = children.get(conv_name), children.get(norm_name)
-            known = type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d
-            if known and norm.affine and norm.track_running_stats:
+            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+                continue
+            if conv.bias is None and norm.affine and norm.track_running_stats:
                 conv.__class__, norm.__class__ = _FoldingConv2d, _FoldedBatchNorm2d
-                conv.norm_place = (parent, norm_name)
+                conv.norm_place = (parent, norm_name)  # type: ignore[assignment]
                 pairs += 1
     return pairs
 

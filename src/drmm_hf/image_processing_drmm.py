@@ -56,9 +56,9 @@ class DrmmImageProcessor(TorchvisionBackend):
     - `size={"height": 640, "width": 640}` resizes to exactly that: it costs less and distorts the image.
 
     Images may be PIL images, files (str or `pathlib.Path`), their bytes, URLs, or numpy arrays and torch tensors,
-    (H, W), (H, W, C) or (C, H, W). Whatever brings it, an image is turned upright by its EXIF orientation, as transformers'
-    `load_image` does, and becomes RGB: grey and palette images, and transparency over white. Numbers hold 0..255 (pass
-    `do_rescale=False` for 0..1); those of 16-bit images (uint16) 0..65535, which are divided by 257.
+    (H, W), (H, W, C) or (C, H, W). Whatever brings it, an image is turned upright by its EXIF orientation (as
+    transformers' `load_image` does) and becomes RGB: grey and palette images, and transparency over white. Numbers hold
+    0..255 (pass `do_rescale=False` for 0..1); those of 16-bit images (uint16) 0..65535, which are divided by 257.
     """
 
     valid_kwargs = DrmmImageProcessorKwargs
@@ -175,38 +175,24 @@ class DrmmImageProcessor(TorchvisionBackend):
         return super().resize(image, size, resample=resample, **kwargs)
 
     def _preprocess(  # type: ignore[override]
-        self,
-        images: list[torch.Tensor],
-        annotations: Any,
-        *,
-        do_resize: bool,
-        size: SizeDict,
-        resample: Any,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: Any,
-        image_std: Any,
-        do_pad: bool,
-        pad_size: SizeDict | None,
-        size_divisor: int,
-        return_tensors: Any,
-        **kwargs: Any,
+        self, images: list[torch.Tensor], annotations: Any, *, return_tensors: Any, **options: Any
     ) -> BatchFeature:
         if not images:
             raise ValueError("images is an empty list: give at least one image.")
         device = images[0].device
-        resized = [self.resize(image, size, resample) if do_resize else image for image in images]
+        resized = images
+        if options["do_resize"]:
+            resized = [self.resize(image, options["size"], options["resample"]) for image in images]
         old_sizes = np.array([image.shape[-2:] for image in images])
         new_sizes = np.array([image.shape[-2:] for image in resized])
         labels = None if annotations is None else make_labels(annotations, old_sizes, new_sizes, device)
 
-        canvas = _canvas(new_sizes, do_pad, pad_size, size_divisor)
-        factor = rescale_factor if do_rescale else 1.0
+        canvas = _canvas(new_sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
+        factor = options["rescale_factor"] if options["do_rescale"] else 1.0
         shift, scale = torch.zeros(1), torch.tensor(1.0 / factor)
-        if do_normalize:
+        if options["do_normalize"]:
             # In units of the pixels, so that nothing but the difference and the quotient is left to do for each.
-            shift, scale = torch.tensor(image_mean) * (1.0 / factor), torch.tensor(image_std) * (1.0 / factor)
+            shift, scale = (torch.tensor(options[name]) * (1.0 / factor) for name in ("image_mean", "image_std"))
         shift, scale = (to_device(value.reshape(-1, 1, 1), device) for value in (shift, scale))
         pixel_values = torch.zeros((len(resized), resized[0].shape[0], *canvas), device=device)
         pixel_mask = torch.zeros((len(resized), *canvas), dtype=torch.int64, device=device)
@@ -256,7 +242,7 @@ def keep_ratio_size(height: int, width: int, shortest_edge: int | None, longest_
 _NUMBERS = (int, float)
 _SIDES = ((int,), 0, 2**16, "whole pixels, such as {'height': 640, 'width': 640}")
 # types of the numbers of each option, what they lie strictly between, and what to give
-_OPTIONS: dict[str, tuple[tuple[type, ...], float, float, str]] = {
+_OPTIONS: dict[str, tuple[Any, float, float, str]] = {
     "size": _SIDES,
     "pad_size": _SIDES,
     "crop_size": _SIDES,

@@ -127,10 +127,8 @@ def drmm_loss(
     if config.objective == "set_prediction":
         if image_sizes is None:
             raise ValueError("objective='set_prediction' needs image_sizes.")
-        num_groups, num_copies = stages[0].locations.shape[1] // config.num_proposals, config.num_target_copies
-        terms = set_prediction_loss(
-            stages, *targets, image_sizes, num_groups=num_groups, num_copies=num_copies
-        )._asdict()
+        groups, copies = stages[0].locations.shape[1] // config.num_proposals, config.num_target_copies
+        terms = set_prediction_loss(stages, *targets, image_sizes, num_groups=groups, num_copies=copies)._asdict()
     else:
         terms = _mixture_terms(stages, targets, config, counts)
     weights = {"mcm": config.mcm_weight if "mcm" in config.objective else 0.0}

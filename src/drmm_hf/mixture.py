@@ -339,16 +339,16 @@ def _check_names(argument: str, names: Collection[str], known: Sequence[str]) ->
 
 def _check_shapes(stage: MixtureParameters, boxes: Tensor, labels: Tensor, mask: Tensor) -> None:
     (batch, components), width = stage.objectness_logits.shape, labels.shape[-1]
-    of_stage = {name: (getattr(stage, name), (batch, components, 4)) for name in ("locations", "scales")}
-    of_truths = {
-        "boxes": (boxes, (batch, width, 4)),
-        "labels": (labels, (batch, width)),
-        "mask": (mask, (batch, width)),
+    fields = {"boxes": boxes, "labels": labels, "mask": mask, **stage._asdict()}
+    expected: dict[str, tuple[int, ...]] = {
+        **{name: (batch, components, 4) for name in ("locations", "scales")},
+        "class_logits": (batch, components, stage.class_logits.shape[-1]),
+        "boxes": (batch, width, 4),
+        **{name: (batch, width) for name in ("labels", "mask")},
     }
-    of_stage["class_logits"] = (stage.class_logits, (batch, components, stage.class_logits.shape[-1]))
-    for name, (tensor, shape) in {**of_stage, **of_truths}.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"mixture_loss: {name} has shape {tuple(tensor.shape)}, expected {shape}.")
+    for name, shape in expected.items():
+        if tuple(fields[name].shape) != shape:
+            raise ValueError(f"mixture_loss: {name} has shape {tuple(fields[name].shape)}, expected {shape}.")
 
 
 @torch.no_grad()

@@ -16,13 +16,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.models.auto import modeling_auto
 
 from .configuration_drmm import DrmmConfig
+from .configuration_drmm_detr import DrmmDetrConfig
 from .image_processing_drmm import DrmmImageProcessor
 from .mixture import MixtureLoss, MixtureParameters, mixture_loss, mixture_losses
 from .modeling_drmm import DrmmForObjectDetection, DrmmModel, DrmmObjectDetectionOutput, DrmmPreTrainedModel
+from .modeling_drmm_detr import DrmmDetrForObjectDetection
 
 __version__ = "0.1.0"
 __all__ = [
     "DrmmConfig",
+    "DrmmDetrConfig",
+    "DrmmDetrForObjectDetection",
     "DrmmForObjectDetection",
     "DrmmImageProcessor",
     "DrmmModel",
@@ -40,3 +44,7 @@ AutoModelForObjectDetection.register(DrmmConfig, DrmmForObjectDetection)
 AutoImageProcessor.register(DrmmConfig, image_processor_classes={"torchvision": DrmmImageProcessor})
 # `pipeline` checks a model's class name against this table and logs an error if it is not there
 modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm"] = "DrmmForObjectDetection"
+
+AutoConfig.register("drmm_detr", DrmmDetrConfig)  # its image processor is the detector's own
+AutoModelForObjectDetection.register(DrmmDetrConfig, DrmmDetrForObjectDetection)
+modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm_detr"] = "DrmmDetrForObjectDetection"

@@ -170,24 +170,26 @@ def objectness_anchor(
         logits = parameters.objectness_logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if kind == "poisson":
-            return poisson_anchor(logits, mask.sum(dim=-1))
+            log_rate = parameters.log_rate
+            if log_rate is None:
+                log_rate = F.logsigmoid(logits).logsumexp(dim=-1)
+            return poisson_anchor(log_rate, mask.sum(dim=-1))
         return bernoulli_anchor(logits, responsibilities(parameters, boxes, labels, mask, **options), mask)
 
 
-def poisson_anchor(objectness_logits: Tensor, num_boxes: Tensor) -> Tensor:
+def poisson_anchor(log_rate: Tensor, num_boxes: Tensor) -> Tensor:
     """Lambda - n log Lambda with Lambda = sum_k o_k, the expected number of objects of the image.
 
     Added to the NLL (Eq. 4) it makes the negative log-likelihood, up to log n!, of a Poisson point process whose
     intensity is sum_k o_k F_k p_k: the number of objects is Poisson with mean Lambda, each is drawn from the mixture.
 
     Args:
-        objectness_logits: (B, K).
+        log_rate: (B,) log Lambda.
         num_boxes: (B,) number n of ground truths.
 
     Returns:
         (B,) the term of each image; it can be negative. Its minimum is at Lambda = n.
     """
-    log_rate = F.logsigmoid(objectness_logits).logsumexp(dim=-1)
     return log_rate.exp() - num_boxes * log_rate
 
 

@@ -52,6 +52,7 @@ class MixtureParameters(NamedTuple):
         objectness_logits: (B, K); o = sigmoid.
         log_mixing: (B, K) log pi, or None to derive it from the objectness. It is given where components were
             dropped between stages: the released code does not normalise pi again.
+        log_rate: (B,) log of the expected number of objects, or None: the sum of o.
     """
 
     locations: Tensor
@@ -59,6 +60,7 @@ class MixtureParameters(NamedTuple):
     class_logits: Tensor
     objectness_logits: Tensor
     log_mixing: Tensor | None = None
+    log_rate: Tensor | None = None
 
 
 class MixtureLoss(NamedTuple):
@@ -78,6 +80,22 @@ def log_mixing_coefficients(objectness_logits: Tensor) -> Tensor:
     """log pi_k = log o_k - log sum_k' o_k' for o = sigmoid(objectness_logits), shape (B, K) (Section 3.2)."""
     log_objectness = F.logsigmoid(_at_least_float32(objectness_logits))
     return log_objectness - log_objectness.logsumexp(dim=-1, keepdim=True)
+
+
+def score_mixture(log_scores: Tensor, locations: Tensor, scales: Tensor) -> MixtureParameters:
+    """The mixture of a detector's own scores q_k[c]: the weight of component k and class c is q_k[c] / sum q.
+
+    With q_k[c] = p_k[c] * o_k that is pi_k * p_k[c] of Section 3.2: the likelihood needs no more than the scores. Their
+    sum is the expected number of objects.
+
+    Args:
+        log_scores: (B, K, C) log q.
+        locations, scales: (B, K, 4) pixels.
+    """
+    log_objectness = log_scores.logsumexp(dim=-1)  # can be above 0 where the scores of classes are independent
+    log_rate = log_objectness.logsumexp(dim=-1)
+    log_mixing = log_objectness - log_rate.unsqueeze(-1)
+    return MixtureParameters(locations, scales, log_scores, log_objectness, log_mixing, log_rate)
 
 
 def effective_scales(locations: Tensor, scales: Tensor, min_scale_ratio: float, dim: int = -1) -> Tensor:

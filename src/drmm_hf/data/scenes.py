@@ -1,7 +1,6 @@
 """Generated scenes: a detection data set that needs no download, with structure that makes detectors err."""
 
 import json
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from ..files import to_json, write_text
 from .scene_rendering import Scene, render_scene
 from .scene_shapes import CATEGORIES
 
@@ -111,9 +111,7 @@ def _write_split(root: Path, path: Path, split: str, number: int, parameters: di
         "annotations": annotations,
         "categories": [{"id": i, "name": name, "supercategory": "shape"} for name, i in CATEGORIES.items()],
     }
-    partial = path.with_suffix(".json.part")
-    partial.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, to_json(data))
 
 
 def _annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:

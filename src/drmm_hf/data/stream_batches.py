@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .coco import AnyPath
-from .hub import objects_dataset
 from .rows import DetectionDataset, row_features
 from .stream import StreamingDetectionDataset, load_streaming_dataset, mixed_seed
+from .tables import objects_dataset
 from .training_data import (
     MAX_REPLACEMENTS,
     Row,

@@ -84,7 +84,7 @@ def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int)
         "class_labels": (
             ((classes < 0) | (classes >= num_labels)) & mask,
             classes,
-            f"an index in 0..{num_labels - 1}, for the model has {num_labels} classes. Build it with the data's "
+            f"a class of the model, which has num_labels={num_labels} (0..{num_labels - 1}): build it with the data's "
             "id2label, or map the categories to 0..n-1",
         ),
         "boxes": (

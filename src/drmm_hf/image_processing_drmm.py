@@ -140,7 +140,8 @@ class DrmmImageProcessor(TorchvisionBackend):
         try:
             if 0 in image.shape:
                 raise ValueError("no pixels")
-            input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            if input_data_format is None:
+                input_data_format = infer_channel_dimension_format(image, (1, 3, 4))  # type: ignore[arg-type]
         except ValueError:
             raise ValueError(
                 f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "

@@ -84,8 +84,8 @@ class Matches:
         """The same detections matched anew at another IoU threshold."""
         if iou_threshold == self.iou_threshold:
             return self
-        settings = {"max_detections": self.max_detections, "image_ids": self.image_ids}
-        return match_detections(self.results.truth, self.results, iou_threshold=iou_threshold, **settings)
+        found, limit, images = self.results, self.max_detections, self.image_ids
+        return match_detections(self.truth, found, iou_threshold=iou_threshold, max_detections=limit, image_ids=images)
 
 
 Matchable: TypeAlias = GroundTruth | Matches

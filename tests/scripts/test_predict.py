@@ -10,17 +10,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from drmm_hf.cli import main
-from drmm_hf.image_processing_drmm import DrmmImageProcessor
-from model_fixtures import NAMES, small_model
+from model_fixtures import NAMES, save_small
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a random model."""
-    folder = tmp_path_factory.mktemp("model")
-    small_model().save_pretrained(folder)
-    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return str(folder)
+    return save_small(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -68,12 +64,6 @@ def test_it_writes_drawings_and_results(model, images, tmp_path, capsys):
     assert [one["category_id"] for one in again] == [one["category_id"] for one in results]
 
 
-def test_without_output_it_writes_into_drawn(model, images, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert predict(images / "a.png", "--model", model) == 0
-    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.png", "predictions.json"]
-
-
 def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, capsys):
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:300])
     out = tmp_path / "out"
@@ -84,12 +74,13 @@ def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, caps
     assert {one["image_id"] for one in json.loads((out / "predictions.json").read_text())} == {1, 3}
 
 
-def test_it_turns_photographs_upright(model, tmp_path):
+def test_it_turns_photographs_upright_and_writes_into_drawn(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     Image.new("RGB", (80, 60)).save(tmp_path / "photo.jpg", exif=exif)
-    assert predict(tmp_path / "photo.jpg", "--model", model, "--output", tmp_path / "out") == 0
-    with Image.open(tmp_path / "out" / "photo.png") as drawn:
+    assert predict("photo.jpg", "--model", model) == 0
+    with Image.open("drawn/photo.png") as drawn:
         assert drawn.size == (60, 80)
 
 
@@ -149,14 +140,10 @@ def drop_a_tensor(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def ask_for_fewer_stages(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_stages": 1}))
-
-
-def ask_for_another_width(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "decoder_ffn_dim": 32}))
+def ask_for(**fields: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), **fields})
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,8 +161,8 @@ def ask_for_another_width(folder: Path) -> None:
         (remove("model.safetensors"), "safetensors"),
         (write("model.safetensors", b"\x08\0\0\0"), "broken"),
         (drop_a_tensor, "1 tensors"),
-        (ask_for_fewer_stages, "heads.1"),
-        (ask_for_another_width, "shape"),
+        (ask_for(num_stages=1), "heads.1"),
+        (ask_for(decoder_ffn_dim=32), "shape"),
     ],
 )
 def test_damaged_model_folders(damage, named, model, images, tmp_path, capsys):

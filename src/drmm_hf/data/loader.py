@@ -13,7 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .coco import AnyPath
+from .layouts import AnyPath
 from .load import load_detection_dataset
 from .rows import DetectionDataset
 from .stream import mixed_seed

@@ -1,7 +1,7 @@
 """Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from ..annotations import Records, frame_problem
-from .coco import AnyPath
 from .images import stored_size
+from .layouts import AnyPath, choose_split
 from .rows import MAX_SIDE, PIXELS, check_known, ordered_labels
-from .tables import Schema, find_split, is_saved, reason_of, unreadable
+from .tables import Schema, is_saved, reason_of, unreadable
 from .tars import TarError, read_tars
 
 _CHECKED_BOXES = 100
@@ -185,13 +185,13 @@ def load_streaming_dataset(
         if builder.name == "webdataset":
             # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
             tars = {str(key): list(files) for key, files in builder.config.data_files.items()}
-            found = find_split(tars, split, path)
+            found = _find_split(tars, split, path)
             # A list in `gen_kwargs` is what `datasets` splits between processes.
             rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": tars[found]})
             columns = {**(columns or {}), "image": "image"}
         else:
             streams: Any = {str(key): value for key, value in builder.as_streaming_dataset().items()}
-            found = find_split(streams, split, path)
+            found = _find_split(streams, split, path)
             rows = streams[found]
     except (*_DAMAGED, RuntimeError) as error:
         raise error if f"has no split {split!r}" in str(error) else unreadable(path, error) from error
@@ -208,6 +208,13 @@ def load_streaming_dataset(
     result = StreamingDetectionDataset(rows, labels, schema)
     check_known(schema.class_names or (), list(result.label2id), name)
     return result
+
+
+def _find_split(names: Collection[str], split: str, path: AnyPath) -> str:
+    found, held_out = choose_split(names, split, None, str(path))
+    if held_out:
+        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(names)}")
+    return found
 
 
 def mixed_seed(*parts: int) -> int:

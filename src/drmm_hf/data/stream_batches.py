@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from .coco import AnyPath
+from .layouts import AnyPath
 from .rows import DetectionDataset, row_features
 from .stream import StreamingDetectionDataset, load_streaming_dataset, mixed_seed
 from .tables import objects_dataset

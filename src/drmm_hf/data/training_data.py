@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .coco import AnyPath
+from .layouts import AnyPath
 from .rows import DetectionDataset
 
 MAX_REPLACEMENTS = 10

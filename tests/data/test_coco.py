@@ -256,7 +256,7 @@ def test_files_that_are_not_coco(coco, write, content):
 
 def test_missing_files_are_named(coco, write, tmp_path):
     root = write(coco)
-    with pytest.raises(ValueError, match="'dev'.*'train'"):
+    with pytest.raises(ValueError, match=r"'dev'.*'train'"):
         load_detection_dataset(root, "dev")
     with pytest.raises(FileNotFoundError, match=r"mine\.json"):
         load_detection_dataset(root, annotations="mine.json")

@@ -27,8 +27,8 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         for name in (*names, *(("trainval",) if split == "train" else ())):
             listed = root / "ImageSets" / "Main" / f"{name}.txt"
             if listed.is_file() and split not in chosen:
-                stems = [line.split()[0] for line in listed.read_text("utf-8-sig").splitlines() if line.split()]
-                chosen[split] = [main / f"{stem}.xml" for stem in stems]
+                names_of = [line.strip() for line in listed.read_text("utf-8-sig").splitlines() if line.strip()]
+                chosen[split] = [_listed(main, line) for line in names_of]
             for folder in (root / name, root / name / "Annotations", main / name):
                 if split not in chosen and (files := _xml_files(folder)):
                     chosen[split] = files
@@ -40,6 +40,12 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 
 def _xml_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.xml")) if folder.is_dir() else []
+
+
+def _listed(folder: Path, line: str) -> Path:
+    """The file of a line of a list, which may have 1 or -1 after the name."""
+    file = folder / f"{line}.xml"
+    return file if file.is_file() else folder / f"{line.split()[0]}.xml"
 
 
 def _split(root: Path, files: Sequence[Path], everything: Sequence[Path]) -> Any:

@@ -84,7 +84,8 @@ def choose_split(names: Collection[str], split: str, share: float | None, source
     Args:
         names: of the splits that are there.
         split: what is asked for.
-        share: of a training split whose data have none for validation, what is to be left out; None for nothing.
+        share: to hold out for validation of a training split without one beside it: 0 for nothing, None for nothing
+            but where the split for validation itself is asked for.
         source: what messages call the data set.
 
     Returns:
@@ -94,10 +95,10 @@ def choose_split(names: Collection[str], split: str, share: float | None, source
         ValueError: there is no such split.
     """
     found = named_split(names, split)
-    if found is None and split in SPLITS["val"] and (train := named_split(names, "train")):
+    if found is None and split in SPLITS["val"] and share != 0 and (train := named_split(names, "train")):
         return train, True
     if found is None:
-        raise ValueError(f"{source}: has no split {split!r}; give one of {sorted(names)}")
+        raise ValueError(f"{source}: has no split {split!r}; give one of {sorted(names)}, or the files themselves")
     return found, False if share and split in SPLITS["train"] and not named_split(names, "val") else None
 
 

@@ -61,7 +61,7 @@ def load_detection_dataset(
             must be in it; it may have more.
         boxless: accept a json with images and categories but without `annotations`, as of COCO's test sets.
         validation_share: share of the images that is held out for validation where there is no split for it; 0.15 for
-            the split "val" where it is not given.
+            the split "val" where it is not given; 0 for none.
         split_seed: chooses them.
 
     Raises:

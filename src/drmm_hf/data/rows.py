@@ -213,8 +213,10 @@ def build_detection_dataset(
     if portion is not None:
         chosen = portion.indices(len(annotations.image_ids), source)
         annotations = annotations.select(chosen)
-        whole = isinstance(pictures, datasets.Dataset)
-        pictures = pictures.select(chosen) if whole else [pictures[index] for index in chosen.tolist()]
+        if isinstance(pictures, datasets.Dataset):
+            pictures = pictures.select(chosen)
+        else:
+            pictures = [pictures[index] for index in chosen.tolist()]
     labels = list(annotations.category_names) if id2label is None else ordered_labels(id2label)
     used = set(annotations.category_index.tolist())
     check_known([name for index, name in enumerate(annotations.category_names) if index in used], labels, source)

@@ -93,9 +93,10 @@ class StreamingDetectionDataset(IterableDataset):
 
     def _check(self, boxes: Sequence[tuple[Any, int, int]]) -> bool:
         """Refuse boxes `(box, width, height)` that are in no pixels of their images."""
-        columns = [np.array(column, dtype=np.float64) for column in zip(*boxes, strict=True)]
-        if columns and (problem := frame_problem(*columns)):
-            raise ValueError(f"{self.name}: {problem}")
+        if boxes:
+            values, widths, heights = (np.array(column, dtype=np.float64) for column in zip(*boxes, strict=True))
+            if problem := frame_problem(values, widths, heights):
+                raise ValueError(f"{self.name}: {problem}")
         return True
 
     def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -64,7 +64,8 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
     image_of = {file.stem: file.name for file in present if file.suffix.lower() in IMAGE_SUFFIXES}
     trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}
     names = sorted({_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")})
-    images, records = [], []
+    images: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for number, file in enumerate(files):
         tree = trees[file]
         written = (tree.findtext("filename") or "").replace("\\", "/").rpartition("/")[2].strip()

@@ -13,13 +13,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from drmm_hf.cli import main
-from drmm_hf.hub import checkpoint_card, plan_upload, preset_card, write_preset_cards
-from drmm_hf.hub.card import read_card_data
+from drmm_hf.hub import checkpoint_card, plan_upload, write_preset_cards
 from drmm_hf.training import parse_config
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "model_cards" / "data"
-NAMES = sorted(path.stem for path in DATA.glob("*.yaml"))
+FACTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(DATA.glob("*.yaml"))}
+NAMES = list(FACTS)
 MEASURED = [name for name in NAMES if name.endswith("-tiny")]
 CHECKPOINT = ROOT / "checkpoints" / "drmm-adamixer-tiny-bccd"
 COLUMNS = ("AP", "AP50", "AP75", "AR100", "ECE", "D-ECE")
@@ -28,7 +28,7 @@ METRICS = {"AP": 0.6122, "AP50": 0.8943, "AP75": 0.7082, "AR100": 0.7202, "ECE":
 
 def place(name: str, root: Path = ROOT) -> Path:
     """The folder of the card."""
-    return root / read_card_data(DATA / f"{name}.yaml").folder
+    return root / FACTS[name].get("checkpoint", f"model_cards/{name}")
 
 
 def section(name: str, heading: str) -> str:
@@ -60,7 +60,7 @@ class TestPresets:
             assert card.data.eval_results is None
             assert "not reproduced here" in card.text
             return
-        run = json.loads((ROOT / read_card_data(DATA / f"{name}.yaml").measured.runs[0]).read_text())
+        run = json.loads((ROOT / FACTS[name]["measured"]["runs"][0]).read_text())
         assert indexed(card) == {column: run[column] for column in COLUMNS}
         extract = json.loads((DATA / f"{name}-test.json").read_text())
         assert indexed(card, "test")["AP"] == round(extract["accuracy"]["metrics"]["AP"], 4)
@@ -72,7 +72,7 @@ class TestPresets:
         config = parse_config(shlex.split(commands[0]))
         assert config.preset == name
         if name in MEASURED:
-            run = json.loads((ROOT / read_card_data(DATA / f"{name}.yaml").measured.runs[0]).read_text())
+            run = json.loads((ROOT / FACTS[name]["measured"]["runs"][0]).read_text())
             assert (config.train_images, config.seed) == (run["train_images"], run["seed"])
 
     @pytest.mark.parametrize("name", ["drmm-sparse-rcnn-r50", "drmm-adamixer-tiny"])
@@ -80,7 +80,7 @@ class TestPresets:
         snippet = re.search(r"```python\n(.*?)```", section(name, "Use"), flags=re.DOTALL).group(1)
         folder = tmp_path / re.search(r'model="([^"]+)"', snippet).group(1)
         folder.parent.mkdir(parents=True)
-        folder.symlink_to(CHECKPOINT if read_card_data(DATA / f"{name}.yaml").checkpoint else checkpoint)
+        folder.symlink_to(CHECKPOINT if "checkpoint" in FACTS[name] else checkpoint)
         Image.new("RGB", (96, 64), (120, 30, 30)).save(tmp_path / "picture.jpg")
         monkeypatch.chdir(tmp_path)
         exec(snippet, found := {})
@@ -101,9 +101,10 @@ class TestPresets:
         ],
     )
     def test_wrong_data_is_named(self, text, tmp_path) -> None:
-        (tmp_path / "x.yaml").write_text(text)
+        (tmp_path / "model_cards" / "data").mkdir(parents=True)
+        (tmp_path / "model_cards" / "data" / "x.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"x\.yaml"):
-            preset_card(tmp_path / "x.yaml", ROOT)
+            write_preset_cards(tmp_path, tmp_path)
 
     def test_the_command_outside_of_the_repository(self, tmp_path, capsys) -> None:
         assert main(["cards", "--root", str(tmp_path)]) == 2

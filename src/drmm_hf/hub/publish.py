@@ -11,13 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_drmm import DrmmConfig
@@ -63,46 +58,16 @@ class UploadPlan:
     """What goes into a repository.
 
     Attributes:
-        source: folder that the user named.
-        staged: folder with exactly the files to publish, some of them links into `source`.
-        files: their paths inside `staged`, "/" between folders, in alphabetical order.
-        left_out: paths inside `source` that are not published, a folder as one entry that ends with "/".
+        staged: folder with exactly the files to publish, some of them links into the checkpoint's folder.
+        files: bytes of each of them by its path, "/" between folders.
+        left_out: paths in the checkpoint's folder that are not published, a folder as one entry that ends with "/".
         with_code: whether the modules of the model are among the files.
     """
 
-    source: Path
     staged: Path
-    files: tuple[str, ...]
-    left_out: tuple[str, ...]
+    files: dict[str, int]
+    left_out: list[str]
     with_code: bool
-
-    def size(self, name: str) -> int:
-        """Bytes of a file of the plan."""
-        return (self.staged / name).stat().st_size
-
-    @property
-    def card(self) -> str:
-        """Text of the model card."""
-        return (self.staged / CARD).read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Published:
-    """What was published.
-
-    Attributes:
-        repo_id: name of the repository.
-        commit: hash of the commit, for `revision=`.
-        url: page of the commit.
-        pull_request: page of the pull request, if one was opened.
-        removed: weights of an earlier checkpoint that the commit removes.
-    """
-
-    repo_id: str
-    commit: str
-    url: str
-    pull_request: str | None
-    removed: tuple[str, ...]
 
 
 def code_files() -> dict[str, str]:
@@ -178,14 +143,14 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
     load_checkpoint(str(source.resolve()))  # a folder only, never a name on the Hub
     _check_card(source / CARD)
     with_code = with_code or "auto_map" in read_json(source / CONFIG)
-    names = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
+    names = _names(source)
     known = [name for name in names if _KNOWN.fullmatch(name)]
     # old copies of the modules are replaced by new ones, not left out
     unknown = [name for name in names if name not in known and not (with_code and name in code_files())]
-    used_folders = {name.partition("/")[0] for name in known if "/" in name}
+    used = {name.partition("/")[0] for name in known}
     left_out = [
-        name if name.partition("/")[0] in used_folders or "/" not in name else name.partition("/")[0] + "/"
-        for name in unknown
+        f"{top}/" if inside and top not in used else f"{top}{slash}{inside}"
+        for top, slash, inside in (name.partition("/") for name in unknown)
     ]
     with TemporaryDirectory(prefix="publish-") as temporary:
         staged = Path(temporary)
@@ -197,8 +162,8 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
                 _link((source / name).resolve(), staged / name)
         if with_code:
             export_with_code(staged)
-        files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
-        yield UploadPlan(source, staged, tuple(files), tuple(dict.fromkeys(left_out)), with_code)
+        files = {name: (staged / name).stat().st_size for name in _names(staged)}
+        yield UploadPlan(staged, files, list(dict.fromkeys(left_out)), with_code)
 
 
 def publish(
@@ -209,7 +174,7 @@ def publish(
     private: bool = False,
     create_pr: bool = False,
     message: str = "Upload D-RMM detector",
-) -> Published:
+) -> CommitInfo:
     """Create or update a model repository, then download the commit, compare it with the plan, and load it.
 
     All files, and the removal of weights that the new ones replace, are one commit on top of the state seen at the
@@ -223,6 +188,9 @@ def publish(
         private: create the repository as a private one; an existing public one is refused.
         create_pr: open a pull request (against `revision`) in place of a commit on the branch.
         message: title of the commit.
+
+    Returns:
+        The commit: its `oid` for `revision=`, its page `commit_url`, and `pr_url` of a pull request.
 
     Raises:
         PermissionError: no token, or the Hub refuses it.
@@ -242,31 +210,27 @@ def publish(
                 api.create_branch(repo_id, branch=str(revision), exist_ok=True)
             before = api.model_info(repo_id, revision=revision)
     present = [file.rfilename for file in before.siblings or ()]
-    stale = [name for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(name, plan.staged / name) for name in plan.files),
+        *(CommitOperationDelete(name) for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files),
+    ]
     with _explained(repo_id, "Look whether the commit is there"):  # its answer may be what was lost
-        commit = api.create_commit(  # not upload_folder, which may split a folder into several commits
-            repo_id,
-            [
-                *(CommitOperationAdd(name, plan.staged / name) for name in plan.files),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=before.sha,
-            commit_message=message,
+        # not upload_folder, which makes several commits of a folder where hf_xet is installed
+        commit = api.create_commit(
+            repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=before.sha, commit_message=message
         )
     what = f"{repo_id} at {commit.oid}"
     with TemporaryDirectory(prefix="published-") as cache:
         with _explained(repo_id, f"{what} is published but not verified"):
             arrived = Path(api.snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
-        _, wrong, missing = filecmp.cmpfiles(plan.staged, arrived, plan.files, shallow=False)
+        _, wrong, missing = filecmp.cmpfiles(plan.staged, arrived, list(plan.files), shallow=False)
         if wrong or missing:
             raise ValueError(
                 f"{what} does not hold what was sent: {', '.join(wrong + missing)} missing or different; publish "
                 "again, and tell your users to wait"
             )
         load_checkpoint(str(arrived))
-    return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url, tuple(stale))
+    return commit
 
 
 @contextmanager
@@ -274,23 +238,25 @@ def _explained(repo_id: str, state: str) -> Iterator[None]:
     """Errors of the Hub as one sentence with `state` and what to do; nothing of the request, which holds the token."""
     try:
         yield
-    except RevisionNotFoundError:
-        raise ValueError(f"{repo_id} has no such branch; a pull request needs one that exists") from None
     except HfHubHTTPError as error:
-        status, said = error.response.status_code, error.server_message or type(error).__name__
-        said = f"the Hub answered {status} ({said}). {state}"
-        if status == 401 and not isinstance(error, RepositoryNotFoundError):
-            raise PermissionError(f"{said}: it does not know the token; run `hf auth login` or set HF_TOKEN") from None
+        status = error.response.status_code
+        said = f"the Hub answered {status} ({error.server_message or type(error).__name__}). {state}"
+        if isinstance(error, RevisionNotFoundError):
+            raise ValueError(f"{repo_id} has no such branch; a pull request needs one that exists") from None
         if status in (401, 403, 404):
-            raise PermissionError(
-                f"{said}: the token may not write to {repo_id}; check the name and the token"
-            ) from None
+            reason = f"the token may not write to {repo_id}, or is not known; check the name, or run `hf auth login`"
+            raise PermissionError(f"{said}: {reason}") from None
         if status in (409, 412):
             raise ValueError(f"{said}: {repo_id} changed meanwhile; run it again") from None
         raise ConnectionError(f"{said}, then run it again") from None
     except _FAILURES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionError(f"the Hub cannot be reached ({reason}). {state}, then run it again") from None
+
+
+def _names(folder: Path) -> list[str]:
+    """Paths of all files below a folder, "/" between folders, in alphabetical order."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _check_card(path: Path) -> None:

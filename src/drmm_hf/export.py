@@ -68,8 +68,10 @@ def export_detector(
     if precision == "int8" and format != "onnx":
         raise ValueError("precision int8 is onnxruntime's: it needs format onnx.")
     fields = processor_settings(processor, settings)
-    if format == "onnx" and not MIN_OPSET <= opset <= (newest := _import_onnx().defs.onnx_opset_version()):
-        raise ValueError(f"opset is {opset}: give one of {MIN_OPSET}..{newest}.")
+    if format == "onnx":
+        newest = _import_onnx().defs.onnx_opset_version()
+        if not MIN_OPSET <= opset <= newest:
+            raise ValueError(f"opset is {opset}: give one of {MIN_OPSET}..{newest}.")
     # The attention written out: torch's fused operators of a CPU do not all translate to ONNX.
     graph = DetectorGraph(model, settings.top_k, "eager" if format == "onnx" else None)
     if precision == "fp16":

@@ -133,9 +133,7 @@ def capture(graph: DetectorGraph, settings: GraphSettings) -> ExportedProgram:
     dims = {} if settings.batch else {"batch": Dim("batch", min=1)}
     if settings.size is None:
         dims |= {name: STRIDE * Dim(name, min=MIN_SIDE // STRIDE) for name in ("height", "width")}
-    shapes = {
-        name: {axis: dims[dim] for axis, dim in AXES[name].items() if dim in dims} for name in graph.input_names
-    }
+    shapes = {name: {axis: dims[dim] for axis, dim in AXES[name].items() if dim in dims} for name in graph.input_names}
     inputs = example_inputs(graph.input_names, settings.batch or 2, settings.size or (160, 224))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own tracing

@@ -37,7 +37,18 @@ _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
 # `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
 # measured weights, where the card goes; the others are sentences. In `measured`: options of the two commands `train` and
 # `analyze`, files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
-_FIELDS = ("preset", "recipe", "paper", "released", "note", "measured", "checkpoint", "storage", "data_license", "limits")
+_FIELDS = (
+    "preset",
+    "recipe",
+    "paper",
+    "released",
+    "note",
+    "measured",
+    "checkpoint",
+    "storage",
+    "data_license",
+    "limits",
+)
 _MEASURED = ("dataset", "dataset_type", "split", "runs", "analyses", "train", "analyze")
 _MEASURED += ("date", "machine", "versions", "page")
 _PROCESSES = 8  # of the recipes for COCO

@@ -217,7 +217,12 @@ def publish(
     with _explained(repo_id, "Look whether the commit is there"):  # its answer may be what was lost
         # not upload_folder, which makes several commits of a folder where hf_xet is installed
         commit = api.create_commit(
-            repo_id, operations, revision=revision, create_pr=create_pr, parent_commit=before.sha, commit_message=message
+            repo_id,
+            operations,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=before.sha,
+            commit_message=message,
         )
     what = f"{repo_id} at {commit.oid}"
     with TemporaryDirectory(prefix="published-") as cache:

@@ -11,7 +11,7 @@ from reproduction import measurements
 from reproduction.measurements import measure_table
 from reproduction.render import to_markdown
 from reproduction.runs import find_runs, saved_settings
-from reproduction.tables import TABLES, Cell, Context, Measured, Run, Table
+from reproduction.tables import TABLES, Cell, Context, Run, Table
 
 
 @pytest.fixture(autouse=True)

@@ -35,22 +35,10 @@ _METRICS = {
 _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
 # Fields of `model_cards/data/NAME.yaml`. `preset`; `recipe`, which may be left out where `measured` has the options;
 # `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
-# measured weights, where the card goes; the others are sentences. In `measured`: options of the two commands `train` and
-# `analyze`, files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
-_FIELDS = (
-    "preset",
-    "recipe",
-    "paper",
-    "released",
-    "note",
-    "measured",
-    "checkpoint",
-    "storage",
-    "data_license",
-    "limits",
-)
-_MEASURED = ("dataset", "dataset_type", "split", "runs", "analyses", "train", "analyze")
-_MEASURED += ("date", "machine", "versions", "page")
+# measured weights, where the card goes; the others are sentences. In `measured`: the options of the two commands `train`
+# and `analyze`, the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page`.
+_FIELDS = {*"preset recipe paper released note measured checkpoint storage data_license limits".split()}
+_MEASURED = {*"dataset dataset_type split runs analyses train analyze date machine versions page".split()}
 _PROCESSES = 8  # of the recipes for COCO
 _SAME_MODEL = 0.005  # AP of two measurements of one model on different processors
 _FEW_OBJECTS = 100
@@ -222,7 +210,7 @@ def _read_card_data(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         measured = data.get("measured")
-        wrong = set(data) - set(_FIELDS) | (set(measured) ^ set(_MEASURED) if measured else set())
+        wrong = set(data) - _FIELDS | (set(measured) ^ _MEASURED if measured else set())
         wrong |= {column for row in data.get("paper", ()) for column in set(row) - {"table", "data", *_PAPER_METRICS}}
         if wrong:
             raise ValueError(f"field {min(wrong)} is unknown, or missing")

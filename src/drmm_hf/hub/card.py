@@ -35,8 +35,8 @@ _METRICS = {
 _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
 # Fields of `model_cards/data/NAME.yaml`. `preset`; `recipe`, which may be left out where `measured` has the options;
 # `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
-# measured weights, where the card goes; the others are sentences. In `measured`: the options of the two commands `train`
-# and `analyze`, the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page`.
+# measured weights, where the card goes; the others are sentences. In `measured`: the options of `train` and `analyze`,
+# the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
 _FIELDS = {*"preset recipe paper released note measured checkpoint storage data_license limits".split()}
 _MEASURED = {*"dataset dataset_type split runs analyses train analyze date machine versions page".split()}
 _PROCESSES = 8  # of the recipes for COCO

@@ -37,8 +37,14 @@ _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
 # `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
 # measured weights, where the card goes; the others are sentences. In `measured`: the options of `train` and `analyze`,
 # the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
-_FIELDS = {*"preset recipe paper released note measured checkpoint storage data_license limits".split()}
-_MEASURED = {*"dataset dataset_type split runs analyses train analyze date machine versions page".split()}
+_FIELDS = {
+    *("preset", "recipe", "paper", "released", "note", "measured"),
+    *("checkpoint", "storage", "data_license", "limits"),
+}
+_MEASURED = {
+    *("dataset", "dataset_type", "split", "runs", "analyses", "train", "analyze"),
+    *("date", "machine", "versions", "page"),
+}
 _PROCESSES = 8  # of the recipes for COCO
 _SAME_MODEL = 0.005  # AP of two measurements of one model on different processors
 _FEW_OBJECTS = 100

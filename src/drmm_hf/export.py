@@ -204,7 +204,7 @@ def _write_onnx(program: ExportedProgram, path: Path, output_names: list[str], o
 
 def _name_axes(graph: Any) -> None:
     """Call the dynamic axes of an onnx_ir graph batch, height and width; the exporter's names are such as 32*s87."""
-    names = {}
+    names: dict[str, str] = {}
     for value in graph.inputs:
         names |= {str(value.shape[axis]): name for axis, name in AXES[value.name].items()}
     outputs = (value for node in graph.all_nodes() for value in node.outputs if value.shape is not None)

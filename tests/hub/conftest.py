@@ -77,7 +77,8 @@ class FakeHub:
             if isinstance(operation, CommitOperationDelete):
                 del files[operation.path_in_repo]
             else:
-                files[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+                content = operation.path_or_fileobj
+                files[operation.path_in_repo] = content if isinstance(content, bytes) else Path(content).read_bytes()
         sha = self.commit("refs/pr/1" if create_pr else branch, files)
         url = f"https://huggingface.co/{repo_id}/commit/{sha}"
         return CommitInfo(

@@ -139,8 +139,7 @@ def test_the_card_of_a_run_can_be_published(run, capsys) -> None:
     assert 'model="me/stars", revision="COMMIT"' in card.text
     assert card.data.license == "cc-by-nc-4.0"
     assert "The weights: cc-by-nc-4.0." in card.text
-    with plan_upload(run / "model") as plan:
-        assert {"README.md", "images/reliability.png"} <= set(plan.files)
+    assert {"README.md", "images/reliability.png"} <= set(plan_upload(run / "model").files)
     for options in ([], ["--overwrite", "--license", "CC BY 4.0"]):
         assert main(["cards", str(run), *options]) == 2
     assert "README.md" in capsys.readouterr().err, "a card that is there is kept"

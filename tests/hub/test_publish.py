@@ -1,7 +1,6 @@
 """Publishing: which files of a folder go, what arrives in the repository, and what is refused."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,7 @@ BASE = {"README.md", "config.json", "model.safetensors", "preprocessor_config.js
 
 
 def publish(folder: Path, with_code: bool = False, **options) -> CommitInfo:
-    with plan_upload(folder, with_code) as plan:
-        return send(plan, REPO, **options)
+    return send(plan_upload(folder, with_code), REPO, **options)
 
 
 class TestPlan:
@@ -34,41 +32,31 @@ class TestPlan:
         for name in (*known, *unknown):
             (checkpoint / name).parent.mkdir(exist_ok=True)
             (checkpoint / name).write_text("1")
-        with plan_upload(checkpoint) as plan:
-            assert list(plan.files) == sorted({*BASE, *known})
-            expected = {name for name in unknown if not name.startswith("step")} | {"step-00000010/"}
-            assert sorted(plan.left_out) == sorted(expected)
-            assert plan.files["results.json"] == 1
-        assert not plan.staged.exists()
+        plan = plan_upload(checkpoint)
+        assert list(plan.files) == sorted({*BASE, *known})
+        expected = {name for name in unknown if not name.startswith("step")} | {"step-00000010/"}
+        assert sorted(plan.left_out) == sorted(expected)
+        assert plan.size("results.json") == 1
 
     def test_folders_of_the_machine_are_not_published(self, checkpoint) -> None:
         """`drmm analyze` names the annotations by their whole path."""
         facts = {"data": {"annotations": str(checkpoint / "annotations" / "val.json"), "images": 87}, "AP": [0.5, None]}
         text = json.dumps({**facts, "checkpoints": [{"checkpoint": "runs/mine/model"}]})
         (checkpoint / "analysis.json").write_text(text)
-        with plan_upload(checkpoint) as plan:
-            staged = json.loads((plan.staged / "analysis.json").read_text())
-        assert staged == {**json.loads(text), "data": {"annotations": "val.json", "images": 87}}
+        sent = json.loads(plan_upload(checkpoint).read("analysis.json"))
+        assert sent == {**json.loads(text), "data": {"annotations": "val.json", "images": 87}}
         assert (checkpoint / "analysis.json").read_text() == text
 
     def test_code_is_written_anew_into_the_plan_and_not_into_the_folder(self, checkpoint) -> None:
         export_with_code(checkpoint)
         (checkpoint / "mixture.py").write_text("old = True\n")
         (checkpoint / "stray.py").write_text("")
-        with plan_upload(checkpoint) as plan:
-            assert plan.with_code
-            assert set(plan.files) == {*BASE, *code_files()}
-            assert (plan.staged / "mixture.py").read_text() == code_files()["mixture.py"]
-            assert plan.left_out == ["stray.py"]
+        plan = plan_upload(checkpoint)
+        assert set(plan.files) == {*BASE, *code_files()}
+        assert plan.read("mixture.py").decode() == code_files()["mixture.py"]
+        assert "auto_map" in json.loads(plan.read("config.json"))
+        assert plan.left_out == ["stray.py"]
         assert (checkpoint / "mixture.py").read_text() == "old = True\n"
-
-    def test_a_disk_without_links(self, checkpoint, monkeypatch) -> None:
-        def refuse(*_, **__):
-            raise OSError("links are not supported")
-
-        monkeypatch.setattr(os, "symlink", refuse)
-        with plan_upload(checkpoint) as plan:
-            assert (plan.staged / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
     @pytest.mark.parametrize(
         ("name", "text", "error"),
@@ -87,14 +75,14 @@ class TestPlan:
         (checkpoint / name).unlink(missing_ok=True)
         if text is not None:
             (checkpoint / name).write_text(text)
-        with pytest.raises(error, match=name), plan_upload(checkpoint):
-            pass
+        with pytest.raises(error, match=name):
+            plan_upload(checkpoint)
 
     @pytest.mark.parametrize("folder", ["stars", "me/stars"])  # a name on the Hub is no folder to publish
     def test_no_such_folder(self, folder, tmp_path, monkeypatch) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(FileNotFoundError, match="stars"), plan_upload(folder):
-            pass
+        with pytest.raises(FileNotFoundError, match="stars"):
+            plan_upload(folder)
 
 
 class TestPublish:

@@ -138,21 +138,21 @@ def _print_latency(
     batch = settings.batch or 1
     raw = example_inputs(reference.input_names, batch, size)
     inputs = example_inputs([*raw, *(["target_sizes"] if settings.top_k else [])], batch, size)
-    candidates = {"eager": torch.no_grad()(lambda: reference(**raw)), "exported": lambda: exported.run(inputs)}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
-    for _ in range(1 + _ROUNDS):
-        for name, call in candidates.items():
+    rounds = []
+    for _ in range(1 + _ROUNDS):  # the first warms up
+        row = []
+        for call in (lambda: reference(**raw), lambda: exported.run(inputs)):
             wall, cpu = time.perf_counter(), time.process_time()
-            call()
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    texts = []
-    for name, rounds in seconds.items():
-        wall, cpu = (statistics.median(values[1:]) * 1e3 for values in zip(*rounds, strict=True))  # the first warms up
-        texts.append(f"{name} {wall:.0f} (CPU time {cpu:.0f})")
-    ratios = [one[1] / other[1] for one, other in zip(seconds["exported"][1:], seconds["eager"][1:], strict=True)]
+            with torch.no_grad():
+                call()
+            row += [time.perf_counter() - wall, time.process_time() - cpu]
+        rounds.append(row)
+    eager, eager_cpu, wall, cpu = (statistics.median(column) * 1e3 for column in zip(*rounds[1:], strict=True))
+    ratio = statistics.median(row[3] / row[1] for row in rounds[1:])
     print(
         f"milliseconds of a batch of {batch}, {size[0]}x{size[1]}, median of {_ROUNDS} rounds, "
-        f"{torch.get_num_threads()} threads: {', '.join(texts)}; ratio of CPU time {statistics.median(ratios):.2f}"
+        f"{torch.get_num_threads()} threads: eager {eager:.0f} (CPU time {eager_cpu:.0f}), "
+        f"exported {wall:.0f} (CPU time {cpu:.0f}); ratio of CPU time {ratio:.2f}"
     )
 
 

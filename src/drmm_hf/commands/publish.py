@@ -30,20 +30,20 @@ def run(arguments: argparse.Namespace) -> None:
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"{repo_id}: give the repository as user/name or organization/name")
-    with plan_upload(arguments.model, arguments.with_code) as plan:
-        print(f"{arguments.model} -> {repo_id}")
-        _show(plan)
-        if not arguments.push:
-            print("Dry run: nothing was sent. Publish it with --push.")
-            return
-        commit = publish(
-            plan,
-            repo_id,
-            revision=arguments.revision,
-            private=arguments.private,
-            create_pr=arguments.create_pr,
-            message=arguments.message,
-        )
+    plan = plan_upload(arguments.model, arguments.with_code)
+    print(f"{arguments.model} -> {repo_id}")
+    _show(plan)
+    if not arguments.push:
+        print("Dry run: nothing was sent. Publish it with --push.")
+        return
+    commit = publish(
+        plan,
+        repo_id,
+        revision=arguments.revision,
+        private=arguments.private,
+        create_pr=arguments.create_pr,
+        message=arguments.message,
+    )
     if commit.pr_url:
         print(f"pull request {commit.pr_url}")
     print(f"published {commit.commit_url}")
@@ -52,11 +52,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show(plan: UploadPlan) -> None:
-    for name, size in [*plan.files.items(), (f"in {len(plan.files)} files", sum(plan.files.values()))]:
+    sizes = {name: plan.size(name) for name in plan.files}
+    for name, size in [*sizes.items(), (f"in {len(sizes)} files", sum(sizes.values()))]:
         print(f"  {tqdm.format_sizeof(size, 'B', 1000):>8}  {name}")
     if plan.left_out:
         print(f"left out: {', '.join(plan.left_out)}")
-    if not plan.with_code:
+    if not any(name.endswith(".py") for name in plan.files):
         print("without the model's code: users need this package installed (see --with-code)")
-    card = (plan.staged / CARD).read_text(encoding="utf-8")
+    card = plan.read(CARD).decode()
     print("\n".join(["model card:", *(f"  | {line}".rstrip() for line in card.splitlines())]))

@@ -208,7 +208,7 @@ def _write_preset_card(source: Path, root: Path, output: Path) -> Path:
         command=f"{command} {options}",
         model=data.get("checkpoint") or f"runs/{preset}" + ("" if data.get("released") else "/model"),
     )
-    return _write(card, output / place, place.name, measured["facts"].get(entry["split"]) if measured else None)
+    return _write(card, output / place, place.name, measured["facts"].get(measured["split"]) if measured else None)
 
 
 def _read_card_data(path: Path) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from ..cli import add_data_arguments, add_model_arguments, positive_int
 from ..data import load_detection_dataset, load_streaming_dataset
 from ..data.coco import find_annotations
 from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
+from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
 from ..files import make_output_folder, read_json, write_json
 from ..loading import label_names, load_detector
 
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100
 
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def format_report(report: DetectionReport) -> str:
     """The COCO numbers and calibration errors as a small table; "-" where there is no ground truth."""
-    lines = _table(report.metrics, COLUMNS[:6]) + _table(report.metrics, COLUMNS[6:])
+    lines = _table(report.metrics, METRICS[:6]) + _table(report.metrics, METRICS[6:])
     more = [name for name in report.metrics if "@" in name and "/" not in name]
     if more:
         limit = more[0].partition("@")[2]

@@ -120,17 +120,20 @@ def predict_stream(
     """
     rows: list[dict[str, Any]] = []
     results = predict_dataset(model, processor, dataset, rows=rows, **options)
-    annotations: list[dict[str, Any]] = []
-    for row in rows:
-        columns = (row["objects"][name] for name in ("bbox", "category", "area", "iscrowd"))
-        for bbox, label, area, iscrowd in zip(*columns, strict=True):
-            one = {"bbox": bbox, "category_id": label, "area": area, "iscrowd": iscrowd}
-            annotations.append({"id": len(annotations) + 1, "image_id": row["image_id"], **one})
+    annotations = [{"image_id": row["image_id"], **one} for row in rows for one in object_records(row)]
     return results, {
         "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
-        "annotations": annotations,
+        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, start=1)],
         "categories": [{"id": i, "name": dataset.id2label[i]} for i in _category_ids(dataset) if i != -1],
     }
+
+
+def object_records(row: Row) -> list[dict[str, Any]]:
+    """The objects of a row as COCO has them, which is how the image processor takes them; categories are labels."""
+    columns = [row["objects"][name] for name in ("bbox", "category", "area", "iscrowd")]
+    return [
+        dict(zip(("bbox", "category_id", "area", "iscrowd"), one, strict=True)) for one in zip(*columns, strict=True)
+    ]
 
 
 def predict_batches(

@@ -437,20 +437,16 @@ class _Batches(IterableDataset):
 
 def make_batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Samples (`image`, `boxes` xyxy, `labels`, `image_id`, `skipped`) to what `TrainingData.batches` gives."""
-    return {
-        "images": [sample["image"] for sample in samples],
-        "annotations": [_annotation(sample) for sample in samples],
-        "skipped": [message for sample in samples for message in sample["skipped"]],
-    }
-
-
-def _annotation(sample: Mapping[str, Any]) -> dict[str, Any]:
-    boxes = box_convert(sample["boxes"].double(), "xyxy", "xywh").tolist()
-    records = [
-        {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0}
-        for box, label in zip(boxes, sample["labels"].tolist(), strict=True)
-    ]
-    return {"image_id": sample["image_id"], "annotations": records}
+    annotations = []
+    for sample in samples:
+        boxes = box_convert(sample["boxes"].double(), "xyxy", "xywh").tolist()
+        records = [
+            {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0}
+            for box, label in zip(boxes, sample["labels"].tolist(), strict=True)
+        ]
+        annotations.append({"image_id": sample["image_id"], "annotations": records})
+    skipped = [message for sample in samples for message in sample["skipped"]]
+    return {"images": [sample["image"] for sample in samples], "annotations": annotations, "skipped": skipped}
 
 
 def _is_wide(row: Mapping[str, Any]) -> bool:

@@ -124,6 +124,5 @@ def build_transform(
         translate=config.translate,
         color_jitter=config.color_jitter,
         fill=(red, green, blue),
-        cache=config.cache_images,
-        cache_bytes=_CACHE_BYTES,
+        cache_bytes=_CACHE_BYTES if config.cache_images else 0,
     )

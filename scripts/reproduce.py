@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.training = words[cut + 1 :]
     arguments.command = shlex.join(["python", "scripts/reproduce.py", *words])
     arguments.batch_size = 2
-    status = run_command(_run, arguments)
-    PartialState().destroy_process_group()
-    return status
+    return run_command(_run, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:

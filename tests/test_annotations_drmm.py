@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from drmm_hf.annotations import InvalidBox, clean_boxes
+from drmm_hf.annotations import clean_boxes
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 
 IMAGE = torch.zeros(3, 50, 40)
@@ -56,7 +56,7 @@ def test_given_area_is_kept() -> None:
     assert make_label(annotation_of([0, 0, 10, 20], area=150), IMAGE)["area"].tolist() == [150]
 
 
-@pytest.mark.parametrize("crowd", [0, 1, True, 1.0, np.int64(1), np.bool_(False)])
+@pytest.mark.parametrize("crowd", [0, 1, True, 1.0, np.int64(1), np.bool_(False), None, np.float32(1)])
 def test_whole_numbers_may_be_floats(crowd: Any) -> None:
     records = [{"bbox": [0, 0, 10, 20], "category_id": 2.0, "iscrowd": crowd}]
     label = make_label({"image_id": 7.0, "annotations": records}, IMAGE)
@@ -71,7 +71,7 @@ def test_whole_numbers_may_be_floats(crowd: Any) -> None:
         *(("bbox", box) for box in ([1, 2, 10**400, 4], [1, 2, float("inf"), 4], {}, [[1], [2], [3], [4]])),
         *(("category_id", category) for category in (-1, "cat", "3", 1.5, None, float("nan"), 2**63, [])),
         *(("area", area) for area in ("big", -1, float("inf"), float("nan"), 10**400, [])),
-        *(("iscrowd", crowd) for crowd in (2, -1, 0.5, "0", None, "yes")),
+        *(("iscrowd", crowd) for crowd in (2, -1, 0.5, "0", "false", float("nan"), [0])),
         *(("image_id", image_id) for image_id in ("a.jpg", 1.5, None, 2**70, "x" * 5000)),
         *(("annotations", records) for records in ({"bbox": []}, "abc", 3, None, ["box"], [{"category_id": 0}], [[]])),
         ("annotations", [{"bbox": [1, 2, 3, 4]}]),
@@ -83,9 +83,7 @@ def test_wrong_values_are_named(field: str, value: Any) -> None:
         annotation[field] = value
     else:
         annotation["annotations"][1][field] = value
-    with pytest.raises(
-        ValueError, match=r"image_id|image" if field in annotation else f"image_id 7, annotation 1: {field}"
-    ):
+    with pytest.raises(ValueError, match=field if field in annotation else r"image_id 7, annotations\[1\]"):
         make_label(annotation, IMAGE)
 
 
@@ -96,7 +94,7 @@ def test_what_is_no_annotation(annotation: Any) -> None:
 
 
 def test_boxes_are_clipped_to_their_images() -> None:
-    boxes = np.array([[-1, 2, 5, 5], [8, 1, 9, 3], [0, 0, 10.04, 3], [50, 0, 5, 5], [2, 2, 0, 4], [1, 1, 1e308, 1e308]])
+    boxes = np.array([[-1, 2, 5, 5], [8, 1, 9, 3], [0, 0, 10.04, 3], [50, 0, 5, 5], [2, 2, 0, 4], [1, 1, 1e29, 1e29]])
     clipped, kept, moved = clean_boxes(boxes, 10, np.array([20.0, 20, 20, 20, 20, 30]))
     assert clipped.dtype == np.float64
     assert clipped.tolist() == [
@@ -104,15 +102,7 @@ def test_boxes_are_clipped_to_their_images() -> None:
     ]
     assert kept.tolist() == [True, True, True, False, False, True]
     assert moved.tolist() == [True, True, False, True, False, True]  # 0.04 px are rounding of the file
-    for none in ([], np.zeros((0, 4))):
-        assert [part.shape for part in clean_boxes(none, 10, 20)] == [(0, 4), (0,), (0,)]
-
-
-@pytest.mark.parametrize("box", [[1, 2, 3], [1, 2, -3, 4], [1, 2, 3, float("inf")], ["1", "2", "3", "4"], None])
-def test_the_first_invalid_box_is_named(box: Any) -> None:
-    with pytest.raises(InvalidBox) as caught:
-        clean_boxes([[1, 2, 3, 4], box, box], 10, 10)
-    assert caught.value.index == 1
+    assert [part.shape for part in clean_boxes(np.zeros((0, 4)), 10, 20)] == [(0, 4), (0,), (0,)]
 
 
 def test_real_images(coco: Path) -> None:

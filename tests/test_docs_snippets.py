@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import RTDetrImageProcessor
 
+from detector_fixtures import small_detector
 from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor
 from drmm_hf.cli import COMMANDS as SUBCOMMANDS
 from drmm_hf.data import generate_scenes, load_detection_dataset
@@ -61,6 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("runs/quickstart/model", "runs/mine/model", "CHECKPOINT"):
         model.save_pretrained(here / name)
         processor.save_pretrained(here / name)
+    small_detector("rt_detr_v2").save_pretrained(here / "DETECTOR")
+    RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(here / "DETECTOR")
     picture().save(here / "picture.jpg")
     truth = json.loads((here / "FOLDER/annotations/instances_val.json").read_text())
     found = [
@@ -85,7 +89,7 @@ def picture() -> Image.Image:
 def stand_ins(here: Path) -> dict[str, Any]:
     """What the blocks take from the text around them."""
     checkpoint = here / "runs/quickstart/model"
-    record = {"bbox": [10, 8, 30, 24], "category_id": 0}
+    record = {"bbox": [10, 8, 30, 24], "category_id": 0, "area": 720}
     return {
         "model": DrmmForObjectDetection.from_pretrained(checkpoint),
         "processor": DrmmImageProcessor.from_pretrained(checkpoint),

@@ -50,7 +50,7 @@ def test_poisson_is_least_where_the_objectness_adds_up_to_the_number_of_objects(
 
     def closure():
         optimizer.zero_grad()
-        loss = poisson_anchor(logits, torch.tensor([num_boxes])).sum()
+        loss = poisson_anchor(logits.sigmoid().sum(dim=-1).log(), torch.tensor([num_boxes])).sum()
         loss.backward()
         return loss
 

@@ -24,7 +24,7 @@ from drmm_hf.evaluation import (
     split_half_report,
     suppress,
 )
-from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.complexity import count_complexity
 from drmm_hf.loading import load_detector
 from drmm_hf.presets import processor_fields

@@ -1,11 +1,12 @@
-"""COCO annotations of a batch to the labels that the model is trained on, and the one cleaning of boxes.
+"""COCO annotations: their fields read and checked, their boxes cleaned, and the labels that a model is trained on.
 
-`clean_boxes` serves whatever brings boxes: files and data sets of the Hub in `data/rows.py`, and the image processor.
+`Records` and `clean_boxes` serve whatever brings boxes: the image processor, the files and tables of `data/`, and the
+ground truth and results of `evaluation/`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,68 +17,228 @@ MIN_SIDE = 1e-3
 """A box whose width or height inside the image is not larger than this (pixels) has no area."""
 CLIP_TOLERANCE = 0.05
 """Clipping that moves an edge by no more than this (pixels) is rounding of the file."""
-_MAX_AREA, _INT64 = 1e30, 2**63
+INT64 = 2**63
+_LARGEST = 1e30
+"""Pixels and scores beyond it are mistakes, and their products would not be finite."""
 
 
-class InvalidBox(ValueError):
-    """A box that cannot be right; `index` is its place among those given and `reason` says what is wrong."""
+class Records:
+    """A list of JSON objects such as COCO annotations, of which one field at a time is read and checked.
 
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(f"box {index} {reason}")
-        self.index, self.reason = index, reason
+    A value that is wrong is refused by a `ValueError` that says where it is. Whole numbers such as 3.0 are integers
+    everywhere, numpy's own included.
+
+    Args:
+        records: mappings.
+        where: what messages call a record: the name of the list, or a function of the record's index.
+        names: what messages call a field, where it has another name in the data.
+    """
+
+    def __init__(
+        self, records: Sequence[Any], where: str | Callable[[int], str], names: Mapping[str, str] | None = None
+    ) -> None:
+        self.records, self.names = records, names or {}
+        self.where = where if callable(where) else lambda index: f"{where}[{index}]"
+        for index, record in enumerate(records):
+            if not isinstance(record, Mapping):
+                raise ValueError(f"{self.where(index)} is {shown(record)}; it must be an object with fields")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def values(self, field: str) -> list[Any]:
+        """The field of every record as it came, None where it has none."""
+        return [record.get(field) for record in self.records]
+
+    def refuse(self, index: int, field: str, problem: str) -> NoReturn:
+        """Say what is wrong with a value."""
+        record = self.records[index]
+        known = "" if field == "id" or record.get("id") is None else f" (id {shown(record['id'])})"
+        value = "missing" if record.get(field) is None else shown(record[field])
+        place = self.where(index)
+        joint = "." if place.endswith("]") else ", "
+        raise ValueError(f"{place}{joint}{self.names.get(field, field)}{known} is {value}; {problem}")
+
+    def require(self, good: Any, field: str, wanted: str) -> None:
+        """Refuse the first value that is not `good` (n,)."""
+        (bad,) = np.nonzero(~np.asarray(good, dtype=bool))
+        if bad.size:
+            self.refuse(int(bad[0]), field, f"it must be {wanted}: correct or remove it")
+
+    def integers(self, field: str, wanted: str = "a whole number", low: int = -INT64, high: int = INT64) -> np.ndarray:
+        """(n,) int64, each at least `low` and below `high`."""
+        values = self.values(field)
+        if not set(map(type, values)) <= {int}:
+            values = [_whole_number(value) for value in values]
+        self.require([value is not None and low <= value < high for value in values], field, wanted)
+        return np.array(values, dtype=np.int64)
+
+    def ids(self, field: str = "id", *, texts: bool = False) -> Sequence[Any]:
+        """Ids of 64 bits, every one different; with `texts` all of them may be texts."""
+        ids = _plain_ids(self.values(field))
+        named = texts and bool(ids) and isinstance(ids[0], str)
+        good = [isinstance(one, str) if named else isinstance(one, int) and -INT64 <= one < INT64 for one in ids]
+        self.require(good, field, "an integer" + (" or a text, as those of the others are" if texts else ""))
+        self.require_different(ids, field)
+        return ids
+
+    def ids_or_numbers(self, field: str) -> tuple[np.ndarray, bool]:
+        """The ids (n,), or 0, 1, ... where they are not different integers; and whether it is the ids."""
+        try:
+            return np.array(self.ids(field), dtype=np.int64), True
+        except ValueError:
+            return np.arange(len(self)), False
+
+    def require_different(self, values: Sequence[Any], field: str) -> None:
+        """Refuse a value that an earlier record has."""
+        first: dict[Any, int] = {}
+        for index, value in enumerate(values):
+            if first.setdefault(value, index) != index:
+                self.refuse(index, field, f"{self.where(first[value])} has the same: make them different")
+
+    def positions(self, field: str, known: Sequence[Any], wanted: str) -> np.ndarray:
+        """(n,) int64, the place among the `known` ids of the one that each record refers to."""
+        place = {value: index for index, value in enumerate(known)}
+        ids = _plain_ids(self.values(field))
+        found = np.array([-1 if value is None else place.get(value, -1) for value in ids], dtype=np.int64)
+        self.require(found >= 0, field, wanted)
+        return found
+
+    def texts(self, field: str) -> list[str]:
+        """Texts, none of them empty."""
+        values = self.values(field)
+        self.require([isinstance(v, str) and bool(v.strip()) for v in values], field, "a text that is not empty")
+        return values
+
+    def flags(self, field: str) -> np.ndarray:
+        """(n,) bool of 0 and 1, or true and false; false where there is none."""
+        values = [0 if value is None else _flag(value) for value in self.values(field)]
+        self.require([value in (0, 1) for value in values], field, "0 or 1")
+        return np.array(values, dtype=bool)
+
+    def numbers(
+        self,
+        field: str,
+        wanted: str,
+        low: float = -_LARGEST,
+        high: float = _LARGEST,
+        *,
+        width: int | None = None,
+        missing: bool = False,
+    ) -> np.ndarray:
+        """(n,) float64 from `low` to `high`, or (n, width) of such; with `missing` NaN where there is none."""
+        values = self.values(field)
+        numbers = _as_numbers(values, width)
+        good = (numbers >= low) & (numbers <= high)
+        if missing:
+            good |= np.array([value is None for value in values], dtype=bool)
+        self.require(good if width is None else np.all(good, axis=1), field, wanted)
+        return numbers
+
+    def areas(self) -> np.ndarray:
+        """(n,) float64 of `area` in px², NaN where there is none."""
+        return self.numbers("area", "a number of square pixels, 0 or more", 0.0, missing=True)
+
+    def boxes(self) -> np.ndarray:
+        """(n, 4) float64 of `bbox`, `[x, y, width, height]` in pixels."""
+        boxes = self.numbers("bbox", "four finite numbers [x, y, width, height]", width=4)
+        self.require(
+            (boxes[:, 2:] >= 0).all(axis=1),
+            "bbox",
+            "[x, y, width, height] without a negative side (convert yours if they are corners [x1, y1, x2, y2])",
+        )
+        return boxes
+
+
+def _whole_number(value: Any) -> int | None:
+    """The integer of 64 bits that a value is, 3.0 included; None where it is none."""
+    dimensions: int = getattr(value, "ndim", 0)
+    if isinstance(value, bool | np.bool_ | str | bytes) or dimensions:
+        return None
+    try:
+        number = int(value)
+        return number if number == value and -INT64 <= number < INT64 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _flag(value: Any) -> int | None:
+    return int(value) if isinstance(value, bool | np.bool_) else _whole_number(value)
+
+
+def _plain_ids(values: Sequence[Any]) -> Sequence[Any]:
+    """Ids as they are compared: 7, 7.0 and "7" are the same; None for what is no id."""
+    if set(map(type, values)) <= {int}:
+        return values
+    plain: list[Any] = []
+    for value in values:
+        digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19
+        plain.append(int(value) if digits else value if isinstance(value, str) else _whole_number(value))
+    return plain
+
+
+def _as_numbers(values: Sequence[Any], width: int | None) -> np.ndarray:
+    """(n,) or (n, width) float64, NaN for what is no number, and for what does not hold `width` of them."""
+    shape = (len(values),) if width is None else (len(values), width)
+    try:
+        array = np.array(values)
+        if array.shape == shape and array.dtype.kind in "iuf":
+            return array.astype(np.float64, copy=False)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    numbers = np.full(shape, np.nan)
+    for index, value in enumerate(values):
+        try:
+            numbers[index] = _number(value) if width is None else np.array([_number(v) for v in value]).reshape(width)
+        except (TypeError, ValueError):  # no sequence, or of another length
+            continue
+    return numbers
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def clean_boxes(
-    boxes: Any, widths: float | np.ndarray, heights: float | np.ndarray
+    boxes: np.ndarray, widths: float | np.ndarray, heights: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Clip boxes to their images.
 
     Args:
-        boxes: N boxes [x, y, width, height] in pixels of their images: an array (N, 4), or a sequence of sequences.
+        boxes: (N, 4) [x, y, width, height] in pixels of their images, finite and without negative sides.
         widths, heights: of the images in pixels: one number, or one per box (N,).
 
     Returns:
         clipped (N, 4) float64, like `boxes` but inside the images; kept (N,) bool, false where a side inside the image
         is not above 1e-3 px; moved (N,) bool, true where clipping moved an edge by more than 0.05 px.
-
-    Raises:
-        InvalidBox: at the first box that is not four finite numbers, or has a negative side.
     """
-    raw = _as_array(boxes)
-    finite = np.isfinite(raw).all(axis=1)
-    invalid = ~finite | (raw[:, 2:] < 0).any(axis=1)
-    if invalid.any():
-        index = int(invalid.argmax())
-        if not finite[index]:
-            raise InvalidBox(index, f"is {shown(raw[index].tolist())}, not four finite numbers [x, y, width, height]")
-        raise InvalidBox(
-            index,
-            f"is {shown(raw[index].tolist())}, with a negative width or height: boxes are [x, y, width, height], so "
-            "convert yours if they are corners [x1, y1, x2, y2]",
-        )
     limits = np.stack(np.broadcast_arrays(widths, heights), axis=-1).astype(np.float64)
-    with np.errstate(over="ignore"):  # a box of 1e308 pixels ends at infinity, which is clipped as well
-        low, high = raw[:, :2], raw[:, :2] + raw[:, 2:]
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     new_low, new_high = np.clip(low, 0, limits), np.clip(high, 0, limits)
     sides = new_high - new_low
     moved = np.maximum(new_low - low, high - new_high).max(axis=1) > CLIP_TOLERANCE
     return np.concatenate([new_low, sides], axis=1), (sides > MIN_SIDE).all(axis=1), moved
 
 
-def _as_array(boxes: Any) -> np.ndarray:
-    """Boxes as (N, 4) float64; those that do not come as an array of numbers are read one by one."""
-    if isinstance(boxes, np.ndarray) and boxes.dtype.kind in "iuf" and boxes.shape[1:] == (4,):
-        return boxes.astype(np.float64, copy=False)
-    rows = np.empty((len(boxes), 4))
-    for index, box in enumerate(boxes):
-        try:
-            values = [math.nan if isinstance(value, (str, bytes)) else float(value) for value in box]
-        except (TypeError, ValueError, OverflowError):
-            values = []
-        if len(values) != 4:
-            raise InvalidBox(index, f"is {shown(box)}, not four finite numbers [x, y, width, height]")
-        rows[index] = values
-    return rows
+def frame_problem(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> str | None:
+    """What is wrong with boxes that are in no pixels of their images, or None.
+
+    Args:
+        boxes: (N, 4) [x, y, width, height], as they came.
+        widths, heights: (N,) of their images in pixels.
+    """
+    # A sliver that a crop leaves of an object begins at 0 or at a whole pixel.
+    if len(boxes) and boxes.max() <= 1 and (boxes[:, :2] % 1).any() and min(widths.min(), heights.min()) > 2:
+        return (
+            "no number of any box is above 1, so they seem to be fractions of their images; multiply x and width by "
+            "the image's width, y and height by its height"
+        )
+    return None
 
 
 def make_labels(
@@ -98,105 +259,52 @@ def make_labels(
         raise ValueError(f"annotations is a {type(annotations).__name__}: give one dict per image, in a list.")
     if len(annotations) != len(old_sizes):
         raise ValueError(f"{len(old_sizes)} images but {len(annotations)} annotations: give one dict per image.")
-    boxes, rows, places, image_ids = [], [], [], []
-    for image, annotation in enumerate(annotations):
-        image_id, records = _check_annotation(annotation)
-        image_ids.append(image_id)
-        for index, record in enumerate(records):
-            places.append(f"image_id {image_id}, annotation {index}")
-            rows.append((image, *_check_record(record, places[-1])))
-            boxes.append(record["bbox"])
-    types = {"image": np.int64, "class": np.int64, "area": np.float64, "crowd": bool}
-    table = np.array(rows, dtype=list(types.items()))
-    image_of, areas = table["image"], table["area"]
+    of_images = Records(annotations, "annotations")
+    image_ids = of_images.integers("image_id", "a whole number, such as the image's index")
+    lists = of_images.values("annotations")
+    of_images.require(
+        [isinstance(records, Sequence) and not isinstance(records, str) for records in lists],
+        "annotations",
+        'a list of dicts (empty if the image has no objects), as in {"image_id": 7, "annotations": [record, ...]}',
+    )
+    image_of = np.repeat(np.arange(len(lists)), [len(records) for records in lists])
+    places = [
+        (image, number)
+        for image, records in zip(image_ids.tolist(), lists, strict=True)
+        for number in range(len(records))
+    ]
+    records = Records(
+        [record for records in lists for record in records],
+        lambda index: "image_id {}, annotations[{}]".format(*places[index]),
+    )
+    raw = records.boxes()
+    classes = records.integers(
+        "category_id", "a class index from 0 (map names or sparse ids to 0 .. num_labels - 1 first)", 0
+    )
     height, width = old_sizes[image_of].T
-    try:
-        raw = _as_array(boxes)
-        clipped, kept, _ = clean_boxes(raw, width, height)
-    except InvalidBox as error:
-        raise ValueError(f"{places[error.index]}: bbox {error.reason}. Correct the box or leave it out.") from None
-
-    kept &= ~table["crowd"]
+    clipped, kept, _ = clean_boxes(raw, width, height)
+    kept &= ~records.flags("iscrowd")
     # float64 until the end, so that a box on the image's border ends exactly at 0 or 1 in float32.
     sides = clipped[:, 2:]
     normalized = np.concatenate([clipped[:, :2] + sides / 2, sides], axis=1) / np.stack([width, height] * 2, axis=1)
-    with np.errstate(over="ignore"):
-        areas = np.where(areas < 0, np.minimum(raw[:, 2] * raw[:, 3], _MAX_AREA), areas)
+    areas = records.areas()
+    areas = np.where(np.isnan(areas), np.minimum(raw[:, 2] * raw[:, 3], _LARGEST), areas)
     areas = areas * (new_sizes / old_sizes).prod(axis=1)[image_of]
     of_boxes = {
-        "class_labels": torch.from_numpy(table["class"][kept]),
+        "class_labels": torch.from_numpy(classes[kept]),
         "boxes": torch.from_numpy(normalized[kept].astype(np.float32)),
         "area": torch.from_numpy(areas[kept].astype(np.float32)),
     }
-    of_images = {
-        "image_id": torch.tensor(image_ids, dtype=torch.int64)[:, None],
+    of_each = {
+        "image_id": torch.from_numpy(image_ids)[:, None],
         "orig_size": torch.from_numpy(old_sizes),
         "size": torch.from_numpy(new_sizes),
     }
     counts = np.bincount(image_of[kept], minlength=len(old_sizes)).tolist()
     columns = {name: to_device(value, device).split(counts) for name, value in of_boxes.items()}
     columns["iscrowd"] = tuple(torch.zeros_like(labels) for labels in columns["class_labels"])
-    columns |= {name: to_device(value, device).unbind() for name, value in of_images.items()}
+    columns |= {name: to_device(value, device).unbind() for name, value in of_each.items()}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def _check_annotation(annotation: Any) -> tuple[int, Sequence[Any]]:
-    """(image_id, records) of one image's annotation."""
-    if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= annotation.keys():
-        found = sorted(map(str, annotation)) if isinstance(annotation, Mapping) else type(annotation).__name__
-        raise ValueError(
-            f"the annotation of an image must be a dict with image_id and annotations (a list), not {found}. "
-            'Wrap COCO records as {"image_id": 7, "annotations": [record, ...]}.'
-        )
-    image_id = _whole_number(annotation["image_id"])
-    if image_id is None:
-        raise ValueError(
-            f"image_id is {shown(annotation['image_id'])}: give a whole number, such as the image's index."
-        )
-    records = annotation["annotations"]
-    if not isinstance(records, Sequence) or isinstance(records, str):
-        raise ValueError(
-            f"image_id {image_id}: annotations is a {type(records).__name__}, expected a list of dicts "
-            "(an empty one if the image has no objects)."
-        )
-    return image_id, records
-
-
-def _check_record(record: Any, place: str) -> tuple[int, float, bool]:
-    """(category, area, crowd) of one COCO record; area is -1 where it is not given."""
-    for name in ("bbox", "category_id"):
-        if not isinstance(record, Mapping) or name not in record:
-            raise ValueError(f"{place}: {name} is missing. Give a dict with bbox and category_id.")
-    category = _whole_number(record["category_id"])
-    if category is None or category < 0:
-        raise ValueError(
-            f"{place}: category_id is {shown(record['category_id'])}, expected a class index from 0. Map names or "
-            "sparse ids to 0 .. num_labels - 1 first."
-        )
-    crowd = _whole_number(record.get("iscrowd", 0))
-    if crowd not in (0, 1):
-        raise ValueError(f"{place}: iscrowd is {shown(record['iscrowd'])}, expected 0 or 1.")
-    area = record.get("area")
-    if area is None:
-        return category, -1.0, bool(crowd)
-    try:
-        area = float(area)
-    except (TypeError, ValueError, OverflowError):
-        area = math.nan
-    if not 0 <= area < _MAX_AREA:
-        raise ValueError(
-            f"{place}: area is {shown(record['area'])}, expected a number of pixels², from 0. Leave it out if unknown."
-        )
-    return category, area, bool(crowd)
-
-
-def _whole_number(value: Any) -> int | None:
-    """The value as an integer that fits into a tensor, 3.0 as 3; None where it is no such number."""
-    try:
-        number = int(value)
-        return number if number == value and -_INT64 <= number < _INT64 else None
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def to_device(tensor: torch.Tensor, device: Any) -> torch.Tensor:

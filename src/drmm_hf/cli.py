@@ -61,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:
-    """Exit status of `run(arguments)`; an error about the input is one line on stderr and 2, Ctrl-C one and 130."""
+    """Exit status of `run(arguments)`; an error about the input is one line on stderr and 2, Ctrl-C one and 130.
+
+    However it ends, the process group that the command joined ends with it.
+    """
     debug = getattr(arguments, "debug", False)
     try:
         return run(arguments) or 0
@@ -83,7 +86,19 @@ def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argp
         if debug:
             raise
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    finally:
+        _leave_process_group()
     return FAILED
+
+
+def _leave_process_group() -> None:
+    """A process that ends with the threads of a group still running is aborted, and its launcher calls that a failure.
+
+    The processes of one command do not end together: the first one still writes when the others are done.
+    """
+    distributed = sys.modules.get("torch.distributed")  # nobody joined a group who has not imported it
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -102,6 +117,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive_int, default=8, help="images at once (default: 8)")
     parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image (default: 100)")
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: CUDA if there is one)")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, data: str, *, required: bool = True) -> None:
+    """Options of every command that reads a split of a labeled data set, of which `data` says what it may be."""
+    parser.add_argument("--data", required=required, help=data)
+    parser.add_argument("--split", default="val", help="split of the data set (default: val)")
+    parser.add_argument("--annotations", help="annotation file, if not where the split's is looked for")
+    parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
 
 
 def positive_int(text: str) -> int:

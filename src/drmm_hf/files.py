@@ -4,6 +4,7 @@ import contextlib
 import gc
 import json
 import math
+import uuid
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -99,8 +100,11 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file that takes its place when it is whole."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    with writing(path), unfinished.open("w", encoding="utf-8") as file:
-        yield file
-    unfinished.replace(path)
+    """A file that takes its place when it is whole, whoever else writes there at the same time."""
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
+    try:
+        with writing(path), unfinished.open("x", encoding="utf-8") as file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -36,23 +36,18 @@ def test_columns_and_labels(coco, write):
     assert (data.report.boxes, data.report.crowd, data.report.boxless_images) == (3, 1, 1)
 
 
-def test_stores_paths_in_memory_and_writes_nothing(coco, write):
+def test_stores_absolute_paths_and_writes_nothing(coco, write, monkeypatch, tmp_path):
+    coco["images"][1]["file_name"] = "day/b.jpg"
     root = write(coco)
     before = sorted(root.rglob("*"))
-    data = load_detection_dataset(root)
+    monkeypatch.chdir(root.parent)
+    data = load_detection_dataset(root.name)
+    monkeypatch.chdir(tmp_path.parent)
     assert sorted(root.rglob("*")) == before
     assert data.dataset.cache_files == []
     assert data.dataset[0]["image"] == {"bytes": None, "path": str(root / "images" / "a.jpg")}
     assert isinstance(data.dataset.features["objects"]["category"].feature, datasets.ClassLabel)
-    assert decode_image(data.dataset[0]).size == (64, 48)
-
-
-def test_paths_are_absolute(coco, write, monkeypatch, tmp_path):
-    root = write(coco)
-    monkeypatch.chdir(root.parent)
-    data = load_detection_dataset(root.name)
-    monkeypatch.chdir(tmp_path.parent)
-    assert decode_image(data.dataset[2]).size == (64, 48)
+    assert [decode_image(row).size for row in data.dataset] == [(64, 48)] * 3
 
 
 def test_groups_annotations_as_a_plain_loop_does(write):
@@ -96,20 +91,10 @@ def test_groups_annotations_as_a_plain_loop_does(write):
 )
 def test_finds_the_usual_layouts(coco, write, json_name, images):
     root = write(coco, json_name=json_name, images=images)
+    (root / "train").mkdir(exist_ok=True)  # of what has the first images, and not, say, the output of a training
     data = load_detection_dataset(root, "train")
     assert data.annotations_path == root / "annotations" / f"{json_name}.json"
     assert data.images_dir == root / images
-
-
-def test_prefers_the_folder_that_holds_the_images(coco, write):
-    root = write(coco)
-    (root / "train").mkdir()  # for example the output of a training
-    assert load_detection_dataset(root).images_dir == root / "images"
-
-
-def test_images_in_sub_folders(coco, write):
-    coco["images"][1]["file_name"] = "day/b.jpg"
-    assert decode_image(load_detection_dataset(write(coco)).dataset[1]).size == (64, 48)
 
 
 def test_explicit_files(coco, write, tmp_path):
@@ -147,7 +132,7 @@ def test_dirty_boxes_are_repaired_counted_and_logged_once(coco, write, caplog):
         [10, 10, 5, 1e-5],  # no area
         [70, 10, 5, 5],  # outside
         [-8, 0, 8, 8],  # outside, touches the edge
-        [1e300, 0, 5, 5],  # outside
+        [1e29, 0, 5, 5],  # outside
     ]
     coco["annotations"] += [
         {"id": 100 + i, "image_id": 12, "category_id": 4, "bbox": box} for i, box in enumerate(boxes)
@@ -164,60 +149,30 @@ def test_dirty_boxes_are_repaired_counted_and_logged_once(coco, write, caplog):
     assert "instances_train.json" in record.getMessage()
 
 
-def test_clean_files_log_nothing(coco, write, caplog):
-    with caplog.at_level(logging.WARNING):
-        load_detection_dataset(write(coco))
-    assert caplog.records == []
-
-
-def test_no_boxes_at_all_only_warns(coco, write, caplog):
-    coco["annotations"] = []
+@pytest.mark.parametrize(("kept", "boxless", "warnings"), [(slice(3), 1, 0), (slice(2, 3), 3, 0), (slice(0), 3, 1)])
+def test_images_without_boxes_to_train_on_are_counted(coco, write, caplog, kept, boxless, warnings):
+    coco["annotations"] = coco["annotations"][kept]
     with caplog.at_level(logging.WARNING):
         data = load_detection_dataset(write(coco))
-    assert data.report.boxless_images == len(data) == 3
-    assert data.dataset[0]["objects"]["bbox"] == []
-    assert len(caplog.records) == 1
-
-
-def test_only_crowd_counts_as_boxless(coco, write):
-    coco["annotations"] = coco["annotations"][2:]
-    assert load_detection_dataset(write(coco)).report.boxless_images == 3
-
-
-def changed(section, index, field, value):
-    """A change of one value; None removes the field."""
-
-    def change(coco):
-        coco[section][index][field] = value
-        if value is None:
-            del coco[section][index][field]
-
-    return change
+    assert (data.report.boxless_images, len(data)) == (boxless, 3)
+    assert len(caplog.records) == warnings
 
 
 BAD_VALUES = {
     "annotations[1].bbox": [
-        *([1, 2, math.nan, 4], [1, math.inf, 3, 4], [1, 2, -3, 4], [1, 2, 3], [1, 2, 3, 4, 5]),
+        *([1, 2, math.nan, 4], [1, math.inf, 3, 4], [1, 2, -3, 4], [1, 2, 3], [1, 2, 3, 4, 5], [10**40, 0, 5, 5]),
         *(["1", 2, 3, 4], [None, 2, 3, 4], {"x": 1}, "box", None),
     ],
     "annotations[1].image_id": [99, "seven", 7.5, None],
     "annotations[1].category_id": [1, [2], None],
     "annotations[1].id": [5, 2**70, True, None],
-    "annotations[1].area": [-1, "big", 1e40, True],
-    "annotations[1].iscrowd": [2, "0", 0.5],
+    "annotations[1].area": [-1, "big", 1e40],
+    "annotations[1].iscrowd": [2, "0", "false", 0.5, math.nan, [0]],
     "images[2].id": [30, "30", "c", None],
-    "images[2].width": [0, 64.5, "64", True, 2**31, None],
-    "images[2].height": [-48, None],
+    "images[2].width": [0, 64.5, "64", True, 2**31],
+    "images[2].height": [-48],
     "images[2].file_name": [
-        "",
-        3,
-        "../c.jpg",
-        "x/../../c.jpg",
-        "/etc/c.jpg",
-        "C:\\c.jpg",
-        "..\\c.jpg",
-        "c\0.jpg",
-        None,
+        *("", 3, "../c.jpg", "x/../../c.jpg", "/etc/c.jpg", "C:\\c.jpg", "..\\c.jpg", "c\0.jpg", None),
     ],
     "categories[2].id": [9, "9", None],
     "categories[2].name": ["dog", 3, None],
@@ -230,13 +185,14 @@ BAD_VALUES = {
 def test_bad_values_name_file_field_and_record(coco, write, place, value):
     root = write(coco)
     section, index, field = re.fullmatch(r"(\w+)\[(\d)\]\.(\w+)", place).groups()
-    changed(section, int(index), field, value)(coco)
+    coco[section][int(index)][field] = value
+    if value is None:
+        del coco[section][int(index)][field]
     file = root / "annotations" / "instances_train.json"
     file.write_text(json.dumps(coco))
     with pytest.raises(ValueError, match=re.escape(f"{file}: {place}")) as error:
         load_detection_dataset(root)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 600
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -254,19 +210,24 @@ def test_bad_sections_are_named(coco, write, field, value):
         load_detection_dataset(root)
 
 
-def test_whole_numbers_and_ids_as_digits_are_what_they_are(coco, write):
+def test_values_whose_meaning_is_plain_are_taken(coco, write):
+    """Whole numbers as floats, ids as digits, flags as truth values, and sizes that only the image files have."""
     root = write(coco)
     expected = load_detection_dataset(root).dataset[:]
+    del coco["images"][2]["width"], coco["images"][2]["height"]
     for image in coco["images"]:
-        image |= {"id": str(image["id"]), "width": float(image["width"]), "height": float(image["height"])}
+        image |= {"id": str(image["id"]), **{side: float(image[side]) for side in ("width", "height") if side in image}}
     for record in coco["annotations"]:
         record |= {
             "id": float(record["id"]),
             "image_id": str(record["image_id"]),
+            "category_id": float(record["category_id"]),
             "iscrowd": float(record.get("iscrowd", 0)),
         }
+    coco["annotations"][1]["iscrowd"] = None
+    coco["annotations"][2]["iscrowd"] = True
     coco["categories"][0]["id"] = "9"
-    (root / "annotations" / "instances_train.json").write_text(json.dumps(coco))
+    (root / "annotations" / "instances_train.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(coco).encode())
     assert load_detection_dataset(root).dataset[:] == expected
 
 
@@ -275,11 +236,6 @@ def test_files_without_annotations_on_request(coco, write):
     data = load_detection_dataset(write(coco), boxless=True)
     assert data.dataset["image_id"][:] == [30, 7, 12]
     assert (data.report.boxes, data.category_ids) == (0, [2, 4, 9])
-
-
-def test_very_large_numbers_are_only_outside(coco, write):
-    coco["annotations"][0]["bbox"] = [10**40, 0, 5, 5]
-    assert load_detection_dataset(write(coco)).report.dropped_outside == 1
 
 
 @pytest.mark.parametrize(
@@ -295,13 +251,6 @@ def test_files_that_are_not_coco(coco, write, content):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(f"{file}: ")):
         load_detection_dataset(root)
-
-
-def test_json_with_byte_order_mark(coco, write):
-    root = write(coco)
-    file = root / "annotations" / "instances_train.json"
-    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert len(load_detection_dataset(root)) == 3
 
 
 def test_missing_files_are_named(coco, write, tmp_path):

@@ -1,13 +1,15 @@
 """The command `drmm`, and that each script is the subcommand of its name."""
 
+import argparse
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
-from drmm_hf.cli import COMMANDS, main
+from drmm_hf.cli import COMMANDS, main, run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +58,17 @@ def test_mistakes_are_one_line_and_debug_shows_where(tmp_path: Path, capsys: pyt
     assert "none.jpg" in line
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         main([*arguments, "--debug"])
+
+
+@pytest.mark.parametrize("mistake", [None, ValueError, KeyboardInterrupt])
+def test_no_command_ends_inside_a_process_group(mistake: type[BaseException] | None, tmp_path: Path) -> None:
+    def run(arguments: argparse.Namespace) -> None:
+        distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        if mistake is not None:
+            raise mistake
+
+    assert run_command(run, argparse.Namespace()) == {None: 0, ValueError: 2, KeyboardInterrupt: 130}[mistake]
+    assert not distributed.is_initialized()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cli import add_model_arguments, count
+from ..cli import add_data_arguments, add_model_arguments, count
 from ..data import DetectionDataset, load_detection_dataset
 from ..evaluation import likelihood_report, predict_dataset
 from ..evaluation.analysis import (
@@ -20,7 +20,7 @@ from ..evaluation.analysis import (
     rank_images,
     result_names,
 )
-from ..evaluation.coco import prepare_ground_truth, prepare_results
+from ..evaluation.coco_input import prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report, require_matplotlib
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
 from ..loading import label_names, load_detector, weights_written
@@ -42,62 +42,49 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", nargs="+", required=True, metavar="FOLDER", help="written by save_pretrained, or a Hub id"
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls them (default: the folders)")
-    parser.add_argument("--data", required=True, help="COCO-format folder")
-    parser.add_argument("--split", default="val", help="split of the data set (default: val)")
-    parser.add_argument("--annotations", help="annotation file, if not where the split's is looked for")
-    parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    add_data_arguments(parser, "COCO-format folder")
     parser.add_argument("--output_dir", "--output-dir", required=True, metavar="OUT", help="folder for the report")
     parser.add_argument(
         "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"
     )
     parser.add_argument("--worst", type=count, default=6, help="images with the most error to draw (default: 6)")
     add_model_arguments(parser)
-    parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     require_matplotlib()
     names = _names(arguments)
     output = make_output_folder(arguments.output_dir)
     # Every input is looked at before the first model runs.
-    dataset = _load_data(arguments, None)
+    dataset = _load_data(arguments)
     truth = prepare_ground_truth(dataset.annotations_path)
-    saved = {name: output / f"results-{name}.json" for name in names}
-    facts: dict[str, Mapping[str, Any] | None] = {}
+    chosen = []
     for name, checkpoint in zip(names, arguments.checkpoint, strict=True):
-        facts[name] = _saved_facts(saved[name], checkpoint, arguments)
-        if facts[name] is not None:
-            prepare_results(saved[name], truth)
+        saved = output / f"results-{name}.json"
+        facts = _saved_facts(saved, checkpoint, arguments)
+        if facts is not None:
+            prepare_results(saved, truth)
+        chosen.append((name, checkpoint, saved, facts))
     models, drawn = [], []
-    for name, checkpoint in zip(names, arguments.checkpoint, strict=True):
-        known = facts[name]
-        if known is None:
-            known = _predict(saved[name], checkpoint, arguments)
-        results = read_json(saved[name])
-        part = analyze_results(truth, results)
-        drawn.append((results, operating_thresholds(part, truth)))
-        models.append(
-            {
-                "name": name,
-                "checkpoint": checkpoint,
-                "results": saved[name].name,
-                **part,
-                "likelihood": known.get("likelihood", NO_LIKELIHOOD),
-                "uncertainty": analyze_intervals(truth, results, **{"density": None, **known.get("density", {})}),
-            }
-        )
+    for name, checkpoint, saved, known in chosen:
+        facts = _predict(saved, checkpoint, arguments) if known is None else known
+        results = read_json(saved)
+        model = {"name": name, "checkpoint": checkpoint, "results": saved.name, **analyze_results(truth, results)}
+        model["likelihood"] = facts.get("likelihood", NO_LIKELIHOOD)
+        model["uncertainty"] = analyze_intervals(truth, results, **{"density": None, **facts.get("density", {})})
+        models.append(model)
+        drawn.append((results, operating_thresholds(model, truth)))
     worst = rank_images([model["images"] for model in models], arguments.worst)
     data = describe_data(truth, arguments.data, arguments.split)
     analysis = to_plain({"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst})
     write_json(output / NUMBERS, analysis)
     write_text(output / REPORT, render_report(analysis, draw_images(dataset, worst, truth, drawn)))
     print(f"{truth.source}: {data['images']} images, {data['objects']} objects, {len(models)} checkpoints")
-    for model in models:
+    for model in analysis["checkpoints"]:
         ap = model["accuracy"]["metrics"]["AP"]
         print(f"{model['name']}: AP {'-' if ap is None else format(ap, '.3f')}, {model['detections']} detections")
     print(f"report: {output / REPORT}")
-    return 0
 
 
 def _names(arguments: argparse.Namespace) -> Sequence[str]:
@@ -115,14 +102,13 @@ def _names(arguments: argparse.Namespace) -> Sequence[str]:
     return names
 
 
-def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None) -> DetectionDataset:
+def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None = None) -> DetectionDataset:
     where = {"annotations": arguments.annotations, "images": arguments.images}
     return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
 
 
 def _made_from(checkpoint: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    named = ("data", "split", "annotations", "images", "top_k")
-    settings = {name: getattr(arguments, name) for name in named}
+    settings = {name: getattr(arguments, name) for name in ("data", "split", "annotations", "images", "top_k")}
     return {"checkpoint": checkpoint, "weights_written": weights_written(checkpoint), **settings}
 
 
@@ -155,16 +141,8 @@ def _predict(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Map
     model, processor = load_detector(checkpoint, arguments.device)
     dataset = _load_data(arguments, label_names(model))
     mixture = model.config.head == "mixture"
-    results = predict_dataset(
-        model,
-        processor,
-        dataset,
-        batch_size=arguments.batch_size,
-        top_k=arguments.top_k,
-        num_workers=arguments.workers,
-        with_scales=mixture,
-        with_parts=mixture,
-    )
+    options = {"batch_size": arguments.batch_size, "top_k": arguments.top_k, "num_workers": arguments.workers}
+    results = predict_dataset(model, processor, dataset, **options, with_scales=mixture, with_parts=mixture)
     facts: dict[str, Any] = {"made_from": _made_from(checkpoint, arguments)}
     if mixture:
         likelihood = likelihood_report(model, processor, dataset, arguments.batch_size)

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..cli import add_model_arguments, count, positive_int
-from ..data import DetectionDataset, load_detection_dataset, load_streaming_dataset
+from ..cli import add_data_arguments, add_model_arguments, positive_int
+from ..data import load_detection_dataset, load_streaming_dataset
 from ..data.coco import find_annotations
 from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
+from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
 from ..files import make_output_folder, read_json, write_json
 from ..loading import label_names, load_detector
 
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100
 
 
@@ -33,16 +33,8 @@ def parser() -> argparse.ArgumentParser:
         "--results", help="evaluate this results.json (COCO results) again, without a model and without the images"
     )
     add_model_arguments(parser)
-    parser.add_argument("--data", help="COCO-format folder, or a data set with an objects column")
-    parser.add_argument("--split", default="val", help="split of the data set (default: val)")
-    parser.add_argument(
-        "--annotations",
-        help="annotation file, if not where the split's is looked for; for one without annotations, such as COCO's "
-        "image_info_test-dev2017.json, only results.json is written",
-    )
-    parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    add_data_arguments(parser, "COCO-format folder, or a data set with an objects column", required=False)
     parser.add_argument("--streaming", action="store_true", help="read --data (a Hub id, parquet, tars) as a stream")
-    parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
     parser.add_argument("--bins", type=positive_int, default=10, help="score bins of the ECE (default: 10)")
     parser.add_argument("--per-class", action="store_true", help="print AP and AR of every class")
     parser.add_argument(
@@ -64,29 +56,29 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     if arguments.max_detections < MAX_DETECTIONS:
         raise ValueError(
             f"--max-detections is {arguments.max_detections}; 1, 10 and 100 are reported anyway, give more than 100"
         )
+    arguments.more = arguments.max_detections if arguments.max_detections > MAX_DETECTIONS else None
+    arguments.top_k = max(arguments.top_k, arguments.more or 0)
     if arguments.data is None and not (arguments.results and arguments.annotations):
         raise ValueError("--data is required: the data set to evaluate on")
-    arguments.top_k = max(arguments.top_k, arguments.max_detections) if _more(arguments) else arguments.top_k
     if arguments.results:
         if arguments.streaming:
             raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
         output = make_output_folder(arguments.output) if arguments.output else None
         annotations = _annotations_path(arguments)
-        settings = {"results": arguments.results, "data": arguments.data, "split": arguments.split}
+        settings = {name: getattr(arguments, name) for name in ("results", "data", "split")}
         _report(arguments, output, annotations, annotations, arguments.results, settings)
     else:
         _predict(arguments, _processes(arguments))
-    return 0
 
 
 def format_report(report: DetectionReport) -> str:
     """The COCO numbers and calibration errors as a small table; "-" where there is no ground truth."""
-    lines = _table(report.metrics, COLUMNS[:6]) + _table(report.metrics, COLUMNS[6:])
+    lines = _table(report.metrics, METRICS[:6]) + _table(report.metrics, METRICS[6:])
     more = [name for name in report.metrics if "@" in name and "/" not in name]
     if more:
         limit = more[0].partition("@")[2]
@@ -140,11 +132,12 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
     if arguments.streaming:
         stream = load_streaming_dataset(arguments.data, arguments.split, id2label=label_names(model))
         results, truth = predict_stream(model, processor, stream, **options)
-        images, source = len(truth["images"]), output / "ground_truth.json" if output else Path(stream.name)
+        source = output / "ground_truth.json" if output else Path(stream.name)
     else:
-        dataset = _load_data(arguments, boxless, label_names(model))
+        files = {"annotations": arguments.annotations, "images": arguments.images, "boxless": boxless is not None}
+        dataset = load_detection_dataset(arguments.data, arguments.split, **files, id2label=label_names(model))
         results, truth = predict_dataset(model, processor, dataset, **options), dataset.annotations_path
-        images, source = len(dataset), boxless or dataset.annotations_path
+        source = boxless or dataset.annotations_path
     if processes and not processes.is_main_process:
         return
     if output:
@@ -152,7 +145,7 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         if arguments.streaming:
             write_json(source, truth)
     if boxless:
-        print(f"{boxless}: {images} images, {len(results)} detections")
+        print(f"{boxless}: {len(dataset)} images, {len(results)} detections")
         print(
             f"the file has no annotations to evaluate with; the detections are in {arguments.output}/results.json, "
             "with the file's own image and category ids, as COCO's server takes them (zip the file under the name that "
@@ -178,7 +171,7 @@ def _report(
         results,
         num_bins=arguments.bins,
         per_class=True,
-        also_at=arguments.max_detections if _more(arguments) else None,
+        also_at=arguments.more,
         details=True,
     )
     if output:
@@ -188,10 +181,6 @@ def _report(
         report = replace(report, metrics={name: value for name, value in report.metrics.items() if "/" not in name})
     print(f"{source}: {report.num_images} images, {report.num_detections} detections")
     print(format_report(report))
-
-
-def _more(arguments: argparse.Namespace) -> bool:
-    return arguments.max_detections > MAX_DETECTIONS
 
 
 def _processes(arguments: argparse.Namespace) -> PartialState | None:
@@ -210,17 +199,6 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
     path = find_annotations(arguments.data, arguments.split, arguments.annotations)
     content = read_json(path)
     return path if isinstance(content, Mapping) and "images" in content and "annotations" not in content else None
-
-
-def _load_data(arguments: argparse.Namespace, boxless: Path | None, id2label: Mapping[int, str]) -> DetectionDataset:
-    return load_detection_dataset(
-        arguments.data,
-        arguments.split,
-        annotations=arguments.annotations,
-        images=arguments.images,
-        id2label=id2label,
-        boxless=boxless is not None,
-    )
 
 
 def _annotations_path(arguments: argparse.Namespace) -> Path:

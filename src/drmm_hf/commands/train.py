@@ -25,11 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
         hint = f"; go on with: drmm train --recipe {recipe} --resume"
         kept = Checkpoints(Path(config.output) / "checkpoints").paths()
         raise KeyboardInterrupt(f"{stop}{hint if kept else ''}") from stop
-    except BaseException:
-        PartialState().destroy_process_group()
-        raise
     if PartialState().is_main_process:
         headline = ("AP", "AP50", "AP75", "AR100", "ECE")
         print(" ".join(f"{name} {result.metrics[name]}" for name in headline if name in result.metrics))
         print(f"model: {result.model_dir}")
-    PartialState().destroy_process_group()

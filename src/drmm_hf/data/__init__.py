@@ -1,13 +1,13 @@
 """Data: COCO-format folders and data sets of the Hub as rows, generated scenes, training transforms."""
 
 from .coco import coco_ground_truth
-from .hub import objects_dataset
 from .images import decode_image, open_image
 from .load import load_detection_dataset
 from .paper_transform import PaperTransform
 from .rows import DatasetReport, DetectionDataset
 from .scenes import generate_scenes
 from .stream import StreamingDetectionDataset, load_streaming_dataset
+from .tables import objects_dataset
 from .transforms import TrainTransform
 
 __all__ = [

@@ -1,23 +1,29 @@
 """COCO-format folders: where their files are, the json as columns, and rows back to a json."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow.compute as pc
+from datasets.fingerprint import Hasher
 
-from ..configuration_drmm import shown
-from ..files import collection_paused, read_json
-from .rows import OBJECT_FIELDS, Annotations, Column, DetectionDataset, build_detection_dataset
+from ..annotations import Records
+from ..files import collection_paused, read_json, to_json, write_text
+from .images import stored_size
+from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, build_detection_dataset, image_sizes
 
 AnyPath = str | PathLike[str]
 _SHOWN = 3
 _BATCH = 1000
 
 
+@collection_paused()
 def load_coco_folder(
     path: AnyPath,
     split: str,
@@ -28,14 +34,16 @@ def load_coco_folder(
 ) -> DetectionDataset:
     """Read one split of a COCO folder, as `load_detection_dataset` says."""
     annotations_path = find_annotations(path, split, annotations)
-    columns, file_names = read_coco(annotations_path, boxless=boxless)
+    source = str(annotations_path)
+    sections = read_sections(read_json(annotations_path), source, boxless=boxless)
+    file_names = _file_names(sections["images"])
     images_dir = find_images_dir(path, split, images, file_names)
     check_images_exist(images_dir, file_names, annotations_path)
+    pictures = [str(images_dir / name) for name in file_names]
     return build_detection_dataset(
-        columns,
+        read_coco(sections, source, pictures),
         id2label,
-        annotations_path,
-        pictures=[str(images_dir / name) for name in file_names],
+        pictures=pictures,
         annotations_path=annotations_path,
         images_dir=images_dir,
     )
@@ -119,39 +127,58 @@ def check_images_exist(images_dir: Path, file_names: Sequence[str], annotations_
     )
 
 
-@collection_paused()
-def read_coco(path: Path, *, boxless: bool = False) -> tuple[Annotations, list[str]]:
-    """A COCO instances file as columns, categories in the order of their ids, and the file names of its images.
+def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[str, Records]:
+    """`images`, `annotations` and `categories` of the content of a COCO instances file.
 
     Args:
-        boxless: accept a file without `annotations`, such as COCO's image_info_test-dev2017.json.
+        source: what messages call the file.
+        boxless: accept one without `annotations`, such as COCO's image_info_test-dev2017.json.
 
     Raises:
-        ValueError: the file is not JSON, not COCO, or holds a value that cannot be right (boxes are left to cleaning).
+        ValueError: it is no COCO instances file.
     """
-    content = _check_sections(read_json(path), path, boxless)
-    images = _Records(content["images"], "images", path)
-    records = _Records(content.get("annotations", []), "annotations", path)
-    categories = _Records(content["categories"], "categories", path)
-    image_ids, category_ids = images.column("id").ids(), categories.column("id").ids()
-    names = categories.column("name")
-    names.check_unique(names.texts())
-    order = category_ids.argsort()
-    sizes = [images.column(side).integers("a positive number of pixels", 1, 2**31) for side in ("width", "height")]
-    columns = Annotations(
-        image_ids=image_ids,
-        widths=sizes[0],
-        heights=sizes[1],
-        category_ids=category_ids[order].tolist(),
-        category_names=[names.values[index] for index in order],
-        ids=records.column("id").ids(),
-        image_index=_positions(records.column("image_id"), image_ids, "images"),
-        category_index=_positions(records.column("category_id"), category_ids[order], "categories"),
-        boxes=records.column("bbox"),
-        areas=records.column("area", required=False).areas(),
-        is_crowd=records.column("iscrowd", required=False).flags(),
+    if not isinstance(content, Mapping):
+        results = isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]
+        what = "looks like a file of detection results" if results else f"holds a {type(content).__name__}"
+        raise ValueError(f"{source}: {what}, not COCO annotations; give the instances file")
+    sections = {}
+    for name in ("images", "annotations", "categories"):
+        records = content.get(name, [] if name == "annotations" and boxless else None)
+        if not isinstance(records, list) or not (records or name == "annotations"):
+            raise ValueError(f"{source}: `{name}` is missing, empty or no list; a COCO instances file has this list")
+        sections[name] = Records(records, f"{source}: {name}")
+    return sections
+
+
+def read_coco(sections: Mapping[str, Records], source: str, pictures: Sequence[str]) -> Annotations:
+    """The sections of a COCO instances file as columns, categories in the order of their ids.
+
+    Args:
+        source: what messages call the file.
+        pictures: path of every image, for the sizes that the file does not give.
+
+    Raises:
+        ValueError: a value cannot be right.
+    """
+    images, records, categories = (sections[name] for name in ("images", "annotations", "categories"))
+    image_ids, category_ids = images.ids(), sorted(categories.ids())
+    names = dict(zip(categories.ids(), categories.texts("name"), strict=True))
+    categories.require_different(list(names.values()), "name")
+    widths, heights = image_sizes(images, lambda index: stored_size({"image": pictures[index]}))
+    return Annotations(
+        source=source,
+        image_ids=np.array(image_ids, dtype=np.int64),
+        widths=widths,
+        heights=heights,
+        category_ids=category_ids,
+        category_names=[names[category_id] for category_id in category_ids],
+        ids=np.array(records.ids(), dtype=np.int64),
+        image_index=records.positions("image_id", image_ids, "the id of one of `images`"),
+        category_index=records.positions("category_id", category_ids, "the id of one of `categories`"),
+        boxes=records.boxes(),
+        areas=records.areas(),
+        is_crowd=records.flags("iscrowd"),
     )
-    return columns, _file_names(images.column("file_name"))
 
 
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
@@ -194,66 +221,32 @@ def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
     return {"images": images, "categories": categories, "annotations": annotations}
 
 
-class _Records:
-    """One of the lists of a COCO file."""
+def with_ground_truth(dataset: DetectionDataset, name: str) -> DetectionDataset:
+    """The data set with a COCO json of its own, which is written once to `drmm_hf/` in the cache folder of `datasets`.
 
-    def __init__(self, records: list[Any], section: str, path: Path) -> None:
-        self.records, self.section, self.path = records, section, path
-        for index, record in enumerate(records):
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}: {section}[{index}] is {shown(record)}; it must be an object: correct it")
-
-    def column(self, field: str, required: bool = True) -> Column:
-        """A field of all records; None where it may be missing and is."""
-        for index, record in enumerate(self.records if required else ()):
-            if field not in record:
-                raise ValueError(
-                    f"{self.path}: {self._place(index, field)} is missing; every one of `{self.section}` needs it"
-                )
-        values = [record.get(field) for record in self.records]
-        return Column(str(self.path), values, lambda index: self._place(index, field))
-
-    def _place(self, index: int, field: str) -> str:
-        identity = self.records[index].get("id")
-        named = "" if field == "id" or identity is None else f" (id {shown(identity)})"
-        return f"{self.section}[{index}].{field}{named}"
+    Args:
+        name: part of the name of the file.
+    """
+    folder = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "drmm_hf"
+    # The fingerprint covers the rows; the ids of the categories are not among them.
+    fingerprint = Hasher.hash([dataset.dataset._fingerprint, dataset.category_ids])
+    title = re.sub(r"[^\w.-]+", "-", Path(name).name).strip("-.")[-60:]
+    path = folder / f"{title or 'dataset'}-{fingerprint}.json"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, to_json(coco_ground_truth(dataset)))
+    return replace(dataset, annotations_path=path)
 
 
-def _check_sections(content: Any, path: Path, boxless: bool) -> Mapping[str, Any]:
-    if not isinstance(content, dict):
-        results = isinstance(content, list) and content and isinstance(content[0], dict) and "score" in content[0]
-        what = "looks like a file of detection results" if results else f"holds a {type(content).__name__}"
-        raise ValueError(f"{path}: {what}, not COCO annotations; give the instances file")
-    for name in ("images", "annotations", "categories"):
-        if name not in content:
-            if name == "annotations" and boxless:
-                continue
-            raise ValueError(f"{path}: `{name}` is missing; a COCO instances file must have this list")
-        if not isinstance(content[name], list):
-            raise ValueError(f"{path}: `{name}` is a {type(content[name]).__name__}; it must be a list of objects")
-        if not content[name] and name != "annotations":
-            raise ValueError(f"{path}: `{name}` is empty; a data set needs at least one")
-    return content
-
-
-def _positions(column: Column, ids: np.ndarray, section: str) -> np.ndarray:
-    """Positions (M,) of the ids that annotations refer to."""
-    position = {value: index for index, value in enumerate(ids.tolist())}
-    found = [position.get(value) for value in column.ids(unique=False).tolist()]
-    unknown = found.count(None)
-    column.require([index is not None for index in found], f"the id of one of `{section}` ({unknown} are not)")
-    return np.array(found, dtype=np.int64)
-
-
-def _file_names(column: Column) -> list[str]:
+def _file_names(images: Records) -> list[str]:
     """The file names; one that points outside the image folder (on any operating system) is refused."""
-    names = column.texts()
+    names = images.texts("file_name")
     inside = []
     for name in names:
         windows = PureWindowsPath(name)  # splits on both kinds of slash
         outside = PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts
         inside.append(not outside and "\0" not in name)
-    column.require(inside, "a path inside the image folder, without '..'")
+    images.require(inside, "file_name", "a path inside the image folder, without '..'")
     return names
 
 

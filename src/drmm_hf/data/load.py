@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from .coco import AnyPath, load_coco_folder
-from .hub import is_objects_source, load_objects_dataset
 from .rows import DetectionDataset
+from .tables import is_objects_source, load_objects_dataset
 
 
 def load_detection_dataset(
@@ -20,7 +20,7 @@ def load_detection_dataset(
 
     A folder with `annotations/` is COCO. One that `datasets` wrote (`save_to_disk`), with parquet files or with the
     metadata.jsonl of an imagefolder, and a `path` that is no folder but may be a Hub id, are read as
-    `drmm_hf.data.hub.load_objects_dataset` says. The rest is about COCO folders.
+    `drmm_hf.data.tables.load_objects_dataset` says. The rest is about COCO folders.
 
     The json is `annotations/instances_{split}.json` or `..._{split}2017.json`; the images are in
     `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`. Nothing is written to

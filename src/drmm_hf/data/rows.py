@@ -1,23 +1,21 @@
-"""What a row of a detection data set is, and how fields of files become rows: checked, cleaned and labelled once."""
+"""What a row of a detection data set is, and how the columns of a split become rows: cleaned and labeled once."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..annotations import MIN_SIDE, InvalidBox, clean_boxes
-from ..configuration_drmm import shown
+from ..annotations import MIN_SIDE, Records, clean_boxes, frame_problem
 
 logger = logging.getLogger(__name__)
 
 OBJECT_FIELDS = ("id", "bbox", "category", "area", "iscrowd")
-_INT64 = 2**63
-_MAX_AREA = 1e30  # float32 holds it
+MAX_SIDE = 2**31
+PIXELS = "a positive number of pixels"
 
 
 @dataclass(frozen=True)
@@ -73,86 +71,14 @@ class DetectionDataset:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One field of all records as it came; every wrong value of a file becomes a ValueError here.
-
-    `place(index)` says which field of which record of `source` (a file or a data set) a value is.
-    """
-
-    source: str
-    values: Sequence[Any]
-    place: Callable[[int], str]
-
-    def fail(self, index: int, complaint: str) -> NoReturn:
-        """Refuse a value for what is wrong with it."""
-        raise ValueError(f"{self.source}: {self.place(index)} {complaint}; correct or remove it")
-
-    def require(self, good: Sequence[bool], wanted: str) -> None:
-        """Refuse the first value that is not `good`."""
-        if not all(good):
-            index = list(good).index(False)
-            self.fail(index, f"is {shown(self.values[index])}; it must be {wanted}")
-
-    def integers(self, wanted: str = "an integer", least: int = -_INT64, below: int = _INT64) -> np.ndarray:
-        """The values as int64; whole numbers such as 640.0 are integers, too."""
-        values = self.values
-        if not set(map(type, values)) <= {int}:
-            values = [_whole_number(value) for value in values]
-        self.require([value is not None and least <= value < below for value in values], wanted)
-        return np.array(values, dtype=np.int64)
-
-    def ids(self, unique: bool = True) -> np.ndarray:
-        """The values as int64, also where they are texts of digits; different ones, if `unique`."""
-        values = [int(v) if isinstance(v, str) and v.isascii() and v.isdigit() else v for v in self.values]
-        ids = Column(self.source, values, self.place).integers()
-        if unique:
-            self.check_unique(ids.tolist())
-        return ids
-
-    def check_unique(self, values: Sequence[Any]) -> None:
-        """Refuse a value that another record has."""
-        seen: dict[Any, int] = {}
-        for index, value in enumerate(values):
-            if seen.setdefault(value, index) != index:
-                self.fail(index, f"is {shown(value)}, the same as {self.place(seen[value])}: every one is different")
-
-    def texts(self) -> list[str]:
-        """The values as texts, which are not empty."""
-        self.require([isinstance(v, str) and bool(v.strip()) for v in self.values], "a text that is not empty")
-        return list(self.values)
-
-    def areas(self) -> np.ndarray:
-        """The values as float64 px², NaN where there is none."""
-        values = [np.nan if value is None else value for value in self.values]
-        good = [
-            isinstance(v, int | float) and not isinstance(v, bool) and not (v < 0 or v >= _MAX_AREA) for v in values
-        ]
-        self.require(good, "a number of square pixels, 0 or more")
-        return np.array(values, dtype=np.float64)
-
-    def boxes(self) -> np.ndarray | Sequence[Any]:
-        """The values as (M, 4) float64 where all are four numbers, which is quicker to clean than lists."""
-        try:
-            array = np.array(self.values) if len(self.values) else np.zeros((0, 4))
-        except (ValueError, OverflowError):
-            return self.values
-        return array.astype(np.float64) if array.dtype.kind in "iuf" and array.shape[1:] == (4,) else self.values
-
-    def flags(self) -> np.ndarray:
-        """The values as int8, 0 where there is none."""
-        values = [0 if value is None else value for value in self.values]
-        self.require([isinstance(value, bool | int | float) and value in (0, 1) for value in values], "0 or 1")
-        return np.array(values, dtype=np.int8)
-
-
-@dataclass(frozen=True)
 class Annotations:
-    """Columns of one split: I images, C categories, M annotations in file order.
+    """Columns of one split, which messages call `source`: I images, C categories, M annotations in file order.
 
-    `image_index` (M,) and `category_index` (M,) point into the images and categories; `boxes` are M times
+    `image_index` (M,) and `category_index` (M,) point into the images and categories; `boxes` (M, 4) are
     `[x, y, width, height]` in pixels of the stored image, as in the file; `areas` (M,) is NaN where not given.
     """
 
+    source: str
     image_ids: np.ndarray
     widths: np.ndarray
     heights: np.ndarray
@@ -161,31 +87,28 @@ class Annotations:
     ids: np.ndarray
     image_index: np.ndarray
     category_index: np.ndarray
-    boxes: Column
+    boxes: np.ndarray
     areas: np.ndarray
     is_crowd: np.ndarray
 
-    def clean(self) -> tuple[np.ndarray, dict[str, np.ndarray], DatasetReport]:
+    def clean(self, labels: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray], DatasetReport]:
         """The boxes that are kept, by image.
+
+        Args:
+            labels: names of the labels 0, 1, ...; those of all categories are among them.
 
         Returns:
             number of boxes of each image (I,); for each of `OBJECT_FIELDS` an array of the kept boxes, those of an
-            image together in file order (`category` is `category_index`); and the counts.
+            image together in file order; and the counts.
         """
         widths, heights = self.widths[self.image_index], self.heights[self.image_index]
-        raw = self.boxes.boxes()
-        try:
-            boxes, keep, moved = clean_boxes(raw, widths, heights)
-        except InvalidBox as error:
-            self.boxes.fail(error.index, error.reason)
-        sides = np.asarray(raw, dtype=np.float64)[:, 2:]
-        no_area = ~keep & (sides <= MIN_SIDE).any(axis=1)
-        crowd = self.is_crowd.astype(bool)
+        boxes, keep, moved = clean_boxes(self.boxes, widths, heights)
+        no_area = ~keep & (self.boxes[:, 2:] <= MIN_SIDE).any(axis=1)
         report = DatasetReport(
             images=len(self.image_ids),
             boxes=int(keep.sum()),
-            crowd=int((keep & crowd).sum()),
-            boxless_images=len(self.image_ids) - len(np.unique(self.image_index[keep & ~crowd])),
+            crowd=int((keep & self.is_crowd).sum()),
+            boxless_images=len(self.image_ids) - len(np.unique(self.image_index[keep & ~self.is_crowd])),
             clipped_boxes=int((keep & moved).sum()),
             dropped_zero_area=int(no_area.sum()),
             dropped_outside=int((~keep & ~no_area).sum()),
@@ -193,105 +116,85 @@ class Annotations:
         kept = np.flatnonzero(keep)
         kept = kept[np.argsort(self.image_index[kept], kind="stable")]
         boxes, areas = boxes[kept].astype(np.float32), self.areas[kept]
+        label_of_name = {name: label for label, name in enumerate(labels)}
+        label_of_category = np.array([label_of_name[name] for name in self.category_names], dtype=np.int64)
         objects = {
             "id": self.ids[kept],
             "bbox": boxes,
-            "category": self.category_index[kept],
+            "category": label_of_category[self.category_index[kept]],
             "area": np.where(np.isnan(areas), boxes[:, 2] * boxes[:, 3], areas).astype(np.float32),
-            "iscrowd": self.is_crowd[kept],
+            "iscrowd": self.is_crowd[kept].astype(np.int8),
         }
         return np.bincount(self.image_index[kept], minlength=len(self.image_ids)), objects, report
 
-    def labels(self, id2label: Mapping[int, str] | None, source: Path | str) -> tuple[list[str], np.ndarray]:
-        """Names of the labels 0..C-1, and the label of every category (C,).
 
-        Raises:
-            ValueError: a category is not in the given `id2label`, or that is wrong.
-        """
-        names = list(self.category_names) if id2label is None else ordered_labels(id2label)
-        label2id = {name: label for label, name in enumerate(names)}
-        unknown = [name for name in self.category_names if name not in label2id]
-        if unknown:
-            raise ValueError(
-                f"{source}: the category names {unknown[:10]} ({len(unknown)} of {len(self.category_names)}) are not "
-                f"in id2label {names[:10]}; rename the categories, or leave id2label out"
-            )
-        return names, np.array([label2id[name] for name in self.category_names], dtype=np.int64)
-
-
-def different_ids(values: Sequence[Any]) -> np.ndarray | None:
-    """The values as int64, or None where they are not different integers."""
-    try:
-        return Column("", values, str).ids()
-    except ValueError:
-        return None
-
-
-def object_annotations(
-    objects: Mapping[str, Column],
-    category: tuple[np.ndarray, Sequence[str]],
-    image_index: np.ndarray,
-    image_ids: np.ndarray,
-    sizes: tuple[np.ndarray, np.ndarray],
-) -> Annotations:
-    """Annotations of a column for each of `OBJECT_FIELDS`, whose categories are their own numbers.
+def image_sizes(images: Records, stored: Callable[[int], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Widths and heights (I,) of images in stored pixels.
 
     Args:
-        objects: columns of M values.
-        category: the category (M,) of every box, and the names that it points into.
-        image_index: the image (M,) of every box.
-        image_ids, sizes: of the images: ids (I,), and widths and heights (I,) in pixels.
+        images: with the fields `width` and `height`.
+        stored: the (height, width) of the image of an index, for those that are not given.
     """
-    category_index, names = category
-    ids = different_ids(objects["id"].values)
-    return Annotations(
-        image_ids=image_ids,
-        widths=sizes[0],
-        heights=sizes[1],
-        category_ids=range(len(names)),
-        category_names=names,
-        ids=np.arange(len(image_index)) if ids is None else ids,
-        image_index=image_index,
-        category_index=category_index,
-        boxes=objects["bbox"],
-        areas=objects["area"].areas(),
-        is_crowd=objects["iscrowd"].flags(),
-    )
+    sizes = [{"width": record.get("width"), "height": record.get("height")} for record in images.records]
+    for index, size in enumerate(sizes):
+        if any(side is None or side != side for side in size.values()):
+            try:
+                size["height"], size["width"] = stored(index)
+            except (OSError, ValueError) as error:
+                raise type(error)(f"{images.where(index)}: {error}") from error
+    given = Records(sizes, images.where)
+    return given.integers("width", PIXELS, 1, MAX_SIDE), given.integers("height", PIXELS, 1, MAX_SIDE)
 
 
 def build_detection_dataset(
     annotations: Annotations,
     id2label: Mapping[int, str] | None,
-    source: Path | str,
     *,
     pictures: Sequence[str] | datasets.Dataset,
     annotations_path: Path,
     images_dir: Path,
 ) -> DetectionDataset:
-    """Clean and label annotations, which `source` names in messages.
+    """Clean and label annotations.
 
     Args:
+        id2label: labels of an existing model; None for those of the data.
         pictures: path of every image, or a data set with the one column `image`.
 
     Raises:
-        ValueError: a box cannot be right, or the categories do not fit `id2label`.
+        ValueError: the boxes are no pixels, or the categories do not fit `id2label`.
     """
-    labels, label_of_category = annotations.labels(id2label, source)
-    category_ids = [-1] * len(labels)
-    for label, category_id in zip(label_of_category.tolist(), annotations.category_ids, strict=True):
-        category_ids[label] = category_id
-    counts, objects, report = annotations.clean()
-    objects["category"] = label_of_category[objects["category"]]
-    _log_report(report, source)
+    source, of = annotations.source, annotations.image_index
+    if problem := frame_problem(annotations.boxes, annotations.widths[of], annotations.heights[of]):
+        raise ValueError(f"{source}: {problem}")
+    labels = list(annotations.category_names) if id2label is None else ordered_labels(id2label)
+    check_known(annotations.category_names, labels, source)
+    counts, objects, report = annotations.clean(labels)
+    if report.changed_boxes or not report.boxes:
+        logger.warning(
+            "%s: %d boxes clipped to their image, %d without area and %d wholly outside dropped; %s in %d images",
+            *(source, report.clipped_boxes, report.dropped_zero_area, report.dropped_outside),
+            *(f"{report.boxes} boxes left" if report.boxes else "no box at all", report.images),
+        )
+    id_of = dict(zip(annotations.category_names, annotations.category_ids, strict=True))
     return DetectionDataset(
         dataset=_as_dataset(annotations, counts, objects, labels, pictures),
         id2label=dict(enumerate(labels)),
         label2id={name: label for label, name in enumerate(labels)},
-        category_ids=category_ids,
+        category_ids=[id_of.get(name, -1) for name in labels],
         annotations_path=annotations_path,
         images_dir=images_dir,
         report=report,
     )
+
+
+def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> None:
+    """Refuse data with classes that a model does not have."""
+    unknown = [name for name in names if name not in labels]
+    if unknown:
+        raise ValueError(
+            f"{source}: the category names {unknown[:10]} ({len(unknown)} of {len(names)}) are not in id2label "
+            f"{list(labels[:10])}; rename the categories, or leave id2label out"
+        )
 
 
 def ordered_labels(id2label: Mapping[int, str]) -> list[str]:
@@ -357,22 +260,3 @@ def _as_dataset(
     paths = pa.array(pictures, type=pa.string())
     image = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
     return datasets.Dataset.from_dict({"image": image, **columns}, features=features)
-
-
-def _log_report(report: DatasetReport, source: Path | str) -> None:
-    if report.changed_boxes or not report.boxes:
-        logger.warning(
-            "%s: %d boxes clipped to their image, %d without area and %d wholly outside dropped; %s in %d images",
-            source,
-            report.clipped_boxes,
-            report.dropped_zero_area,
-            report.dropped_outside,
-            f"{report.boxes} boxes left" if report.boxes else "no box at all",
-            report.images,
-        )
-
-
-def _whole_number(value: Any) -> int | None:
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,6 +1,5 @@
 """Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,11 @@ import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
+from ..annotations import Records, frame_problem
 from .coco import AnyPath
-from .hub import (
-    IMAGE_COLUMNS,
-    MAX_SIDE,
-    PIXELS,
-    check_absolute,
-    check_columns,
-    class_label_names,
-    find_split,
-    flatten_objects,
-    is_saved,
-    read_categories,
-    reason_of,
-    schema_names,
-    unreadable,
-)
 from .images import stored_size
-from .rows import Column, object_annotations, ordered_labels
+from .rows import MAX_SIDE, PIXELS, DetectionDataset, check_known, ordered_labels, row_features
+from .tables import Schema, find_split, is_saved, objects_dataset, reason_of, unreadable
 from .tars import TarError, read_tars
 
 _CHECKED_BOXES = 100
@@ -48,78 +34,69 @@ class StreamingDetectionDataset(IterableDataset):
         id2label, label2id: labels 0..C-1 and names.
         class_names: names that the stream's own schema gives its category numbers, or None.
         name: what messages call the data set.
-        rows: the `datasets.IterableDataset` below, neither shuffled nor split.
+        schema: what its rows are called and hold.
+        rows: the `datasets.IterableDataset` below.
     """
 
     def __init__(
         self,
         rows: datasets.IterableDataset,
         id2label: Mapping[int, str],
-        *,
-        name: str,
-        columns: Mapping[str, str],
-        class_names: Sequence[str] | None = None,
+        schema: Schema,
     ):
-        self.rows, self.name, self.class_names = rows, name, class_names
+        self.rows, self.schema, self.name, self.class_names = rows, schema, schema.name, schema.class_names
         self.id2label = dict(enumerate(ordered_labels(id2label)))
         self.label2id = {label_name: label for label, label_name in self.id2label.items()}
-        self._columns = dict(columns)
-        self._seed: int | None = None
-        self._buffer_size, self._rank, self._world_size, self._epoch = 1, 0, 1, 0
 
     @property
     def num_shards(self) -> int:
-        """Number of files (or other pieces) of the whole split that can be read independently."""
+        """Number of files (or other pieces) of the split that can be read independently."""
         return self.rows.num_shards
 
     @property
-    def shards_per_process(self) -> int:
-        """Of how many shards each process reads at least a part."""
-        even = self.num_shards % self._world_size == 0
-        return self.num_shards // self._world_size if even else self.num_shards
-
-    def shuffle(self, seed: int, buffer_size: int = 1000) -> "StreamingDetectionDataset":
-        """The data set in an order that depends on the seed and the epoch: of the shards, and in a buffer of rows.
-
-        Args:
-            seed: must be the same in all processes.
-            buffer_size: rows, with their encoded images, that every reading process keeps in memory.
-        """
-        result = copy.copy(self)
-        result._seed, result._buffer_size = seed, buffer_size
-        return result
-
-    def split_by_node(self, rank: int, world_size: int) -> "StreamingDetectionDataset":
-        """The part of one of `world_size` processes.
-
-        These are shards of its own where their number is a multiple of `world_size`, and else every n-th row of all.
-        """
-        result = copy.copy(self)
-        result._rank, result._world_size = rank, world_size
-        return result
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration. DataLoader workers that are already running do not notice."""
-        self._epoch = epoch
+    def listed_images(self) -> int | None:
+        """Number of images of the split where the data set's own card tells it."""
+        split = (self.rows.info.splits or {}).get(str(self.rows.split))
+        return split.num_examples or None if split is not None else None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows = self.rows
-        if self._seed is not None:
-            # not `set_epoch` of `datasets`: all workers would share the one number
-            rows = rows.shuffle(seed=mixed_seed(self._seed, self._epoch), buffer_size=self._buffer_size)
-        if self._world_size > 1:
-            rows = split_dataset_by_node(rows, self._rank, self._world_size)
-        boxes, largest, narrowest = 0, 0.0, MAX_SIDE
+        return self._clean_all(self.rows)
+
+    def epoch(
+        self, number: int, seed: int, *, buffer_size: int = 1000, num_processes: int = 1, process_index: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of one process in an order that depends on the seed and the epoch.
+
+        A process reads shards of its own where their number is a multiple of the processes, and else every n-th row.
+
+        Args:
+            number: of the epoch.
+            seed: must be the same in all processes.
+            buffer_size: rows, with their encoded images, that every reading process keeps in memory to mix them.
+        """
+        # not `set_epoch` of `datasets`: all workers would share the one number
+        rows = self.rows.shuffle(seed=mixed_seed(seed, number), buffer_size=buffer_size)
+        return self._clean_all(split_dataset_by_node(rows, process_index, num_processes))
+
+    def _clean_all(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        first: list[tuple[Any, int, int]] = []
+        checked = False
         for number, raw in enumerate(self._read(rows)):
-            row = self._clean(raw, number)
-            if boxes < _CHECKED_BOXES and row["objects"]["bbox"]:
-                boxes += len(row["objects"]["bbox"])
-                largest = max(largest, *map(max, row["objects"]["bbox"]))
-                narrowest = min(narrowest, row["width"] or MAX_SIDE)
-                if boxes >= _CHECKED_BOXES:
-                    check_absolute(largest, narrowest, self.name)
+            row, boxes = self._clean(raw, number)
+            if not checked:
+                first += [(box, row["width"] or MAX_SIDE, row["height"] or MAX_SIDE) for box in boxes]
+                if len(first) >= _CHECKED_BOXES:
+                    checked = self._check(first)
             yield row
-        check_absolute(largest, narrowest, self.name)
+        if not checked:
+            self._check(first)
+
+    def _check(self, boxes: Sequence[tuple[Any, int, int]]) -> bool:
+        """Refuse boxes `(box, width, height)` that are in no pixels of their images."""
+        columns = [np.array(column, dtype=np.float64) for column in zip(*boxes, strict=True)]
+        if columns and (problem := frame_problem(*columns)):
+            raise ValueError(f"{self.name}: {problem}")
+        return True
 
     def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         try:
@@ -129,43 +106,38 @@ class StreamingDetectionDataset(IterableDataset):
         except _DAMAGED as error:
             raise ValueError(f"{self.name}: a shard cannot be read ({reason_of(error)}); write it again") from error
 
-    def _clean(self, raw: Mapping[str, Any], number: int) -> dict[str, Any]:
-        row = {key: raw.get(column) for key, column in self._columns.items()}
+    def _clean(self, raw: Mapping[str, Any], number: int) -> tuple[dict[str, Any], np.ndarray]:
+        """The row, and its boxes (n, 4) as they came."""
+        row = {key: raw.get(column) for key, column in self.schema.columns.items()}
         image_id = _first_id(row["image_id"], raw.get("__key__"))
-        label = f"image {image_id}" if image_id >= 0 else f"example {number} of the stream"
+        label = f"{self.name}: " + (f"image {image_id}" if image_id >= 0 else f"example {number} of the stream")
         picture = row["image"]
         if isinstance(picture, Mapping) and not picture.get("path"):
-            picture = {**picture, "path": f"{self.name}, {label}"}
+            picture = {**picture, "path": label}
         elif isinstance(picture, Mapping) and image_id < 0:
-            label = str(picture["path"])
+            label = f"{self.name}: {picture['path']}"
         width, height = self._size(row, picture, label)
-        objects = self._objects(row["objects"], width or MAX_SIDE, height or MAX_SIDE, label)
-        return {"image": picture, "image_id": image_id, "width": width, "height": height, "objects": objects}
+        sizes = np.array([width or MAX_SIDE]), np.array([height or MAX_SIDE])
+        ids = np.zeros(1, dtype=np.int64)
+        annotations = self.schema.read([row["objects"]], ids, sizes, self.id2label, lambda _: label)
+        labels = list(self.label2id)
+        check_known(annotations.category_names, labels, label)
+        objects = {field: values.tolist() for field, values in annotations.clean(labels)[1].items()}
+        row = {"image": picture, "image_id": image_id, "width": width, "height": height, "objects": objects}
+        return row, annotations.boxes
 
     def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[int | None, int | None]:
-        for side in ("width", "height"):
-            if row[side] is not None:
-                place = f"{self._columns[side]} of {label}"
-                Column(self.name, [row[side]], {0: place}.__getitem__).integers(PIXELS, 1, MAX_SIDE)
-        if row["width"] is not None and row["height"] is not None:
-            return int(row["width"]), int(row["height"])
-        try:
-            height, width = stored_size({"image": picture})
-        except (OSError, ValueError):  # what decodes the image will say why
-            return None, None
-        return width, height
-
-    def _objects(self, value: Any, width: int, height: int, label: str) -> dict[str, list]:
-        """Cleaned objects of one image of `width` x `height` stored pixels."""
-        index, objects = flatten_objects([value], self._columns, self.name, lambda _: label)
-        known = None if self.class_names is not None else self.id2label
-        category = read_categories(objects["category"], self.class_names, known)
-        sizes = np.array([width]), np.array([height])
-        annotations = object_annotations(objects, category, index, np.zeros(1, dtype=np.int64), sizes)
-        _, label_of_category = annotations.labels(self.id2label, f"{self.name}, {label}")
-        _, clean, _ = annotations.clean()
-        clean["category"] = label_of_category[clean["category"]]
-        return {field: values.tolist() for field, values in clean.items()}
+        given = Records([row], lambda _: label, self.schema.columns)
+        sides = [
+            None if row[side] is None else int(given.integers(side, PIXELS, 1, MAX_SIDE)[0])
+            for side in ("height", "width")
+        ]
+        if None in sides:
+            try:
+                sides = list(stored_size({"image": picture}))
+            except (OSError, ValueError):  # what decodes the image will say why
+                return None, None
+        return sides[1], sides[0]
 
 
 def load_streaming_dataset(
@@ -191,7 +163,6 @@ def load_streaming_dataset(
         FileNotFoundError: there is neither such a folder nor such a data set that can be reached.
         ValueError: it cannot be read as a stream, has no such split, lacks columns, or `id2label` is needed.
     """
-    names = schema_names(columns, str(path))
     root = Path(path).expanduser()
     if is_saved(root) or (root / "annotations").is_dir():
         raise ValueError(f"{path}: is not made of shards; read it with `load_detection_dataset` (no --streaming)")
@@ -203,7 +174,7 @@ def load_streaming_dataset(
             found = find_split(tars, split, path)
             # A list in `gen_kwargs` is what `datasets` splits between processes.
             rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": tars[found]})
-            names["image"] = "image"
+            columns = {**(columns or {}), "image": "image"}
         else:
             streams: Any = {str(key): value for key, value in builder.as_streaming_dataset().items()}
             found = find_split(streams, split, path)
@@ -211,26 +182,44 @@ def load_streaming_dataset(
     except (*_DAMAGED, RuntimeError) as error:
         raise error if f"has no split {split!r}" in str(error) else unreadable(path, error) from error
     name = f"{path} ({found})"
-    class_names = None
-    if rows.features is None:  # a tar, or json
-        present: Any = next(iter(rows), None)
-        if present is None:
-            raise ValueError(f"{name}: has no rows; a data set needs at least one image")
-        check_columns(present, names, name)
-    else:
-        check_columns(rows.features, names, name)
-        class_names = class_label_names(rows.features[names["objects"]], names)
-        # Other columns would only fill the memory.
-        rows = rows.select_columns([names[key] for key in IMAGE_COLUMNS if names[key] in rows.features])
-        rows = rows.cast_column(names["image"], datasets.Image(decode=False))
-    if id2label is None and class_names is None:
-        raise ValueError(f"{name}: objects.{names['category']} is no ClassLabel; give `id2label` (--classes)")
-    labels = dict(enumerate(class_names or ())) if id2label is None else id2label
-    result = StreamingDetectionDataset(rows, labels, name=name, columns=names, class_names=class_names)
-    unknown = [label for label in class_names or () if label not in result.label2id]
-    if unknown:
-        raise ValueError(f"{name}: the classes {unknown[:10]} are not in id2label; add them, or leave id2label out")
+    present: Any = rows.features if rows.features is not None else next(iter(rows), None)  # a row of a tar, or json
+    if present is None:
+        raise ValueError(f"{name}: has no rows; a data set needs at least one image")
+    schema = Schema.of(present, columns, name)
+    if rows.features is not None:
+        rows = schema.select(rows)
+    if id2label is None and schema.class_names is None:
+        raise ValueError(f"{name}: objects.{schema.columns['category']} is no ClassLabel; give `id2label` (--classes)")
+    labels = dict(enumerate(schema.class_names or ())) if id2label is None else id2label
+    result = StreamingDetectionDataset(rows, labels, schema)
+    check_known(schema.class_names or (), list(result.label2id), name)
     return result
+
+
+def store_split(path: AnyPath, split: str, id2label: Mapping[int, str]) -> DetectionDataset:
+    """One split of a sharded data set as a table, which is made from the stream where it is not in the cache yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_streaming_dataset` and its rows.
+    """
+    stream = load_streaming_dataset(path, split, id2label=id2label)
+    # the builder's cache folder changes with the shards, and so does the name under which this is stored
+    root = Path(path).expanduser()
+    version = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path)).cache_dir
+    arguments = {"path": str(path), "split": split, "labels": dict(id2label), "version": version}
+    features = row_features(list(stream.id2label.values()))
+    features |= {"width": datasets.Value("int64"), "height": datasets.Value("int64")}
+    try:
+        table = datasets.Dataset.from_generator(_rows_of, features=datasets.Features(features), gen_kwargs=arguments)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
+    return objects_dataset(table, id2label=id2label, name=stream.name)
+
+
+def _rows_of(path: str, split: str, labels: dict[int, str], version: str) -> Iterator[dict[str, Any]]:
+    yield from load_streaming_dataset(path, split, id2label=labels)
 
 
 def mixed_seed(*parts: int) -> int:
@@ -241,10 +230,7 @@ def mixed_seed(*parts: int) -> int:
 def _first_id(*values: Any) -> int:
     """The first of the values that is, or reads as, an integer from 0 on; else -1."""
     for value in values:
-        try:
-            number = int(Column("", [value], str).ids()[0])
-        except ValueError:
-            continue
-        if number >= 0:
-            return number
+        ids, found = Records([{"id": value}], "").ids_or_numbers("id")
+        if found and ids[0] >= 0:
+            return int(ids[0])
     return -1

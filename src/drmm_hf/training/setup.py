@@ -12,7 +12,7 @@ from transformers.image_utils import SizeDict
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import PaperTransform, TrainTransform
-from ..data.loader import TrainingData, open_training_data
+from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_checkpoint
@@ -59,17 +59,17 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
     Raises:
         FileNotFoundError, ValueError: it cannot be read, or has no known length where `config` counts in epochs.
     """
-    data = open_training_data(
+    data = (StreamData if config.streaming else TableData)(
         config.data,
         config.train_split,
-        eval_split=config.eval_split,
-        accelerator=accelerator,
-        batch_size=config.batch_size,
+        config.batch_size,
         accumulation=config.gradient_accumulation,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        eval_split=config.eval_split,
         seed=config.seed,
         num_workers=config.num_workers,
-        id2label=None if config.classes is None else dict(enumerate(config.classes)),
-        streaming=config.streaming,
+        labels=None if config.classes is None else dict(enumerate(config.classes)),
         epoch_images=config.epoch_images,
         shuffle_buffer=config.shuffle_buffer,
         skip_empty=config.skip_empty_images,
@@ -146,6 +146,5 @@ def build_transform(
         color_jitter=config.color_jitter,
         keep_aspect="height" not in size,
         fill=(red, green, blue),
-        cache=config.cache_images,
-        cache_bytes=_CACHE_BYTES,
+        cache_bytes=_CACHE_BYTES if config.cache_images else 0,
     )

@@ -1,0 +1,312 @@
+"""Data sets with one row an image and an `objects` column, as on the Hub, as detection data sets."""
+
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub.errors import HFValidationError
+
+from ..annotations import Records
+from ..configuration_drmm import shown
+from ..files import collection_paused
+from .coco import AnyPath, with_ground_truth
+from .images import stored_size
+from .rows import (
+    OBJECT_FIELDS,
+    Annotations,
+    DetectionDataset,
+    build_detection_dataset,
+    image_sizes,
+    ordered_labels,
+)
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_COLUMNS = ("image", "image_id", "width", "height", "objects")
+_SCHEMA = (
+    "`image` and `objects` with `bbox` ([x, y, width, height] in pixels) and `category`; `image_id`, `width`, "
+    "`height`, `objects.id`, `objects.area` and `objects.iscrowd` may be left out; rename the columns, or give "
+    "`columns=`"
+)
+_MAX_CLASSES = 10_000
+"""Integer categories above this are category ids or a mistake, not labels 0..C-1."""
+_BATCH = 1000
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_SPLIT_ALIASES = {"val": "validation", "validation": "val"}
+_UNREADABLE = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException)
+
+
+def objects_dataset(
+    dataset: datasets.Dataset,
+    *,
+    id2label: Mapping[int, str] | None = None,
+    name: str = "dataset",
+    columns: Mapping[str, str] | None = None,
+) -> DetectionDataset:
+    """Make a detection data set of one with the `objects` schema (that of cppe-5).
+
+    A row is an image: `image` (a `datasets.Image`), `image_id`, `width`, `height` (pixels of the stored image, without
+    EXIF rotation) and `objects`, a dict of lists or a list of dicts: `id`, `bbox` `[x, y, width, height]` in pixels of
+    the stored image, `category` (ClassLabel, name, or integer), `area` (px²) and `iscrowd`. All but `image`,
+    `objects.bbox` and `objects.category` may be missing; `categories` is accepted for `category`.
+
+    Names are those of the ClassLabel, or the sorted texts, or for integers those of `id2label` at that label and
+    `class_0`, `class_1`, ... without it. Missing sizes are read from the headers of the image files; no pixel is
+    decoded. Image ids that are missing, repeated or no integers are replaced by row numbers, box ids by 0, 1, ....
+    Boxes are cleaned as in `load_detection_dataset`. The ground truth is written once as COCO json to
+    `drmm_hf/` in the cache folder of `datasets`, and is the result's `annotations_path`.
+
+    Args:
+        dataset: one split.
+        id2label: labels 0..C-1 and names of an existing model; every category of the data must be in it.
+        name: what messages call the data set.
+        columns: names of the data set by those of the schema, where they differ: `{"image": "photo",
+            "bbox": "boxes"}`.
+
+    Raises:
+        FileNotFoundError: an image whose size is needed is missing.
+        ValueError: columns are missing or hold values that cannot be right, or the categories do not fit `id2label`.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(f"{name}: is a {type(dataset).__name__}; give a `datasets.Dataset`, one split")
+    schema = Schema.of(dataset.features, columns, name)
+    if not len(dataset):
+        raise ValueError(f"{name}: has no rows; a data set needs at least one image")
+    present = {schema.columns[key]: key for key in _IMAGE_COLUMNS if schema.columns[key] in dataset.column_names}
+    dataset = dataset.with_format(None).select_columns(list(present))
+    dataset = dataset.rename_columns({old: new for old, new in present.items() if old != new})
+    pictures = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    _check_pictures(pictures, name)
+    table = dataset.select_columns([column for column in dataset.column_names if column != "image"])
+    with collection_paused():
+        rows = table.with_format("arrow")[:].to_pylist()
+        images = Records(rows, lambda row: f"{name}: row {row}", schema.columns)
+        sizes = image_sizes(images, lambda row: stored_size(pictures[row]))
+        image_ids, given = images.ids_or_numbers("image_id")
+        if not given and "image_id" in table.column_names:
+            logger.warning("%s: image_id are not different integers; row numbers are used instead", name)
+        annotations = schema.read(images.values("objects"), image_ids, sizes, id2label, images.where)
+    cache = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "drmm_hf"
+    result = build_detection_dataset(annotations, id2label, pictures=pictures, annotations_path=cache, images_dir=cache)
+    return with_ground_truth(result, name)
+
+
+def load_objects_dataset(
+    path: AnyPath, split: str = "train", *, id2label: Mapping[int, str] | None = None
+) -> DetectionDataset:
+    """Read one split of a Hub data set or of a folder of `datasets` with the `objects` schema.
+
+    Args:
+        path: a Hub id, or a folder written by `save_to_disk`, with parquet files, or an `imagefolder` with
+            metadata.jsonl. A single saved `Dataset` without the name of a split counts as "train".
+        split: name of the split; "val" also finds "validation" and vice versa.
+        id2label: as in `objects_dataset`.
+
+    Raises:
+        FileNotFoundError: there is neither such a folder nor such a data set that can be reached.
+        ValueError: it cannot be read, has no such split, or as `objects_dataset`.
+    """
+    root = Path(path).expanduser()
+    try:
+        # Absolute, since a folder called "parquet" would otherwise be taken for the loader of that name.
+        place = str(root.absolute() if root.is_dir() else path)
+        loaded = datasets.load_from_disk(place) if is_saved(root) else datasets.load_dataset(place)
+    except _UNREADABLE as error:
+        raise unreadable(path, error) from error
+    if isinstance(loaded, datasets.Dataset):
+        # A slice such as train[:10%] keeps its whole expression as its name.
+        loaded = {str(loaded.split or "train").split("[")[0]: loaded}
+    splits = {str(key): part for key, part in loaded.items()}
+    found = find_split(splits, split, path)
+    return objects_dataset(splits[found], id2label=id2label, name=f"{path} ({found})")
+
+
+def is_objects_source(path: AnyPath) -> bool:
+    """Whether `path` is a folder of `datasets` (saved, parquet, imagefolder) or, no folder, looks like a Hub id."""
+    root = Path(path).expanduser()
+    if root.is_dir():
+        patterns = ("*.parquet", "*/*.parquet", "metadata.jsonl", "*/metadata.jsonl")
+        files = is_saved(root) or any(next(root.glob(pattern), None) for pattern in patterns)
+        return files and not (root / "annotations").is_dir()
+    return isinstance(path, str) and not root.exists() and _HUB_ID.fullmatch(path) is not None
+
+
+def is_saved(root: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
+
+
+def find_split(splits: Collection[str], split: str, path: AnyPath) -> str:
+    """The split of that name, or of its alias; ValueError where there is neither."""
+    found = split if split in splits else _SPLIT_ALIASES.get(split, split)
+    if found not in splits:
+        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
+    return found
+
+
+def unreadable(path: AnyPath, error: BaseException) -> Exception:
+    """What is said of a folder or a Hub id that `datasets` cannot read."""
+    missing = isinstance(error, ConnectionError | FileNotFoundError | HFValidationError)
+    root = Path(path).expanduser().absolute()
+    if missing and not root.is_dir():
+        return FileNotFoundError(
+            f"{path}: neither a folder nor a data set of the Hub that can be reached: {reason_of(error)}"
+        )
+    return ValueError(f"{path}: cannot be read as a data set ({reason_of(error)}); download or write it again")
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what `datasets` has to say."""
+    while type(error) is datasets.exceptions.DatasetGenerationError and error.__cause__ is not None:
+        error = error.__cause__  # its own text is only "An error occurred"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the rows of a data set are called and hold.
+
+    Attributes:
+        name: what messages call the data set.
+        columns: the data set's name of every column and field of the schema.
+        class_names: names that a ClassLabel gives the numbers of the category, or None.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    class_names: Sequence[str] | None
+
+    @classmethod
+    def of(cls, present: Mapping[str, Any], columns: Mapping[str, str] | None, name: str) -> "Schema":
+        """The schema of a data set.
+
+        Args:
+            present: its features, or a row where these are not known.
+            columns: its names by those of the schema, where they differ.
+
+        Raises:
+            ValueError: it has no images or objects, or `columns` are no names of the schema.
+        """
+        known = _IMAGE_COLUMNS + OBJECT_FIELDS
+        if unknown := sorted(set(columns or {}) - set(known)):
+            raise ValueError(f"{name}: columns={columns}: {unknown} are not in the schema; the keys must be of {known}")
+        names = {**{key: key for key in known}, **(columns or {})}
+        if missing := [names[key] for key in ("image", "objects") if names[key] not in present]:
+            raise ValueError(f"{name}: has no column {missing}, only {sorted(present)}; needed are {_SCHEMA}")
+        if not isinstance(present, datasets.Features):
+            return cls(name, names, None)
+        kind = present[names["image"]]
+        plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # not written by `datasets`
+        if not isinstance(kind, datasets.Image) and kind != plain:
+            raise ValueError(f"{name}: `{names['image']}` is {kind}, not a `datasets.Image`; cast the column to it")
+        feature = present[names["objects"]]
+        for _ in range(3):  # inside lists, in whichever order
+            if isinstance(feature, (datasets.List, datasets.LargeList)):
+                feature = feature.feature
+            elif isinstance(feature, Mapping):
+                feature = feature.get(_category_name(feature, names))
+        return cls(name, names, list(feature.names) if isinstance(feature, datasets.ClassLabel) else None)
+
+    def select(self, rows: datasets.IterableDataset) -> datasets.IterableDataset:
+        """A stream of rows without further columns, which would only fill the memory, and with encoded images."""
+        names = [self.columns[key] for key in _IMAGE_COLUMNS if self.columns[key] in rows.features]
+        return rows.select_columns(names).cast_column(self.columns["image"], datasets.Image(decode=False))
+
+    def read(
+        self,
+        objects: Sequence[Any],
+        image_ids: np.ndarray,
+        sizes: tuple[np.ndarray, np.ndarray],
+        id2label: Mapping[int, str] | None,
+        where: Callable[[int], str],
+    ) -> Annotations:
+        """The objects of rows as columns.
+
+        Args:
+            objects: of each row, a dict of lists, a list of dicts, or None.
+            image_ids: of the rows (I,).
+            sizes: widths and heights (I,) in pixels.
+            id2label: names of integer categories, where `class_names` are not known.
+            where: what messages call a row.
+        """
+        of_rows = [self._records(row, where(index)) for index, row in enumerate(objects)]
+        image_index = np.repeat(np.arange(len(of_rows)), [len(records) for records in of_rows])
+        first = np.searchsorted(image_index, image_index)  # the first box of the same row
+        records = Records(
+            [record for records in of_rows for record in records],
+            lambda index: f"{where(int(image_index[index]))}, {self.columns['objects']}[{index - first[index]}]",
+            self.columns,
+        )
+        category_index, names = self._categories(records, id2label)
+        return Annotations(
+            source=self.name,
+            image_ids=image_ids,
+            widths=sizes[0],
+            heights=sizes[1],
+            category_ids=range(len(names)),
+            category_names=names,
+            ids=records.ids_or_numbers("id")[0],
+            image_index=image_index,
+            category_index=category_index,
+            boxes=records.boxes(),
+            areas=records.areas(),
+            is_crowd=records.flags("iscrowd"),
+        )
+
+    def _records(self, row: Any, where: str) -> list[dict[str, Any]]:
+        """The objects of one row under the names of the schema."""
+        where = f"{where}, {self.columns['objects']}"
+        if isinstance(row, Mapping):
+            names = {**self.columns, "category": _category_name(row, self.columns)}
+            lists = {field: row[names[field]] for field in OBJECT_FIELDS if row.get(names[field]) is not None}
+            for field in ("bbox", "category"):
+                if names[field] not in row:
+                    raise ValueError(f"{where} has no `{names[field]}`, only {sorted(row)}; needed are {_SCHEMA}")
+            count = len(row[names["bbox"]] or ())
+            for field, values in lists.items():
+                if not isinstance(values, list) or len(values) != count:
+                    wanted = f"a list of {count}, as the boxes"
+                    raise ValueError(f"{where}: `{names[field]}` is {shown(values)}; it must be {wanted}")
+            return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+        if row is None or (isinstance(row, list) and all(isinstance(entry, Mapping) for entry in row)):
+            fields = {**self.columns, "category": _category_name(row[0] if row else (), self.columns)}
+            return [{field: entry.get(fields[field]) for field in OBJECT_FIELDS} for entry in row or ()]
+        raise ValueError(f"{where} is {shown(row)}; it must be a dict of lists or a list of dicts")
+
+    def _categories(self, records: Records, id2label: Mapping[int, str] | None) -> tuple[np.ndarray, list[str]]:
+        """Category (M,) of every box, and the names that it points into."""
+        known = self.class_names
+        if known is None and len(records) and isinstance(records.records[0].get("category"), str):
+            texts = records.texts("category")
+            place = {text: index for index, text in enumerate(sorted(set(texts)))}
+            return np.array([place[text] for text in texts], dtype=np.int64), list(place)
+        if known is None and id2label is not None:
+            known = ordered_labels(id2label)
+        limit = _MAX_CLASSES if known is None else len(known)
+        labels = records.integers("category", f"a label from 0 to {limit - 1}, or all must be texts", 0, limit)
+        if known is None and not len(labels):
+            raise ValueError(f"{self.name}: has no boxes to tell the classes from; give `id2label`")
+        return labels, [f"class_{label}" for label in range(int(labels.max()) + 1)] if known is None else list(known)
+
+
+def _category_name(fields: Any, names: Mapping[str, str]) -> str:
+    """The name of the field `category`, which imagefolder's documentation calls `categories`."""
+    name = names["category"]
+    return "categories" if name == "category" and name not in fields and "categories" in fields else name
+
+
+def _check_pictures(pictures: datasets.Dataset, name: str) -> None:
+    start = 0
+    for batch in pictures.with_format("arrow").iter(_BATCH):
+        fields = (pc.struct_field(batch.column("image"), field) for field in ("bytes", "path"))
+        empty = np.logical_and(*(np.asarray(pc.is_null(field)) for field in fields))
+        if empty.any():
+            raise ValueError(f"{name}: image of row {start + int(empty.argmax())} is missing; remove the row")
+        start += len(batch)

@@ -1,0 +1,177 @@
+"""D-RMM on the detectors of transformers: a stock detector, one layer for gamma, and the likelihood as the loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForObjectDetection, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_drmm_detr import DrmmDetrConfig
+from .detectors import Layer, adapter_for, recording
+from .loss import Targets, drmm_loss, pad_targets
+from .mixture import MixtureParameters, effective_scales, score_mixture
+from .modeling_drmm import DrmmObjectDetectionOutput, check_input_shapes, image_sizes
+
+
+class DrmmEdgeScales(nn.Module):
+    """gamma of every edge: a share of the box's width or height, learned from what the decoder knows of the box.
+
+    The encoder's proposals, which no layer has read yet, have one share each of l, t, r and b.
+    """
+
+    def __init__(self, hidden_size: int, proposals: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(4))
+        self.proposal_bias = nn.Parameter(torch.zeros(4)) if proposals else None
+
+    def reset_parameters(self) -> None:
+        for parameter in self.parameters():
+            init.zeros_(parameter)
+
+    def forward(self, hidden_states: Tensor | None, sizes: Tensor) -> Tensor:
+        """(B, K, D) hidden states, or None, and (B, K, 2) widths and heights to (B, K, 4) logarithms of gamma."""
+        shares: Any = self.proposal_bias if hidden_states is None else hidden_states @ self.weight.T + self.bias
+        # no gradient into the box: a larger box would be the cheapest way to a larger gamma
+        return torch.cat((sizes, sizes), dim=-1).detach() * shares.float().exp()
+
+
+class DrmmDetrForObjectDetection(PreTrainedModel):
+    """A detector of transformers that is trained by the likelihood of a mixture, without matching.
+
+    Its scores, normalised, are the weights of the mixture, so that `logits` and `pred_boxes` are those of the detector
+    to the bit, and `model.detector` is an ordinary model that can be saved and used by itself.
+    """
+
+    config_class = DrmmDetrConfig
+    config: DrmmDetrConfig
+    base_model_prefix = "detector"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)  # type: ignore[assignment]
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: DrmmDetrConfig):
+        super().__init__(config)
+        detector: Any = config.detector_config
+        self.adapter = adapter_for(detector.model_type)
+        self.detector = AutoModelForObjectDetection.from_config(detector)
+        self.has_proposals = self.adapter.encoder is not None and getattr(detector, "two_stage", True)
+        self.edge_scales = DrmmEdgeScales(detector.d_model, self.has_proposals)
+        self.loss_function = drmm_loss
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, DrmmEdgeScales):
+            module.reset_parameters()
+
+    @classmethod
+    def from_detector(
+        cls,
+        pretrained_model_name_or_path: Any,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        **fields: Any,
+    ) -> "DrmmDetrForObjectDetection":
+        """Put D-RMM on a stock checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: folder or Hub id of a detector that `detectors.ADAPTERS` knows.
+            id2label, label2id: classes, if not those of the checkpoint; class layers of another width begin anew.
+            fields: of `DrmmDetrConfig`.
+
+        Raises:
+            ValueError: a family without an adapter, or a field that cannot be.
+        """
+        options: dict[str, Any] = {}
+        if id2label is not None:
+            names = {int(label): name for label, name in id2label.items()}
+            label2id = {name: label for label, name in names.items()}
+            options = {"id2label": names, "label2id": label2id, "ignore_mismatched_sizes": True}
+        detector = AutoModelForObjectDetection.from_pretrained(pretrained_model_name_or_path, **options)
+        adapter_for(detector.config.model_type)
+        model = cls(DrmmDetrConfig(detector_config=detector.config, **fields))
+        model.detector = detector
+        return model
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        labels: list[dict[str, Tensor]] | None = None,
+        **kwargs: Any,
+    ) -> DrmmObjectDetectionOutput:
+        """Detect objects; with labels, also the loss.
+
+        Args:
+            pixel_values: (B, 3, H, W) as the detector's own processor makes them.
+            pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
+            labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height)
+                as fractions of the un-padded image.
+
+        Raises:
+            ValueError: inputs of a wrong shape; labels that are malformed or out of range, see `pad_targets`.
+        """
+        check_input_shapes(pixel_values, pixel_mask)
+        if self.config.objective == "native":
+            outputs = self.detector(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)
+            return DrmmObjectDetectionOutput(
+                loss=outputs.loss,
+                loss_dict=outputs.loss_dict,
+                logits=outputs.logits,
+                pred_boxes=outputs.pred_boxes,
+                last_hidden_state=outputs.last_hidden_state,
+            )
+        with recording(self.detector, self.adapter.watched) as record:
+            outputs = self.detector(pixel_values, pixel_mask=pixel_mask, **kwargs)
+        sizes = image_sizes(pixel_values, pixel_mask)
+        layers = self.adapter.decoder(self.detector, record)
+        loss = loss_dict = None
+        if labels is not None:
+            if self.config.encoder_stage and self.has_proposals and self.adapter.encoder is not None:
+                layers = [self.adapter.encoder(self.detector, record), *layers]
+            loss, loss_dict = self._loss(layers, labels, sizes)
+        last = self._mixture(layers[-1], sizes)
+        num_images, num_queries = outputs.logits.shape[:2]
+        locations, scales = (t.reshape(num_images, num_queries, 4) for t in (last.locations, last.scales))
+        extent = torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
+        return DrmmObjectDetectionOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            logits=outputs.logits,
+            pred_boxes=outputs.pred_boxes,
+            last_hidden_state=outputs.last_hidden_state,
+            locations=locations,
+            scales=scales,
+            pred_scales=effective_scales(locations, scales, self.config.min_scale_ratio) / extent,
+        )
+
+    def _mixture(self, layer: Layer, sizes: Tensor) -> MixtureParameters:
+        """Boxes and gamma in pixels of the network input; `sizes` (B, 2) are repeated for groups of queries."""
+        sizes = sizes.repeat_interleave(len(layer.boxes) // len(sizes), dim=0).unsqueeze(1)
+        centers, extents = (layer.boxes.float() * torch.cat((sizes, sizes), dim=-1)).chunk(2, dim=-1)
+        locations = torch.cat((centers - extents / 2, centers + extents / 2), dim=-1)
+        scales = self.edge_scales(layer.hidden_states, self.config.initial_scale_ratio * extents)
+        return score_mixture(layer.log_scores, locations, scales)
+
+    def _loss(
+        self, layers: list[Layer], labels: list[dict[str, Tensor]], sizes: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective summed over the layers; groups of queries are mixtures of their own, and their mean counts."""
+        targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
+        counts = [len(label["class_labels"]) for label in labels]
+        num_groups = len(layers[-1].boxes) // len(sizes)
+        if num_groups > 1:
+            targets = Targets(*(t.repeat_interleave(num_groups, dim=0) for t in targets))
+            counts = [count for count in counts for _ in range(num_groups)]
+        stages = [self._mixture(layer, sizes) for layer in layers]
+        loss, terms = self.loss_function(stages, targets, self.config, counts=counts)
+        if self.config.loss_reduction == "sum":
+            loss, terms = loss / num_groups, {name: value / num_groups for name, value in terms.items()}
+        if layers[0].hidden_states is None:  # the encoder's proposals are stage 0
+            numbered = [(*name.rsplit("_", 1), value) for name, value in terms.items()]
+            terms = {f"{name}_{int(number) - 1}": value for name, number, value in numbered}
+        return loss, terms

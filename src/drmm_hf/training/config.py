@@ -67,6 +67,10 @@ class TrainConfig:
     output: str = _option("runs/train", "folder for the model, metrics.json and results")
     train_split: str = _option("train", "split to train on")
     eval_split: str = _option("val", "split to evaluate; '' for none")
+    annotations: str | None = _option(None, "COCO json to train on, if it is not where the split's is looked for")
+    images: str | None = _option(None, "its image folder, likewise")
+    eval_annotations: str | None = _option(None, "COCO json to evaluate on, likewise")
+    eval_images: str | None = _option(None, "its image folder, likewise")
     classes: list[str] | None = field(
         default=None,
         metadata={"help": "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"},
@@ -162,7 +166,11 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
         drops = self.milestones or []
         for wrong, message in (
-            (not self.data, "data is empty; give --data: a COCO-format folder or a data set of the Hub"),
+            (not self.data and not self.annotations, "data is empty; give --data: a folder or a data set of the Hub"),
+            (
+                self.annotations and self.eval_split and not (self.data or self.eval_annotations),
+                "annotations without eval_annotations: give both, or --eval-split '' for none",
+            ),
             (self.model and self.warm_start, "model (train on from it) excludes warm_start (take its trunk only)"),
             ((self.train_images is None) == (self.epochs is None), "give exactly one of train_images and epochs"),
             ((self.schedule == "multi_step") != bool(drops), "schedule multi_step, and no other, needs milestones"),

@@ -75,9 +75,7 @@ def fail(error: BaseException) -> None:
     "run",
     [
         lambda _: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
-        lambda _: fail(
-            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory")
-        ),
+        lambda _: fail(RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory")),
         lambda _: torch.empty(TOO_MUCH, dtype=torch.uint8),
         lambda _: np.empty(TOO_MUCH, dtype=np.uint8),
         lambda _: bytearray(TOO_MUCH),

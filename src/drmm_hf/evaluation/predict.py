@@ -16,6 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
+from ..image_processing_drmm import DrmmImageProcessor
+from ..postprocessing import select_detections
 from .coco import detections_to_coco
 
 Detection = dict[str, torch.Tensor]
@@ -274,7 +276,15 @@ def _detect(
     top_k: int,
 ) -> list[Detection]:
     outputs = model(**to_model(model, inputs))
-    detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes, top_k=top_k)
+    has_scores = outputs["logits"].shape[-1] == len(model.config.id2label)  # not a softmax with the background
+    if isinstance(processor, DrmmImageProcessor) or (has_scores and outputs.get("pred_scales") is not None):
+        detections = select_detections(outputs, threshold, sizes, top_k)
+    else:  # stock detectors disagree about what a score is; their processors know
+        detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+        best = [one["scores"].topk(min(top_k, len(one["scores"]))).indices for one in detections]
+        detections = [
+            {name: value[index] for name, value in one.items()} for one, index in zip(detections, best, strict=True)
+        ]
     return [
         {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in one.items()}
         for one in detections

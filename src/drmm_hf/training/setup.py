@@ -1,20 +1,26 @@
 """What a training is made of: Accelerate, the data, the model and the augmentation."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import torch
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 
+from ..annotations import make_labels
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import PaperTransform, TrainTransform
 from ..data.loader import TrainingData, open_training_data
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_checkpoint
+from ..loading import load_to_train
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .config import TrainConfig
@@ -89,7 +95,7 @@ def build_model(
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
     overrides = {**(config.config or {}), "id2label": id2label, "label2id": label2id}
     if config.model is not None:
-        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
+        return load_to_train(config.model, **overrides)
     try:
         model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
     except (StrictDataclassError, TypeError) as error:
@@ -104,6 +110,30 @@ def build_model(
     return model, DrmmImageProcessor(**fields)
 
 
+def model_inputs(
+    processor: Any, images: Sequence[Tensor], annotations: Sequence[Mapping[str, Any]], device: torch.device
+) -> Mapping[str, Any]:
+    """What a model is trained on: augmented images (3, h, w) and their COCO annotations, through its own processor.
+
+    Processors of other detectors write boxes as fractions of a padded canvas: the labels are always ours. Those of a
+    fixed size stretch the images to it; else augmentation has given them their size.
+    """
+    if isinstance(processor, DrmmImageProcessor):
+        return processor.preprocess(
+            images=images, annotations=annotations, do_resize=False, return_tensors="pt", device=device
+        )
+    inputs = processor(images=images, do_resize=has_fixed_size(processor), return_tensors="pt", device=device)
+    old = np.array([image.shape[-2:] for image in images])
+    new = np.array([inputs["pixel_values"].shape[-2:]] * len(images)) if has_fixed_size(processor) else old
+    return {**inputs, "labels": make_labels(annotations, old, new, device)}
+
+
+def has_fixed_size(processor: Any) -> bool:
+    """Whether the processor gives every image one size, whatever its aspect ratio."""
+    size = {name for name, value in dict(processor.size).items() if value is not None}
+    return size == {"height", "width"}
+
+
 def build_transform(
     config: TrainConfig, landscape_share: Callable[[], float], processor: DrmmImageProcessor
 ) -> TrainTransform | PaperTransform:
@@ -111,6 +141,9 @@ def build_transform(
     if config.augmentation != "affine":
         return PaperTransform(multi_scale=config.augmentation == "multi_scale", horizontal_flip=config.horizontal_flip)
     size = {name: value for name, value in dict(processor.size).items() if value is not None}
+    if has_fixed_size(processor) and not isinstance(processor, DrmmImageProcessor):
+        # the processor stretches what augmentation has shown in the pictures' own shape
+        size = {"shortest_edge": round(0.75 * size["height"]), "longest_edge": size["width"]}
     red, green, blue = (round(255 * value) for value in processor.image_mean)  # about zero for the network
     return TrainTransform(
         canvas_size(landscape_share(), size),

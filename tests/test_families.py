@@ -69,7 +69,7 @@ class TestFamily:
         frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
         assert bool(frozen) == (backbone != "swin-t"), "the stem and the first stage of a ResNet are frozen"
 
-    def test_saving_keeps_everything(self, system, backbone, tmp_path) -> None:
+    def test_saving_keeps_everything_and_a_pipeline_answers(self, system, backbone, tmp_path) -> None:
         model = build(system, backbone).eval()
         model.save_pretrained(tmp_path)
         loaded, info = DrmmForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
@@ -77,15 +77,11 @@ class TestFamily:
         assert not info["unexpected_keys"]
         with torch.no_grad():
             torch.testing.assert_close(loaded(**inputs()).logits, model(**inputs()).logits, rtol=0, atol=0)
-
-    def test_pipeline(self, system, backbone, tmp_path) -> None:
-        build(system, backbone).save_pretrained(tmp_path)
-        DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path)
-        detector = pipeline("object-detection", model=str(tmp_path))
+        processor = DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+        detector = pipeline("object-detection", model=loaded, image_processor=processor)
         found = detector(Image.new("RGB", (120, 80), (90, 60, 30)), threshold=0.0)
-        assert found
-        assert set(found[0]) == {"score", "label", "box"}
         assert {detection["label"] for detection in found} <= set(NAMES.values())
+        assert set(found[0]) == {"score", "label", "box"}
 
     def test_a_batch_equals_single_images(self, system, backbone) -> None:
         model = build(system, backbone, isolate_images=True).eval()

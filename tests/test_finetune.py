@@ -56,30 +56,24 @@ def test_new_classifiers_start_as_from_scratch(checkpoint, count):
         assert head.classifier.weight.requires_grad
 
 
-def test_the_new_model_knows_its_classes_and_trains(checkpoint, tmp_path):
-    model = finetuned(checkpoint[1], ANIMALS)
-    assert model.config.id2label == ANIMALS
-    assert model.config.num_labels == 5
-    batch = inputs()
-    batch["labels"][0]["class_labels"][0] = 4
+@pytest.mark.parametrize("names", [ANIMALS, {0: "cat", 1: "dog", 2: "cow"}])
+def test_the_new_model_knows_its_classes_trains_and_is_saved(checkpoint, tmp_path, names):
+    model = finetuned(checkpoint[1], names)
+    assert model.config.id2label == names
+    assert model.config.label2id == {name: i for i, name in names.items()}
+    if len(names) == 3:  # as many as before: everything is kept
+        for name, tensor in checkpoint[0].state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[name]), name
+    last, batch = len(names) - 1, inputs()
+    batch["labels"][0]["class_labels"][0] = last
     outputs = model(**batch)
-    assert outputs.logits.shape == (2, 12, 5)
+    assert outputs.logits.shape == (2, 12, len(names))
     outputs.loss.backward()
-    assert model.model.heads[0].classifier.weight.grad[4].abs().max() > 0
+    assert model.model.heads[0].classifier.weight.grad[last].abs().max() > 0
     model.save_pretrained(tmp_path)
     again = DrmmForObjectDetection.from_pretrained(tmp_path)
-    assert again.config.id2label == ANIMALS
+    assert again.config.id2label == names
     assert torch.equal(again.model.heads[1].classifier.weight, model.model.heads[1].classifier.weight)
-
-
-def test_as_many_classes_of_other_names_keep_everything(checkpoint):
-    old, folder = checkpoint
-    names = {0: "cat", 1: "dog", 2: "cow"}
-    model = finetuned(folder, names)
-    assert model.config.id2label == names
-    assert model.config.label2id == {"cat": 0, "dog": 1, "cow": 2}
-    for name, tensor in old.state_dict().items():
-        assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 def test_objects_are_found_as_before_whatever_their_classes(checkpoint):

@@ -107,14 +107,6 @@ def test_gradients_against_finite_differences(density: str, stop) -> None:
         assert (gradient.abs().max() == 0) == (name in stop), name
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), far=st.floats(0, 1e6))
-def test_the_floor_bounds_both_terms(seed: int, far: float) -> None:
-    parameters, boxes, labels = case(seed=seed)
-    loss = mixture_loss(parameters, boxes + far, labels)
-    assert max(loss.nll.max(), loss.mcm.max()) <= -math.log(1e-12) + 1e-9
-
-
 def test_images_do_not_see_each_other() -> None:
     parameters, boxes, labels = case()
     together = mixture_loss(parameters, boxes, labels)
@@ -140,15 +132,6 @@ def test_what_is_masked_does_not_matter() -> None:
         assert leaf.grad.isfinite().all()
         assert leaf.grad[1].abs().max() == 0
         assert leaf.grad[0].abs().max() > 0
-
-
-def test_no_ground_truth_at_all() -> None:
-    parameters, boxes, labels = case()
-    leaves = MixtureParameters(*(t.requires_grad_() for t in parameters[:4]))
-    loss = mixture_loss(leaves, boxes[:, :0], labels[:, :0])
-    assert loss.nll.shape == (2, 0)
-    (loss.nll.sum() + loss.mcm.sum()).backward()
-    assert all(leaf.grad.abs().max() == 0 for leaf in leaves[:4])
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -188,6 +171,7 @@ def test_finite_for_every_finite_input(locations, scales, logits, box, density, 
     value = loss.nll.sum() + loss.mcm.sum()
     value.backward()
     assert value.isfinite()
+    assert floor == 0.0 or max(loss.nll.max(), loss.mcm.max()) <= -math.log(floor) + 1e-4
     for name, leaf in zip(MixtureParameters._fields, parameters[:4], strict=False):
         assert leaf.grad.isfinite().all(), name
 
@@ -246,14 +230,8 @@ def test_all_stages_at_once_are_each_stage_by_itself(components, objective, dens
         total = (terms.nll + 0.5 * terms.mcm).sum(dim=0)
         torch.testing.assert_close(total, expected)
         torch.testing.assert_close(torch.autograd.grad(total.sum(), leaves), gradients)
-
-
-def test_the_ground_truths_of_the_counts_come_in_their_order() -> None:
-    stages, targets = stages_of_a_batch((7,))
-    padded = mixture_loss(stages[0], *targets)
-    packed = mixture_losses(stages, *targets, [3, 0, 1])
-    torch.testing.assert_close(packed.nll[:, 0], padded.nll[targets[2]])
-    torch.testing.assert_close(packed.mcm[:, 0], padded.mcm[targets[2]])
+        if len(terms.nll) == 4:  # in the order of the images
+            torch.testing.assert_close(terms.nll, torch.stack([t.nll[targets[2]] for t in alone], dim=1))
 
 
 def test_a_second_derivative_is_refused_and_not_wrong() -> None:
@@ -302,9 +280,8 @@ def test_mixing_coefficients_and_scale_floor() -> None:
     locations = torch.tensor([[0.0, 0.0, 100.0, 50.0], [10.0, 0.0, 0.0, 50.0]])
     scales = effective_scales(locations, torch.full((2, 4), 3.0), 0.04)
     assert scales.tolist() == [[4.0, 3.0, 4.0, 3.0], [3.0, 3.0, 3.0, 3.0]]
-    assert box_log_density(*(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), torch.ones(1, 1, 4))).exp().item() == (
-        pytest.approx(math.pi**-4)
-    )
+    at_the_peak = (torch.zeros(4, 1), torch.zeros(4, 1, 1), torch.ones(4, 1, 1), torch.zeros(1, dtype=torch.long))
+    assert box_log_density(*at_the_peak).exp().item() == pytest.approx(math.pi**-4)
 
 
 @pytest.mark.parametrize("classes", [1, 5])

@@ -54,25 +54,18 @@ def test_loss_and_gradients_repeat_exactly():
     assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
 
 
-def test_a_tuple_holds_the_fields_in_their_order():
-    model, batch = small_model().eval(), inputs()
+def test_all_stages_in_their_order_also_as_a_tuple():
+    model, batch = small_model(num_stages=3).eval(), inputs()
     named = model(**batch, output_stages=True, output_hidden_states=True)
     plain = model(**batch, output_stages=True, output_hidden_states=True, return_dict=False)
-    assert len(plain) == len(named)
     for ours, theirs in zip(plain, named.values(), strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-def test_the_last_of_all_stages_is_the_output():
-    model, batch = small_model(num_stages=3).eval(), inputs()
-    pixel_values = batch["pixel_values"]
-    outputs = model(pixel_values, output_stages=True)
-    stages = model.model(pixel_values).stages
+    outputs = model(batch["pixel_values"], output_stages=True)
+    stages = model.model(batch["pixel_values"]).stages
     assert len(outputs.auxiliary_outputs) == 2
     for described, stage in zip([*outputs.auxiliary_outputs, outputs], stages, strict=True):
-        torch.testing.assert_close(described["locations"], stage.locations)
-        torch.testing.assert_close(described["scales"], stage.scales)
-        torch.testing.assert_close(described["objectness_logits"], stage.objectness_logits)
+        for name in ("locations", "scales", "objectness_logits"):
+            torch.testing.assert_close(described[name], getattr(stage, name))
         torch.testing.assert_close(described["class_log_probs"], stage.class_logits.log_softmax(-1))
         assert described["logits"].shape == (2, 12, 3)
 
@@ -89,31 +82,15 @@ def test_proposals_lie_on_the_image_and_not_on_its_padding(isolate_images):
     torch.testing.assert_close(outputs.locations[1, :, 0], 64 * (expected[1, :, 0] - expected[1, :, 2] / 2))
 
 
-def test_labels_are_fractions_of_the_image_without_its_padding():
-    batch = inputs()
-    targets = pad_targets(batch["labels"], torch.tensor([[96.0, 64.0], [64.0, 48.0]]), 3)
-    for boxes, label, (width, height) in zip(targets.boxes, batch["labels"], [(96, 64), (64, 48)], strict=True):
+def test_labels_are_fractions_of_the_image_without_its_padding_and_are_padded():
+    some, sizes = inputs()["labels"], torch.tensor([[96.0, 64.0], [64.0, 48.0], [64.0, 64.0]])
+    targets = pad_targets([*some, EMPTY], sizes, 3)
+    assert targets.mask.tolist() == [[True, True], [True, True], [False, False]]
+    assert targets.labels.tolist() == [[0, 2], [0, 2], [0, 0]]
+    for boxes, label, (width, height) in zip(targets.boxes, some, [(96, 64), (64, 48)], strict=False):
         cx, cy, w, h = label["boxes"].unbind(-1)
         expected = [(cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height]
         torch.testing.assert_close(boxes, torch.stack(expected, dim=-1))
-
-
-def test_images_of_different_counts_are_padded_and_masked():
-    one = {"class_labels": torch.tensor([2]), "boxes": torch.full((1, 4), 0.5)}
-    targets = pad_targets([EMPTY, one, inputs()["labels"][0]], torch.full((3, 2), 64.0), 3)
-    assert targets.mask.tolist() == [[False, False], [True, False], [True, True]]
-    assert targets.labels.tolist() == [[0, 0], [2, 0], [0, 2]]
-
-
-def test_half_precision_weights_load_and_detect(tmp_path):
-    model = small_model().eval()
-    model.save_pretrained(tmp_path)
-    half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    batch = inputs()
-    outputs = half(batch["pixel_values"].bfloat16(), batch["pixel_mask"], labels=batch["labels"])
-    assert outputs.loss.dtype == torch.float32
-    assert all(getattr(outputs, name).isfinite().all() for name in ("loss", "logits", "pred_boxes", "pred_scales"))
 
 
 def test_every_parameter_learns_also_where_components_are_dropped():
@@ -125,20 +102,14 @@ def test_every_parameter_learns_also_where_components_are_dropped():
     assert not dead
 
 
-def test_hidden_states_of_one_layer_from_images_of_different_sizes() -> None:
-    """With `isolate_images` the images run apart; what was not asked for is missing in all of them."""
-    model = small_model(isolate_images=True).eval()
-    with torch.no_grad():
-        states = model(**inputs(), output_hidden_states=[1]).hidden_states
-    assert [state is None for state in states].count(False) == 1
-
-
-def test_attentions_asked_for_in_the_configuration() -> None:
-    """The setting reaches the backbone, which has none to give."""
-    model = small_model(attn_implementation="eager").eval()
+def test_hidden_states_and_attentions_that_are_asked_for() -> None:
+    """With `isolate_images` the images run apart; the configuration's setting reaches the backbone, which has none."""
+    model = small_model(isolate_images=True, attn_implementation="eager").eval()
     model.config.output_attentions = True
     with torch.no_grad():
-        assert len(model(**inputs()).attentions) == model.config.num_stages
+        outputs = model(**inputs(), output_hidden_states=[1])
+    assert [state is None for state in outputs.hidden_states].count(False) == 1
+    assert len(outputs.attentions) == model.config.num_stages
 
 
 def with_labels(**change) -> dict:

@@ -102,20 +102,6 @@ def test_auto_classes_give_ours(checkpoint):
     assert dict(processor.pad_size) == {"height": 96, "width": 96}
 
 
-def test_auto_map_in_a_checkpoint_is_not_handed_on(checkpoint, tmp_path):
-    """Left in, `pipeline` would ask whether to run code, and the code is not there."""
-    model = DrmmForObjectDetection.from_pretrained(checkpoint)
-    model.config.auto_map = {"AutoModelForObjectDetection": "modeling_drmm.DrmmForObjectDetection"}
-    processor = DrmmImageProcessor.from_pretrained(checkpoint)
-    processor.auto_map = {"AutoImageProcessor": "image_processing_drmm.DrmmImageProcessor"}
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    files = {file.name: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}
-    assert set(files) == {"config.json", "preprocessor_config.json"}
-    assert not any("auto_map" in content for content in files.values())
-    assert not list(tmp_path.glob("*.py"))
-
-
 SCRIPT = """
 import socket
 def refuse(*args, **kwargs):

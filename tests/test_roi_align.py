@@ -66,7 +66,7 @@ def test_values_and_gradients_equal_the_operator(pool) -> None:
     expected_leaves = [f.requires_grad_() for f in pyramid()]
     leaves = [f.requires_grad_() for f in pyramid()]
     expected = one_by_one(expected_leaves, boxes)
-    pooled = pool(leaves, boxes, levels, STRIDES, 7, 2)
+    pooled = pool(leaves, boxes, levels, STRIDES, (7, 2))
     torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-5)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     (expected * weights).sum().backward()
@@ -108,9 +108,9 @@ def test_maps_of_one_row_or_column(height: int, width: int) -> None:
     feature = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[[0.0, 0.0, 40.0, 30.0], [5.0, 5.0, 12.0, 9.0]]])
     level = torch.zeros(1, 2, dtype=torch.long)
-    expected = read_by_operator([feature], boxes, level, [8], 3, 2)
+    expected = read_by_operator([feature], boxes, level, [8], (3, 2))
     for pool in (read_by_tables, read_by_one_table):
-        torch.testing.assert_close(pool([feature], boxes, level, [8], 3, 2), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(pool([feature], boxes, level, [8], (3, 2)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_compiled_in_one_graph_for_all_sizes() -> None:

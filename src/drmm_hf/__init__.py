@@ -4,24 +4,23 @@ Importing this package registers its classes with transformers' Auto classes, so
 `AutoImageProcessor` and `AutoModelForObjectDetection` load D-RMM checkpoints.
 """
 
-from ._environment import check_torchvision
+try:
+    import torchvision  # noqa: F401  (built for another torch it fails obscurely, deep inside of timm)
+except Exception as error:  # RuntimeError where an operator is missing, OSError where a symbol is undefined
+    raise ImportError(
+        f"drmm_hf cannot import torchvision: {error}. Install torch and torchvision from the same index (both CPU "
+        "builds or both CUDA builds): pip install --force-reinstall torch torchvision"
+    ) from None
 
-check_torchvision()  # before anything imports it: a CPU torch beside a CUDA torchvision fails obscurely
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
+from transformers.models.auto import modeling_auto
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection  # noqa: E402
-from transformers.models.auto import modeling_auto  # noqa: E402
-
-from .configuration_drmm import DrmmConfig  # noqa: E402
-from .configuration_drmm_detr import DrmmDetrConfig  # noqa: E402
-from .image_processing_drmm import DrmmImageProcessor  # noqa: E402
-from .mixture import MixtureLoss, MixtureParameters, mixture_loss, mixture_losses  # noqa: E402
-from .modeling_drmm import (  # noqa: E402
-    DrmmForObjectDetection,
-    DrmmModel,
-    DrmmObjectDetectionOutput,
-    DrmmPreTrainedModel,
-)
-from .modeling_drmm_detr import DrmmDetrForObjectDetection  # noqa: E402
+from .configuration_drmm import DrmmConfig
+from .configuration_drmm_detr import DrmmDetrConfig
+from .image_processing_drmm import DrmmImageProcessor
+from .mixture import MixtureLoss, MixtureParameters, mixture_loss, mixture_losses
+from .modeling_drmm import DrmmForObjectDetection, DrmmModel, DrmmObjectDetectionOutput, DrmmPreTrainedModel
+from .modeling_drmm_detr import DrmmDetrForObjectDetection
 
 __version__ = "0.1.0"
 __all__ = [

@@ -6,7 +6,7 @@ frozen stages, the modes of BatchNorm, ImageNet weights.
 
 import itertools
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,7 @@ class DrmmBackbone(nn.Module):
 
     def freeze(self) -> None:
         """Stop the gradient of the frozen stages. `from_pretrained` re-enables it, so it is called again there."""
-        norms = self._batch_norms() if self.norm_mode == "frozen" else []
-        for module in [*self._frozen_modules(), *norms]:
+        for module in [*self._frozen_modules(), *(self._batch_norms() if self.norm_mode == "frozen" else [])]:
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "DrmmBackbone":
@@ -78,10 +77,8 @@ class DrmmBackbone(nn.Module):
         if mode and self.norm_mode == "sync":
             self._synchronize_batch_norm()
         super().train(mode)
-        if mode:
-            norms = self._batch_norms() if self.norm_mode in ("eval", "frozen") else []
-            for module in [*self._frozen_modules(), *norms]:
-                module.eval()
+        for module in [*self._frozen_modules(), *(self._batch_norms() if self.norm_mode in ("eval", "frozen") else [])]:
+            module.eval()
         return self
 
     def _batch_norms(self) -> list[nn.Module]:
@@ -93,11 +90,9 @@ class DrmmBackbone(nn.Module):
         The parameters stay the same objects, so an optimizer that has them already keeps working.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if not distributed or torch.distributed.get_world_size() == 1:
-            return
-        if next(self.parameters()).device.type == "cpu":  # torch has SyncBatchNorm for accelerators only
-            return
-        self.model = convert_sync_batchnorm(self.model)
+        # torch has SyncBatchNorm for accelerators only
+        if distributed and torch.distributed.get_world_size() > 1 and next(self.parameters()).device.type != "cpu":
+            self.model = convert_sync_batchnorm(self.model)
 
     def _frozen_modules(self) -> list[nn.Module]:
         """The stem and the first `frozen_stages` stages, as mmdet's `frozen_stages` counts them."""
@@ -111,7 +106,7 @@ class DrmmBackbone(nn.Module):
             )
         # Modules are defined in the order of computation: frozen is what ends before the next stage begins.
         modules = [module for _, module in network.named_modules(remove_duplicate=False)]
-        ends = [i + _count_modules(module) for i, module in enumerate(modules)]
+        ends = [i + len(list(module.named_modules(remove_duplicate=False))) for i, module in enumerate(modules)]
         last = ends[modules.index(stages[self.frozen_stages - 1])]
         return [module for module, end in zip(modules, ends, strict=True) if end <= last]
 
@@ -129,10 +124,6 @@ class DrmmBackbone(nn.Module):
         # timm flattens the stages of some feature networks, "layers.0" to "layers_0", and drops what is not read
         found = [modules.get(name, modules.get(name.replace(".", "_"))) for name in names]
         return network, [module for module in found if module is not None]
-
-
-def _count_modules(module: nn.Module) -> int:
-    return sum(1 for _ in module.named_modules(remove_duplicate=False))
 
 
 class _FoldedBatchNorm2d(nn.BatchNorm2d):
@@ -178,29 +169,23 @@ def fold_batch_norms(model: nn.Module) -> int:
         number of pairs.
     """
     pairs = 0
-    for parent, conv_name, norm_name in _neighbours(model):
-        conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-        known = type(conv) is nn.Conv2d and conv.bias is None and type(norm) is nn.BatchNorm2d
-        if not known or norm.weight is None or norm.running_var is None:
-            continue
-        conv.__class__, norm.__class__ = _FoldingConv2d, _FoldedBatchNorm2d
-        conv.norm_place = (parent, norm_name)
-        pairs += 1
-    return pairs
-
-
-def _neighbours(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
-    """Names of convolutions and of the norms that are known to follow them directly, and the module that has both."""
-    for module in model.modules():
-        children = dict(module.named_children())
+    for place, parent in model.named_modules():
+        children = dict(parent.named_children())
+        names: list[tuple[str, str]] = []
         # the last: a ResNet inside of timm's wrapper for its maps
-        if type(module) in (BasicBlock, Bottleneck, ResNet) or {"conv1", "bn1", "act1", "layer1"} <= set(children):
-            for number in (1, 2, 3):
-                if {f"conv{number}", f"bn{number}"} <= set(children):
-                    yield module, f"conv{number}", f"bn{number}"
-            if isinstance(children.get("downsample"), nn.Sequential):
-                for first, second in itertools.pairwise(dict(children["downsample"].named_children())):
-                    yield children["downsample"], first, second
+        if type(parent) in (BasicBlock, Bottleneck, ResNet) or {"conv1", "bn1", "act1", "layer1"} <= children.keys():
+            names = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3)]
+        elif place.endswith("downsample") and isinstance(parent, nn.Sequential):
+            names = list(itertools.pairwise(children))
+        for conv_name, norm_name in names:
+            conv, norm = children.get(conv_name), children.get(norm_name)
+            if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+                continue
+            if conv.bias is None and norm.affine and norm.track_running_stats:
+                conv.__class__, norm.__class__ = _FoldingConv2d, _FoldedBatchNorm2d
+                conv.norm_place = (parent, norm_name)  # type: ignore[assignment]
+                pairs += 1
+    return pairs
 
 
 class DrmmFeaturePyramid(nn.Module):
@@ -259,53 +244,52 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
             "load its weights with load_state_dict, or use a backbone_config of model_type 'timm_backbone'."
         )
     options = {"features_only": True, "out_indices": tuple(config.out_indices), **backbone.model_kwargs}
-    if source is not None:
-        target.load_state_dict(_timm_network(source, config.backbone, **options).state_dict())
-        return
+    where = f"timm's weights of {config.backbone}" if source is None else source
+    state = None if source is None else _timm_state(source)
     try:
-        reference = timm.create_model(config.backbone, pretrained=True, **options)
-        target.load_state_dict(reference.state_dict())
+        if state is None:
+            network = timm.create_model(config.backbone, pretrained=True, **options)
+        else:
+            network = _timm_network(state, config.backbone, **options)
+        target.load_state_dict(network.state_dict())
     except OSError as error:
         raise FileNotFoundError(
-            f"timm's weights of {config.backbone} cannot be fetched from the Hub ({_summary(error)}). "
-            "Without a connection give a local file of them as `source`."
+            f"{where} cannot be fetched from the Hub ({_summary(error)}). Without a connection give a local file of "
+            "them as `source`."
         ) from error
-    except RuntimeError as error:
-        raise ValueError(
-            f"timm's weights of {config.backbone} do not fit backbone_kwargs={backbone.model_kwargs}: {_summary(error)}"
-        ) from error
+    except Exception as error:  # timm's loaders raise anything for names and shapes that they do not expect
+        fit = f"the weights do not fit the backbone {config.backbone} with backbone_kwargs={backbone.model_kwargs}"
+        raise ValueError(f"{where}: {fit}: {_summary(error)[:300]}") from error
 
 
-def _timm_network(path: str, architecture: str, **options: Any) -> nn.Module:
-    """A timm network with all of its weights from a file (ValueError if it has not all of them)."""
+def _timm_state(path: str) -> dict[str, Tensor]:
+    """The tensors of a file of timm weights, without what trainings wrap them in."""
     content = read_weights(path)
-    # what trainings wrap a state dict in, in the order in which timm looks for them
+    # in the order in which timm looks for them
     wrappers = (content.get(name) for name in ("state_dict_ema", "model_ema", "state_dict", "model"))
     state = next((entry for entry in wrappers if isinstance(entry, Mapping)), content)
     check_tensors(path, state)
-    state = clean_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
-    if not state:
-        raise ValueError(f"{path}: holds no tensors; give a file of timm weights of {architecture}.")
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: holds no tensors; give a file of timm weights.")
+    return clean_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def _timm_network(state: dict[str, Tensor], architecture: str, **options: Any) -> nn.Module:
+    """A timm network with all of its weights from `state` (ValueError if it has not all of them)."""
     # timm leaves at random what a file lacks, and says nothing. So a copy that is all NaN is loaded first: what stays
     # finite is not in the file, whatever timm renames and reshapes. Whole numbers cannot be NaN and count as missing.
     marked = {n: torch.full_like(v, torch.nan) if v.is_floating_point() else v for n, v in state.items()}
-    try:
-        marked_network, network = (
-            timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": values}, **options)
-            for values in (marked, state)
-        )
-    except Exception as error:  # timm's loaders raise anything for names and shapes that they do not expect
-        raise ValueError(
-            f"{path}: the weights do not fit the backbone {architecture}: {' '.join(str(error).split())[:300]}"
-        ) from error
+    marked_network, network = (
+        timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay={"state_dict": values}, **options)
+        for values in (marked, state)
+    )
     wanted: dict[str, Tensor] = dict(marked_network.named_parameters())
     wanted |= {name: value for name, value in marked_network.named_buffers() if "running_" in name}
     missing = [name for name, value in wanted.items() if value.isfinite().any()]
     if missing:
         raise ValueError(
-            f"{path}: the weights do not fit the backbone {architecture}: {len(missing)} of its {len(wanted)} tensors "
-            f"are not in the file, or not as floating point numbers, such as {missing[0]}; give a file of timm weights "
-            "of this architecture."
+            f"{len(missing)} of its {len(wanted)} tensors are not in the file, or not as floating point numbers, such "
+            f"as {missing[0]}; give a file of timm weights of this architecture."
         )
     return network
 
@@ -320,7 +304,11 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a file of weights")
-    _refuse_compressed(path)
+    if zipfile.is_zipfile(path):  # torch.save compresses nothing, so what it says it holds cannot be more than it is
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"{path}: damaged, or an archive that unfolds to {size:,} bytes; download it again.")
     try:
         is_safe = path.suffix == ".safetensors"
         content = load_file(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -332,16 +320,6 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, not a state dict.")
     return dict(content)
-
-
-def _refuse_compressed(path: Path) -> None:
-    """torch.save compresses nothing, so what a file says it holds cannot be more than it is."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-    if size > path.stat().st_size:
-        raise ValueError(f"{path}: damaged, or a compressed archive that unfolds to {size:,} bytes; download it again.")
 
 
 def check_tensors(where: str | Path, tensors: Mapping[Any, Any]) -> None:

@@ -12,26 +12,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .presets import preset_fields
 
-_POSITIVE = (
-    "num_proposals",
-    "num_stages",
-    "hidden_size",
-    "num_attention_heads",
-    "decoder_ffn_dim",
-    "dynamic_dim",
-    "num_sampling_groups",
-    "num_sampling_points",
-    "num_mixing_points",
-    "num_query_groups",
-    "num_target_copies",
-    "roi_size",
-    "roi_sampling_ratio",
-    "roi_canonical_size",
-    "proposal_size",
-    "box_unit",
-    "student_t_dof",
-)
-_NOT_NEGATIVE = ("frozen_stages", "num_class_layers", "num_box_layers", "mcm_weight", "min_scale_ratio")
+_MAY_BE_ZERO = {
+    *("frozen_stages", "num_class_layers", "num_box_layers", "dropout", "attention_dropout"),
+    *("mcm_weight", "min_scale_ratio", "likelihood_floor", "class_weight"),
+}
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 3, 80, 80, 40
@@ -229,18 +213,18 @@ class DrmmConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse values that no model can be built from. Called by the base class."""
-        for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"DrmmConfig.{name}={getattr(self, name)} must be greater than 0.")
+        for name, kind in DrmmConfig.__annotations__.items():
+            value = getattr(self, name)
+            if kind in (int, float, float | int) and (value < 0 or (value == 0 and name not in _MAY_BE_ZERO)):
+                raise ValueError(
+                    f"DrmmConfig.{name}={value} must be {'0 or more' if name in _MAY_BE_ZERO else 'greater than 0'}."
+                )
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}."
             )
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"DrmmConfig.{name}={getattr(self, name)} must not be negative.")
-        if not 0.0 <= self.likelihood_floor < 1.0:
+        if self.likelihood_floor >= 1.0:
             raise ValueError(f"DrmmConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
         unknown = set(self.stop_gradient) - {"mixing", "location", "class"}
         if unknown:
@@ -249,10 +233,7 @@ class DrmmConfig(PreTrainedConfig):
             )
         if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
             raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
-        self._validate_combination()
-
-    def _validate_combination(self) -> None:
-        """Refuse decoders, heads, objectives and options that do not go together, with the reason."""
+        # decoders, heads, objectives and options that do not go together
         if (self.head == "set_prediction") != (self.objective == "set_prediction"):
             reason = (
                 "the mixture objectives need mixture components; set objective='set_prediction' too"

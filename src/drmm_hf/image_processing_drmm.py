@@ -5,11 +5,16 @@ boxes that the model predicts. Padding therefore changes neither, and a box time
 original image is in pixels of that image. (transformers' DETR processors use the padded canvas instead.)
 """
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import torch
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
@@ -17,10 +22,8 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
-    ImageType,
     PILImageResampling,
     SizeDict,
-    get_image_type,
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs
@@ -31,8 +34,6 @@ from .configuration_drmm import shown
 from .postprocessing import select_detections
 
 logger = logging.get_logger(__name__)
-
-_MAX_SIDE = 2**16
 
 
 class DrmmImageProcessorKwargs(ImagesKwargs, total=False):
@@ -54,8 +55,10 @@ class DrmmImageProcessor(TorchvisionBackend):
       must hold the largest resized image and should be a multiple of 32: it is taken as given.
     - `size={"height": 640, "width": 640}` resizes to exactly that: it costs less and distorts the image.
 
-    Grey, palette and RGBA images become RGB (transparency over white), 16-bit ones 8-bit. Arrays and tensors
-    hold 0..255; pass `do_rescale=False` for values in 0..1.
+    Images may be PIL images, files (str or `pathlib.Path`), their bytes, URLs, or numpy arrays and torch tensors,
+    (H, W), (H, W, C) or (C, H, W). Whatever brings it, an image is turned upright by its EXIF orientation (as
+    transformers' `load_image` does) and becomes RGB: grey and palette images, and transparency over white. Numbers hold
+    0..255 (pass `do_rescale=False` for 0..1); those of 16-bit images (uint16) 0..65535, which are divided by 257.
     """
 
     valid_kwargs = DrmmImageProcessorKwargs
@@ -92,9 +95,9 @@ class DrmmImageProcessor(TorchvisionBackend):
         """Make a batch for the model.
 
         Args:
-            images: one image or a list: PIL, numpy or torch (H, W), (H, W, C) or (C, H, W), a path or a URL.
+            images: one image or a list, of the kinds that the class names.
             annotations: one per image, `{"image_id": int, "annotations": [...]}`, each with `bbox`
-                [x, y, w, h] in pixels of the original image, `category_id` (the class index from 0) and, if
+                [x, y, w, h] in pixels of the original image (upright), `category_id` (the class index from 0) and, if
                 known, `area` (pixels²; w·h without it) and `iscrowd` (0 or 1). Boxes are clipped to the image; crowd
                 regions and boxes that are empty after clipping are left out, as mmdetection does.
             kwargs: any attribute of this class (`size`, `pad_size`, ...), `return_tensors`, `device`.
@@ -107,13 +110,11 @@ class DrmmImageProcessor(TorchvisionBackend):
             resizing, without padding.
 
         Raises:
+            FileNotFoundError: no such file.
             ValueError: naming the image, or the option, or the image_id, the annotation's index and the field.
         """
         _check_options(kwargs)
-        if isinstance(images, (list, tuple)):
-            images = [_with_channels(image) for image in images]
-        else:
-            images = _with_channels(images)
+        images = [_opened(image) for image in images] if isinstance(images, (list, tuple)) else _opened(images)
         return super().preprocess(images, annotations, **kwargs)
 
     def process_image(
@@ -125,38 +126,44 @@ class DrmmImageProcessor(TorchvisionBackend):
         do_rescale: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """One image of any kind as a (C, H, W) tensor; C = 3 with `do_convert_rgb`.
+        """One image, PIL, array or tensor, as a (C, H, W) tensor; C = 3 with `do_convert_rgb`.
 
         The conversion to RGB is done here because transformers' own differs between versions.
         """
-        if get_image_type(image) == ImageType.PIL:
+        if isinstance(image, PIL.Image.Image):
             image = _pil_to_array(image, do_convert_rgb)
             # Not inferred: an image of three rows, or one, looks as if its channels came first.
             input_data_format = ChannelDimension.LAST if image.ndim == 3 else ChannelDimension.FIRST
-            image = _with_channels(image)
-        if not str(image.dtype).removeprefix("torch.").startswith(("uint", "int", "float", "bfloat", "bool")):
-            raise ValueError(f"an image holds values of type {image.dtype}: convert them to uint8 (0..255).")
+            image = image if image.ndim == 3 else image[None]
+        if not isinstance(image, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"an image is a {type(image).__name__}: give a PIL image, an array, a file or its bytes.")
         try:
             if 0 in image.shape:
                 raise ValueError("no pixels")
-            input_data_format = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            if input_data_format is None:
+                input_data_format = infer_channel_dimension_format(image, (1, 3, 4))  # type: ignore[arg-type]
         except ValueError:
             raise ValueError(
                 f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
                 "C = 1, 3 or 4 and no side of 0. Convert it to RGB first."
             ) from None
-        tensor = _eight_bit(super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format))
-        if tensor.is_floating_point():
-            if not tensor.float().isfinite().all():
+        tensor = _known_numbers(image)
+        if input_data_format == ChannelDimension.LAST:
+            tensor = tensor.permute(2, 0, 1)
+        if tensor.dtype != torch.uint8:
+            low, high = (float(end) for end in torch.aminmax(tensor))
+            if not math.isfinite(high - low):
+                raise ValueError("an image holds NaN, infinite or absurdly large values: give 0..255.")
+            if do_rescale and not tensor.is_floating_point() and not 0 <= low <= high <= 255:
                 raise ValueError(
-                    "an image holds NaN, infinite or absurdly large values: give 0..255, or 0..1 with do_rescale=False."
+                    f"an image of {image.dtype} holds {low:.0f}..{high:.0f}: give 0..255, or uint16 of 0..65535."
                 )
-            if do_rescale and tensor.max() <= 1:
+            if do_rescale and tensor.is_floating_point() and high <= 1:
                 logger.warning_once(
                     "An image of floats in 0..1 is about to be divided by 255. "
                     "Pass do_rescale=False if it is scaled already."
                 )
-        return to_device(_to_rgb(tensor) if do_convert_rgb else tensor, device)
+        return to_device((_to_rgb(tensor) if do_convert_rgb else tensor).contiguous(), device)
 
     def resize(  # type: ignore[override]
         self, image: torch.Tensor, size: SizeDict, resample: Any = None, **kwargs: Any
@@ -169,38 +176,24 @@ class DrmmImageProcessor(TorchvisionBackend):
         return super().resize(image, size, resample=resample, **kwargs)
 
     def _preprocess(  # type: ignore[override]
-        self,
-        images: list[torch.Tensor],
-        annotations: Any,
-        *,
-        do_resize: bool,
-        size: SizeDict,
-        resample: Any,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: Any,
-        image_std: Any,
-        do_pad: bool,
-        pad_size: SizeDict | None,
-        size_divisor: int,
-        return_tensors: Any,
-        **kwargs: Any,
+        self, images: list[torch.Tensor], annotations: Any, *, return_tensors: Any, **options: Any
     ) -> BatchFeature:
         if not images:
             raise ValueError("images is an empty list: give at least one image.")
         device = images[0].device
-        resized = [self.resize(image, size, resample) if do_resize else image for image in images]
+        resized = images
+        if options["do_resize"]:
+            resized = [self.resize(image, options["size"], options["resample"]) for image in images]
         old_sizes = np.array([image.shape[-2:] for image in images])
         new_sizes = np.array([image.shape[-2:] for image in resized])
         labels = None if annotations is None else make_labels(annotations, old_sizes, new_sizes, device)
 
-        canvas = _canvas(new_sizes, do_pad, pad_size, size_divisor)
-        factor = rescale_factor if do_rescale else 1.0
+        canvas = _canvas(new_sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
+        factor = options["rescale_factor"] if options["do_rescale"] else 1.0
         shift, scale = torch.zeros(1), torch.tensor(1.0 / factor)
-        if do_normalize:
+        if options["do_normalize"]:
             # In units of the pixels, so that nothing but the difference and the quotient is left to do for each.
-            shift, scale = torch.tensor(image_mean) * (1.0 / factor), torch.tensor(image_std) * (1.0 / factor)
+            shift, scale = (torch.tensor(options[name]) * (1.0 / factor) for name in ("image_mean", "image_std"))
         shift, scale = (to_device(value.reshape(-1, 1, 1), device) for value in (shift, scale))
         pixel_values = torch.zeros((len(resized), resized[0].shape[0], *canvas), device=device)
         pixel_mask = torch.zeros((len(resized), *canvas), dtype=torch.int64, device=device)
@@ -247,32 +240,35 @@ def keep_ratio_size(height: int, width: int, shortest_edge: int | None, longest_
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
+_NUMBERS = (int, float)
+_SIDES = ((int,), 0, 2**16, "whole pixels, such as {'height': 640, 'width': 640}")
+# types of the numbers of each option, what they lie strictly between, and what to give
+_OPTIONS: dict[str, tuple[Any, float, float, str]] = {
+    "size": _SIDES,
+    "pad_size": _SIDES,
+    "crop_size": _SIDES,
+    "image_mean": (_NUMBERS, -1e9, 1e9, "a number, or three for red, green and blue"),
+    "image_std": (_NUMBERS, 0, 1e9, "a number above 0, or three for red, green and blue"),
+    "rescale_factor": (_NUMBERS, 0, 1e9, "a number such as 1/255"),
+    "size_divisor": ((int,), 0, 1e9, "a whole number of at least 1"),
+    "resample": ((int,), -1, 6, "one of PIL.Image.Resampling, such as 2 for bilinear"),
+}
+
+
 def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse values of options, also those of a saved file, that no image can be processed with."""
-
-    def numbers(value: Any, kinds: Any, low: float, high: float = 1e9) -> list[bool]:
-        """Whether each number of a value lies above `low` and below `high`."""
-        values = value.values() if hasattr(value, "values") else value if isinstance(value, (list, tuple)) else [value]
-        plain = (number for number in values if number is not None)
-        return [isinstance(n, kinds) and not isinstance(n, bool) and low < n < high for n in plain]
-
     for name, value in options.items():
-        if name in ("size", "pad_size", "crop_size"):
-            fine, wanted = numbers(value, int, 0, 2**16), "whole pixels, such as {'height': 640, 'width': 640}"
-        elif name in ("image_mean", "image_std"):
-            fine = numbers(value, (int, float), 0 if name == "image_std" else -1e9)
-            fine, wanted = fine if len(fine) in (1, 3) else [], "numbers for red, green and blue, those of std above 0"
-        elif name == "rescale_factor":
-            fine, wanted = numbers(value, (int, float), 0), "a number such as 1/255"
-        elif name == "size_divisor":
-            fine, wanted = numbers(value, int, 0), "a whole number of at least 1"
-        elif name == "resample":
-            fine, wanted = numbers(value, int, -1, 6), "one of PIL.Image.Resampling, such as 2 for bilinear"
-        elif name.startswith("do_"):
-            fine, wanted = [isinstance(value, bool)], "True or False"
-        else:
+        if value is None or not (name in _OPTIONS or name.startswith("do_")):
             continue
-        if value is not None and not (fine and all(fine)):
+        if name in _OPTIONS:
+            kinds, low, high, wanted = _OPTIONS[name]
+            several = value.values() if hasattr(value, "values") else value
+            numbers = [n for n in (several if isinstance(several, Iterable) else [several]) if n is not None]
+            fine = all(isinstance(n, kinds) and not isinstance(n, bool) and low < n < high for n in numbers)
+            fine &= len(numbers) in (1, 3) if name.startswith("image_") else bool(numbers)
+        else:
+            fine, wanted = isinstance(value, bool), "True or False"
+        if not fine:
             raise ValueError(f"{name} is {shown(value)}: give {wanted}.")
 
 
@@ -298,12 +294,26 @@ def _canvas(sizes: np.ndarray, do_pad: bool, pad_size: SizeDict | None, size_div
     return pad_size.height, pad_size.width
 
 
-def _with_channels(image: Any) -> Any:
-    """(H, W) arrays and tensors become (1, H, W); anything else is left alone."""
+def _opened(image: Any) -> Any:
+    """A PIL image, upright, of what names or holds one; arrays and tensors get an axis of channels."""
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
+        try:
+            with urlopen(image, timeout=60) as response:
+                image = response.read()
+        except OSError as error:
+            raise ValueError(f"{shown(image)}: the image cannot be fetched ({error}).") from error
+    if isinstance(image, (str, os.PathLike)):
+        if not os.path.isfile(image):
+            raise FileNotFoundError(f"{image}: no such image file.")
+        image = PIL.Image.open(image)
+    elif isinstance(image, (bytes, bytearray)):
+        image = PIL.Image.open(io.BytesIO(image))
+    if isinstance(image, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(image)
     return image[None] if getattr(image, "ndim", None) == 2 else image
 
 
-def _pil_to_array(image: Any, do_convert_rgb: bool | None) -> np.ndarray:
+def _pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None) -> np.ndarray:
     """A PIL image as (H, W) or (H, W, C); 16-bit grey stays 16-bit, because PIL would clip it to white."""
     if image.mode.startswith("I"):
         values = np.array(image)
@@ -314,10 +324,20 @@ def _pil_to_array(image: Any, do_convert_rgb: bool | None) -> np.ndarray:
     return np.array(image.convert("RGBA" if has_alpha else "RGB"))
 
 
-def _eight_bit(image: torch.Tensor) -> torch.Tensor:
+def _known_numbers(image: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Numbers that torch computes with: 16-bit ones become 8-bit, truth values 0 and 255, all floats float32."""
+    kind = str(image.dtype).removeprefix("torch.").lstrip("<>=|")
+    if not kind.startswith(("uint", "int", "float", "bfloat", "bool", "u", "i", "f")):
+        raise ValueError(f"an image holds values of type {image.dtype}: convert them to uint8 (0..255).")
+    if isinstance(image, np.ndarray):
+        wide = {"f": np.float32, "u": np.int64}.get(image.dtype.kind) if image.dtype.itemsize > 2 else None
+        # copied where torch would refuse it: strides below zero, the other byte order, long doubles
+        image = torch.from_numpy(np.ascontiguousarray(image, dtype=wide or image.dtype.newbyteorder("=")))
     if image.dtype == torch.uint16:
         return (image.float() / 257).round().to(torch.uint8)
-    return image.to(torch.uint8) * 255 if image.dtype == torch.bool else image
+    if image.dtype == torch.bool:
+        return image.to(torch.uint8) * 255
+    return image.float() if image.is_floating_point() else image
 
 
 def _to_rgb(image: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .configuration_drmm import DrmmConfig, shown
-from .matching import SetPrediction, set_prediction_loss
+from .matching import set_prediction_loss
 from .mixture import MixtureParameters, mixture_losses, responsibilities
 
 # Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
@@ -51,11 +51,10 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
         raise ValueError(f"labels has {len(labels)} entries for a batch of {len(sizes)} images; give one per image.")
     for i, label in enumerate(labels):
         _check_shapes(i, label)
-    counts = [len(label["class_labels"]) for label in labels]
     boxes = pad_sequence([label["boxes"].to(sizes).reshape(-1, 4) for label in labels], batch_first=True)
     classes = pad_sequence([label["class_labels"].to(sizes.device).long() for label in labels], batch_first=True)
     positions = torch.arange(classes.shape[1], device=sizes.device)
-    mask = torch.stack([positions < n for n in counts])
+    mask = torch.stack([positions < len(label["class_labels"]) for label in labels])
     if not torch.compiler.is_compiling():
         _check_values(boxes, classes, mask, num_labels)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
@@ -64,7 +63,6 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
 
 
 def _check_shapes(index: int, label: Mapping[str, Tensor]) -> None:
-    found = {}
     for key in ("class_labels", "boxes"):
         value = label.get(key) if isinstance(label, Mapping) else None
         if not isinstance(value, Tensor):
@@ -72,12 +70,9 @@ def _check_shapes(index: int, label: Mapping[str, Tensor]) -> None:
                 f"labels[{index}][{key!r}] is {shown(value)}; expected a tensor. DrmmImageProcessor(images, "
                 "annotations=...) makes labels of the right form."
             )
-        found[key] = tuple(value.shape)
-    num_boxes = label["class_labels"].numel()
-    if found["class_labels"] != (num_boxes,):
-        raise ValueError(f"labels[{index}]['class_labels'] has shape {found['class_labels']}; expected (n,).")
-    if found["boxes"] != (num_boxes, 4) and (num_boxes or label["boxes"].numel()):
-        raise ValueError(f"labels[{index}]['boxes'] has shape {found['boxes']}; expected ({num_boxes}, 4).")
+        wanted = (label["class_labels"].numel(), 4)[: 1 if key == "class_labels" else 2]
+        if tuple(value.shape) != wanted and (wanted[0] or value.numel()):
+            raise ValueError(f"labels[{index}][{key!r}] has shape {tuple(value.shape)}; expected {wanted}.")
 
 
 def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
@@ -85,27 +80,29 @@ def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int)
 
     On a GPU the device asserts, so that the host does not wait for it; a CPU has time for an error that says more.
     """
-    bad_class = ((classes < 0) | (classes >= num_labels)) & mask
-    bad_box = (~((boxes >= 0) & (boxes <= _MAX_FRACTION))).any(dim=-1) & mask
-    if boxes.device.type != "cpu":
-        torch._assert_async(~bad_class.any(), f"a class label is outside 0..{num_labels - 1}")
-        torch._assert_async(~bad_box.any(), "a box is not in fractions (cx, cy, w, h) of the image")
-    elif bad_class.any():
-        i, j = bad_class.nonzero()[0].tolist()
-        raise ValueError(
-            f"labels[{i}]['class_labels'][{j}] is {classes[i, j].item()}, but the model has num_labels={num_labels} "
-            f"classes (0..{num_labels - 1}). Build it with the data's id2label, or map the categories to 0..n-1."
-        )
-    elif bad_box.any():
-        i, j = bad_box.nonzero()[0].tolist()
-        raise ValueError(
-            f"labels[{i}]['boxes'][{j}] is {[round(v, 4) for v in boxes[i, j].tolist()]}; expected (center x, "
-            "center y, width, height) as fractions in [0, 1] of the un-padded image, not pixels and not NaN."
-        )
+    checks = {
+        "class_labels": (
+            ((classes < 0) | (classes >= num_labels)) & mask,
+            classes,
+            f"a class of the model, which has num_labels={num_labels} (0..{num_labels - 1}): build it with the data's "
+            "id2label, or map the categories to 0..n-1",
+        ),
+        "boxes": (
+            (~((boxes >= 0) & (boxes <= _MAX_FRACTION))).any(dim=-1) & mask,
+            boxes,
+            "(center x, center y, width, height) as fractions in [0, 1] of the un-padded image, not pixels and not NaN",
+        ),
+    }
+    for key, (bad, values, expected) in checks.items():
+        if bad.device.type != "cpu":
+            torch._assert_async(~bad.any(), f"labels[...][{key!r}] must be {expected}.")
+        elif bad.any():
+            i, j = bad.nonzero()[0].tolist()
+            raise ValueError(f"labels[{i}][{key!r}][{j}] is {shown(values[i, j].tolist())}; expected {expected}.")
 
 
 def drmm_loss(
-    stages: Sequence[MixtureParameters] | Sequence[SetPrediction],
+    stages: Sequence[Any],
     targets: Targets,
     config: DrmmConfig,
     image_sizes: Tensor | None = None,
@@ -114,7 +111,7 @@ def drmm_loss(
     """The configured objective over all stages, each with weight 1.
 
     Args:
-        stages: what each stage predicts.
+        stages: the `MixtureParameters`, or for `set_prediction` the `SetPrediction`, of each stage.
         targets: padded ground truths.
         config: the fields of the objective.
         image_sizes: (B, 2) width and height of the un-padded images, pixels; `set_prediction` needs them.
@@ -130,50 +127,33 @@ def drmm_loss(
     if config.objective == "set_prediction":
         if image_sizes is None:
             raise ValueError("objective='set_prediction' needs image_sizes.")
-        return _set_prediction_objective(stages, targets, config, image_sizes)
-    return _mixture_objective(stages, targets, config, counts)
+        groups, copies = stages[0].locations.shape[1] // config.num_proposals, config.num_target_copies
+        terms = set_prediction_loss(stages, *targets, image_sizes, num_groups=groups, num_copies=copies)._asdict()
+    else:
+        terms = _mixture_terms(stages, targets, config, counts)
+    weights = {"mcm": config.mcm_weight if "mcm" in config.objective else 0.0}
+    total = torch.stack([weights.get(name, 1.0) * values.sum() for name, values in terms.items()]).sum()
+    per_stage = {name: values.detach().unbind() for name, values in terms.items()}
+    return total, {f"{name}_stage_{i + 1}": v[i] for i in range(len(stages)) for name, v in per_stage.items()}
 
 
-def _mixture_objective(
-    stages: Sequence[Any], targets: Targets, config: DrmmConfig, counts: Sequence[int] | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    mcm_weight = config.mcm_weight if "mcm" in config.objective else 0.0
-    scale: Tensor | float = 1.0
-    if config.loss_reduction == "mean":
-        scale = 1.0 / targets.mask.sum().clamp(min=1)
-    options = {
-        name: getattr(config, name)
-        for name in ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
-    }
-    terms = mixture_losses(
+def _mixture_terms(
+    stages: Sequence[MixtureParameters], targets: Targets, config: DrmmConfig, counts: Sequence[int] | None
+) -> dict[str, Tensor]:
+    """The terms (S,) of a mixture objective, reduced over the ground truths of the batch."""
+    fields = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
+    options = {name: getattr(config, name) for name in fields}
+    every = mixture_losses(
         stages, *targets, counts, stop_gradient=config.stop_gradient, objective=config.objective, **options
     )
-    summed = {"nll": terms.nll.sum(dim=0) * scale, "mcm": terms.mcm.sum(dim=0) * scale}
-    total = summed["nll"].sum() + mcm_weight * summed["mcm"].sum()
+    terms = {name: values.sum(dim=0) for name, values in every._asdict().items()}
     if config.objectness_anchor != "none":
-        anchors = [
-            objectness_anchor(config.objectness_anchor, parameters, *targets, **options).sum() for parameters in stages
-        ]
-        summed["anchor"] = torch.stack(anchors) * scale
-        total = total + summed["anchor"].sum()
-    per_stage = {name: values.detach().unbind() for name, values in summed.items()}
-    loss_dict = {f"{name}_stage_{i + 1}": values[i] for i in range(len(stages)) for name, values in per_stage.items()}
-    return total, loss_dict
-
-
-def _set_prediction_objective(
-    stages: Sequence[Any], targets: Targets, config: DrmmConfig, image_sizes: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    num_groups = stages[0].locations.shape[1] // config.num_proposals
-    terms = set_prediction_loss(
-        stages, *targets, image_sizes, num_groups=num_groups, num_copies=config.num_target_copies
-    )
-    loss_dict = {
-        f"{name}_stage_{i}": value.detach()
-        for i, stage in enumerate(terms, start=1)
-        for name, value in stage._asdict().items()
-    }
-    return torch.stack([value for stage in terms for value in stage]).sum(), loss_dict
+        anchors = [objectness_anchor(config.objectness_anchor, stage, *targets, **options).sum() for stage in stages]
+        terms["anchor"] = torch.stack(anchors)
+    if config.loss_reduction == "mean":
+        share = 1.0 / targets.mask.sum().clamp(min=1)
+        terms = {name: values * share for name, values in terms.items()}
+    return terms
 
 
 def objectness_anchor(

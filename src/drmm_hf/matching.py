@@ -29,7 +29,7 @@ class SetPrediction(NamedTuple):
 
 
 class SetPredictionLoss(NamedTuple):
-    """Terms of the baselines' loss of one stage, weighted and divided by the number of matched ground truths."""
+    """Terms of the baselines' loss, weighted and divided by the number of matched ground truths; (S,) of S stages."""
 
     focal: Tensor
     l1: Tensor
@@ -75,7 +75,7 @@ def set_prediction_loss(
     *,
     num_groups: int = 1,
     num_copies: int = 1,
-) -> list[SetPredictionLoss]:
+) -> SetPredictionLoss:
     """Focal, L1 and GIoU loss of the matched predictions of every stage (Sparse R-CNN's released code).
 
     Each stage is matched anew. The terms are divided by the number of matched ground truths, the mean of it over the
@@ -101,7 +101,8 @@ def set_prediction_loss(
         costs = torch.stack([matching_cost(stage, boxes, labels, extent) for stage in grouped])
         assigned = assign(costs, mask)
         divisor = _mean_over_processes((assigned[0] >= 0).sum().float()).clamp(min=1)
-        return [_matched_loss(*args, boxes, labels, extent, divisor) for args in zip(grouped, assigned, strict=True)]
+        terms = [_matched_loss(*args, boxes, labels, extent) for args in zip(grouped, assigned, strict=True)]
+        return SetPredictionLoss(*(torch.stack(values) / divisor for values in zip(*terms, strict=True)))
 
 
 @torch.no_grad()
@@ -128,21 +129,18 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _matched_loss(
-    stage: SetPrediction, assigned: Tensor, boxes: Tensor, labels: Tensor, extent: Tensor, divisor: Tensor
-) -> SetPredictionLoss:
-    matched = assigned >= 0
-    index = assigned.clamp(min=0)
+    stage: SetPrediction, assigned: Tensor, boxes: Tensor, labels: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    matched, index = assigned >= 0, assigned.clamp(min=0)
     # one column more than there are classes takes the ground truths without a match
     target = F.pad(torch.zeros_like(stage.class_logits), (0, 1))
     column = torch.where(matched, labels, target.shape[-1] - 1)
-    rows = torch.arange(len(target), device=target.device).unsqueeze(-1)
-    target[rows, index, column] = 1.0
+    target[torch.arange(len(target), device=target.device).unsqueeze(-1), index, column] = 1.0
     focal = sigmoid_focal_loss(stage.class_logits, target[..., :-1], _ALPHA, _GAMMA, reduction="sum")
     predicted = stage.locations.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    l1 = ((predicted - boxes) / extent).abs().sum(dim=-1)
-    giou = 1 - generalized_iou(predicted, boxes)
+    l1, giou = ((predicted - boxes) / extent).abs().sum(dim=-1), 1 - generalized_iou(predicted, boxes)
     l1, giou = (torch.where(matched, term, 0).sum() for term in (l1, giou))
-    return SetPredictionLoss(FOCAL_WEIGHT * focal / divisor, L1_WEIGHT * l1 / divisor, GIOU_WEIGHT * giou / divisor)
+    return FOCAL_WEIGHT * focal, L1_WEIGHT * l1, GIOU_WEIGHT * giou
 
 
 def _mean_over_processes(count: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class MixtureLoss(NamedTuple):
 
 def log_mixing_coefficients(objectness_logits: Tensor) -> Tensor:
     """log pi_k = log o_k - log sum_k' o_k' for o = sigmoid(objectness_logits), shape (B, K) (Section 3.2)."""
-    log_objectness = F.logsigmoid(objectness_logits)
+    log_objectness = F.logsigmoid(_at_least_float32(objectness_logits))
     return log_objectness - log_objectness.logsumexp(dim=-1, keepdim=True)
 
 
@@ -98,7 +98,7 @@ def score_mixture(log_scores: Tensor, locations: Tensor, scales: Tensor) -> Mixt
     return MixtureParameters(locations, scales, log_scores, log_objectness, log_mixing, log_rate)
 
 
-def effective_scales(locations: Tensor, scales: Tensor, min_scale_ratio: float) -> Tensor:
+def effective_scales(locations: Tensor, scales: Tensor, min_scale_ratio: float, dim: int = -1) -> Tensor:
     """The scales that the density uses: gamma, but at least `min_scale_ratio` times the predicted box's size.
 
     The floor of the l and r edges is relative to the width, of t and b to the height (released code,
@@ -107,43 +107,33 @@ def effective_scales(locations: Tensor, scales: Tensor, min_scale_ratio: float) 
 
     Args:
         locations, scales: (..., 4) pixels.
+        dim: axis of the four edges.
 
     Returns:
         (..., 4) pixels.
     """
-    return _floored(locations.movedim(-1, 0), scales.movedim(-1, 0), min_scale_ratio).movedim(0, -1)
-
-
-def _floored(locations: Tensor, scales: Tensor, min_scale_ratio: float) -> Tensor:
-    """`effective_scales` with the edges first."""
-    size = locations[2:] - locations[:2]
-    return torch.maximum(scales, min_scale_ratio * torch.cat((size, size)))
+    low, high = locations.chunk(2, dim=dim)
+    size = high - low
+    return torch.maximum(scales, min_scale_ratio * torch.cat((size, size), dim=dim))
 
 
 def box_log_density(
-    boxes: Tensor, locations: Tensor, scales: Tensor, density: str = "cauchy", student_t_dof: float = 1.0
+    boxes: Tensor, locations: Tensor, scales: Tensor, image: Tensor, density: str = "cauchy", student_t_dof: float = 1.0
 ) -> Tensor:
-    """log F(b_j; mu_k, gamma_k) for every ground truth j and component k (Eq. 3).
+    """log F(b_j; mu_k, gamma_k) of every ground truth j and component k of its image (Eq. 3).
+
+    The edges come first, because reading every fourth number is several times slower.
 
     Args:
-        boxes: (B, N, 4) ground-truth edges, pixels xyxy.
-        locations, scales: (B, K, 4) pixels; `scales` as `effective_scales` returns them.
+        boxes: (4, M) edges of the ground truths of all images, pixels xyxy.
+        locations, scales: (4, B, ..., K) pixels; `scales` as `effective_scales` returns them.
+        image: (M,) index of the image of each ground truth.
         density: "cauchy", "gaussian" (scale = standard deviation) or "student_t".
         student_t_dof: degrees of freedom of "student_t"; 1 is the Cauchy density.
 
     Returns:
-        (B, N, K) log densities in 1/px^4.
+        (M, ..., K) log densities in 1/px^4.
     """
-    batch, num_boxes, _ = boxes.shape
-    image = _image_index(batch, num_boxes, boxes.device)
-    boxes, locations, scales = (t.movedim(-1, 0) for t in (boxes.flatten(0, 1), locations, scales))
-    return _log_density(boxes, locations, scales, image, density, student_t_dof).view(batch, num_boxes, -1)
-
-
-def _log_density(
-    boxes: Tensor, locations: Tensor, scales: Tensor, image: Tensor, density: str, student_t_dof: float
-) -> Tensor:
-    """As `box_log_density`, of boxes (4, M) of the images `image` (M,) and components (4, B, ..., K): (M, ..., K)."""
     if density == "gaussian":
         return _log_gaussian(boxes, locations, scales.clamp(MIN_SCALE, _MAX_GAUSSIAN_LENGTH), image)
     dof = {"cauchy": 1.0, "student_t": student_t_dof}[density]  # a density without a branch here fails at once
@@ -185,36 +175,30 @@ def _ground_truths(boxes: Tensor, labels: Tensor, mask: Tensor, counts: Sequence
     num_boxes = mask.sum(dim=-1)
     if counts is None:
         boxes, labels = torch.where(mask.unsqueeze(-1), boxes, 0), torch.where(mask, labels, 0)
-        image = _image_index(batch, width, labels.device)
+        image = torch.arange(batch, device=labels.device).repeat_interleave(width)
         return _GroundTruths(boxes.flatten(0, 1), labels.flatten(), image, num_boxes)
     # ranges and not a list of indices: a list would have to be copied to the device
-    rows = [torch.arange(i * width, i * width + n, device=labels.device) for i, n in enumerate(counts)]
-    index = torch.cat(rows)
+    index = torch.cat([torch.arange(i * width, i * width + n, device=labels.device) for i, n in enumerate(counts)])
     return _GroundTruths(boxes.flatten(0, 1)[index], labels.flatten()[index], index // max(width, 1), num_boxes)
-
-
-def _image_index(batch: int, width: int, device: torch.device) -> Tensor:
-    """(batch * width,) index of the image of each of `width` ground truths of every image."""
-    return torch.arange(batch, device=device).unsqueeze(1).expand(-1, width).flatten()
 
 
 def _log_factors(
     stages: Sequence[MixtureParameters],
     truths: _GroundTruths,
-    density: str,
-    student_t_dof: float,
-    min_scale_ratio: float,
-    class_weight: float,
+    density: str = "cauchy",
+    student_t_dof: float = 1.0,
+    min_scale_ratio: float = 0.04,
+    class_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms of pi times the image's number of ground truths, of F and of p (Eq. 2), (M, S, K) each."""
-    # (4, B, S, K): the edges first, because reading every fourth number is several times slower
+    # (4, B, S, K)
     locations, scales = (
         _at_least_float32(torch.stack([edges.movedim(-1, 0) for edges in values], dim=2))
         for values in zip(*(stage[:2] for stage in stages), strict=True)
     )
-    scales = _floored(locations, scales, min_scale_ratio)
+    scales = effective_scales(locations, scales, min_scale_ratio, dim=0)
     boxes = truths.boxes.T.to(locations.dtype)
-    log_location = _log_density(boxes, locations, scales, truths.image, density, student_t_dof)
+    log_location = box_log_density(boxes, locations, scales, truths.image, density, student_t_dof)
 
     logits = [_at_least_float32(stage.class_logits).unsqueeze(1) for stage in stages]
     if boxes.device.type != "cpu":  # a CPU has the classes of one stage in its cache, not those of all
@@ -225,15 +209,11 @@ def _log_factors(
 
     # released code: pi is multiplied by the number of ground truths
     log_number = truths.num_boxes.clamp(min=1).to(locations.dtype).log()[:, None, None]
-    log_mixing = torch.stack([_log_mixing(stage) for stage in stages], dim=1)
-    log_mixing = (log_mixing.clamp(min=_MIN_LOG_WEIGHT) + log_number).index_select(0, truths.image)
+    log_mixing = torch.stack(
+        [s.log_mixing if s.log_mixing is not None else log_mixing_coefficients(s.objectness_logits) for s in stages], 1
+    )
+    log_mixing = (_at_least_float32(log_mixing).clamp(min=_MIN_LOG_WEIGHT) + log_number).index_select(0, truths.image)
     return log_mixing, log_location, log_class
-
-
-def _log_mixing(stage: MixtureParameters) -> Tensor:
-    if stage.log_mixing is not None:
-        return _at_least_float32(stage.log_mixing)
-    return log_mixing_coefficients(_at_least_float32(stage.objectness_logits))
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:
@@ -307,12 +287,12 @@ def mixture_losses(
         `MixtureLoss(nll, mcm)`, (M, S) each: the ground truths of all images in a row, M = sum of `counts`; without
         `counts` those of (B, N), zero where masked.
     """
-    for parameters in stages:
-        _check_shapes(parameters, boxes, labels, mask)
+    mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
+    for stage in stages:
+        _check_shapes(stage, boxes, labels, mask)
     _check_names("density", [density], DENSITIES)
     _check_names("objective", [objective], OBJECTIVES)
     _check_names("stop_gradient", stop_gradient, STOP_GRADIENTS)
-    mask = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
     if objective.endswith("_bipartite"):
         counts = None  # matching wants the rows of an image side by side
     alike = all(stage.objectness_logits.shape == stages[0].objectness_logits.shape for stage in stages)
@@ -375,20 +355,18 @@ def _check_names(argument: str, names: Collection[str], known: Sequence[str]) ->
         raise ValueError(f"{argument}: {names!r} is not out of {', '.join(known)}.")
 
 
-def _check_shapes(parameters: MixtureParameters, boxes: Tensor, labels: Tensor, mask: Tensor | None) -> None:
-    batch, components = parameters.objectness_logits.shape
-    width, classes = labels.shape[-1], parameters.class_logits.shape[-1]
-    expected = {
-        "locations": (parameters.locations, (batch, components, 4)),
-        "scales": (parameters.scales, (batch, components, 4)),
-        "class_logits": (parameters.class_logits, (batch, components, classes)),
-        "boxes": (boxes, (batch, width, 4)),
-        "labels": (labels, (batch, width)),
-        "mask": (labels if mask is None else mask, (batch, width)),
+def _check_shapes(stage: MixtureParameters, boxes: Tensor, labels: Tensor, mask: Tensor) -> None:
+    (batch, components), width = stage.objectness_logits.shape, labels.shape[-1]
+    fields = {"boxes": boxes, "labels": labels, "mask": mask, **stage._asdict()}
+    expected: dict[str, tuple[int, ...]] = {
+        **{name: (batch, components, 4) for name in ("locations", "scales")},
+        "class_logits": (batch, components, stage.class_logits.shape[-1]),
+        "boxes": (batch, width, 4),
+        **{name: (batch, width) for name in ("labels", "mask")},
     }
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"mixture_loss: {name} has shape {tuple(tensor.shape)}, expected {shape}.")
+    for name, shape in expected.items():
+        if tuple(fields[name].shape) != shape:
+            raise ValueError(f"mixture_loss: {name} has shape {tuple(fields[name].shape)}, expected {shape}.")
 
 
 @torch.no_grad()
@@ -398,22 +376,18 @@ def responsibilities(
     labels: Tensor,
     mask: Tensor,
     *,
-    density: str = "cauchy",
-    student_t_dof: float = 1.0,
-    min_scale_ratio: float = 0.04,
     likelihood_floor: float = 1e-12,
-    class_weight: float = 1.0,
+    **options: Any,
 ) -> Tensor:
     """Posterior probability of every component given each ground truth: pi_k F_k p_k / (p(b, c) + floor).
 
-    The arguments are those of `mixture_loss`. A ground truth that no component explains is nobody's: its row sums up
-    to less than one because of the floor.
+    Arguments and options (density, student_t_dof, min_scale_ratio, class_weight) are those of `mixture_loss`. A ground
+    truth that no component explains is nobody's: its row sums up to less than one because of the floor.
 
     Returns:
         (B, N, K), without gradient; rows of masked entries hold anything in 0..1.
     """
-    truths = _ground_truths(boxes, labels, mask, None)
-    factors = _log_factors([parameters], truths, density, student_t_dof, min_scale_ratio, class_weight)
+    factors = _log_factors([parameters], _ground_truths(boxes, labels, mask, None), **options)
     log_joint = (factors[0] + factors[1] + factors[2]).view(*labels.shape, parameters.objectness_logits.shape[-1])
     return torch.exp(log_joint - _log_with_floor(log_joint.logsumexp(dim=-1, keepdim=True), likelihood_floor))
 

@@ -257,12 +257,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         self.post_init()
 
     def load_backbone(self, source: str | None = None) -> None:
-        """Load ImageNet weights into a timm backbone: from the Hub, or from the local file `source`.
-
-        Raises:
-            FileNotFoundError: no such file, or the Hub cannot be reached.
-            ValueError: the weights are damaged, not finite, or of another backbone; or the backbone is not timm's.
-        """
+        """Load ImageNet weights into a timm backbone, from the Hub or a local file: see `load_imagenet_weights`."""
         load_imagenet_weights(self.model.backbone, source)
 
     @can_return_tuple
@@ -286,32 +281,25 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         Raises:
             ValueError: inputs of a wrong shape; labels that are malformed or out of range, see `pad_targets`.
         """
-        outputs: DrmmModelOutput
         kwargs["every_stage"] = output_stages or labels is not None
         if self.config.isolate_images and not self.training:
             outputs = run_on_own_canvas(self.model, pixel_values, pixel_mask, **kwargs)
         else:
             outputs = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
         stages, sizes = outputs.stages, outputs.image_sizes
-        assert stages is not None  # always there, but typed as the optional outputs are
-        assert sizes is not None
         loss = loss_dict = None
         if labels is not None:
             targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
             counts = [len(label["class_labels"]) for label in labels]
             loss, loss_dict = self.loss_function(stages, targets, self.config, sizes, counts)
-        described = self._describe(stages[-1], sizes)
-        auxiliary = None
-        if output_stages:
-            auxiliary = [self._describe(stage, sizes) for stage in stages[:-1]]
         return DrmmObjectDetectionOutput(
             loss=loss,
             loss_dict=loss_dict,
-            auxiliary_outputs=auxiliary,
+            auxiliary_outputs=[self._describe(stage, sizes) for stage in stages[:-1]] if output_stages else None,
             last_hidden_state=outputs.last_hidden_state,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **described,
+            **self._describe(stages[-1], sizes),
         )
 
     def _describe(self, stage: MixtureParameters | SetPrediction, sizes: Tensor) -> dict[str, Tensor]:
@@ -395,14 +383,12 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
 
 def _keep(tensor: Tensor, index: Tensor) -> Tensor:
     """(B, K, ...) at the components (B, k)."""
-    if tensor.dim() == 2:
-        return tensor.gather(1, index)
-    return tensor.gather(1, index.unsqueeze(-1).expand(-1, -1, tensor.shape[-1]))
+    return tensor.take_along_dim(index.view(*index.shape, *[1] * (tensor.dim() - 2)), dim=1)
 
 
 def _keep_components(parameters: MixtureParameters, index: Tensor) -> MixtureParameters:
     """The components at (B, k); their log pi is that of the whole mixture, as released."""
-    whole = parameters._replace(log_mixing=log_mixing_coefficients(parameters.objectness_logits.float()))
+    whole = parameters._replace(log_mixing=log_mixing_coefficients(parameters.objectness_logits))
     return MixtureParameters(*(_keep(field, index) for field in whole if field is not None))
 
 

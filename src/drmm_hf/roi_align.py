@@ -59,20 +59,16 @@ def multilevel_roi_align(
         read = read_by_operator  # in compiled graphs, too, with torch 2.11, which takes them for exported ones
     else:
         read = read_by_one_table if torch.compiler.is_compiling() else read_by_tables
-    return read(maps, boxes, level, strides, output_size, sampling_ratio).to(features[0].dtype)
+    return read(maps, boxes, level, strides, (output_size, sampling_ratio)).to(features[0].dtype)
 
 
 def read_by_operator(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
+    features: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Sequence[int], grid: tuple[int, int]
 ) -> Tensor:
     """torchvision's operator on all boxes and levels; another level's boxes lie off the map and read zeros.
 
-    Arguments and result of this and the other two are those of `multilevel_roi_align`, and `level` (B, K).
+    Arguments and result of this and the other two are those of `multilevel_roi_align`, with `level` (B, K) and
+    `grid`, the bins along a side and the samples per bin along a side.
     """
     batch, num_boxes, _ = boxes.shape
     image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(num_boxes)
@@ -80,17 +76,12 @@ def read_by_operator(
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         own = torch.where((level == i).unsqueeze(-1), boxes, -1e4 * stride)
         regions = torch.cat((image.unsqueeze(-1), own.reshape(-1, 4)), dim=-1)
-        pooled.append(roi_align(feature, regions, output_size, 1.0 / stride, sampling_ratio, aligned=True))
-    return sum(pooled[1:], pooled[0]).flatten(2).transpose(1, 2).reshape(batch, num_boxes, output_size**2, -1)
+        pooled.append(roi_align(feature, regions, grid[0], 1.0 / stride, grid[1], aligned=True))
+    return sum(pooled[1:], pooled[0]).flatten(2).transpose(1, 2).reshape(batch, num_boxes, grid[0] ** 2, -1)
 
 
 def read_by_tables(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
+    features: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Sequence[int], grid: tuple[int, int]
 ) -> Tensor:
     """Each bin as a bag of (2 * sampling_ratio)**2 weighted cells of its box's level.
 
@@ -106,9 +97,7 @@ def read_by_tables(
         edges = boxes.flatten(0, 1)[chosen] / stride - 0.5
         height, width = feature.shape[-2:]
         first = image[chosen] * height * width
-        pooled.append(
-            _bins(_table(feature), edges, readable[chosen], first, height, width, output_size, sampling_ratio)
-        )
+        pooled.append(_bins(_table(feature), edges, readable[chosen], first, height, width, grid))
         members.append(chosen)
     if len(features) == 1:  # all boxes, in their order
         return pooled[0].unflatten(0, (batch, num_boxes))
@@ -117,12 +106,7 @@ def read_by_tables(
 
 
 def read_by_one_table(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
+    features: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Sequence[int], grid: tuple[int, int]
 ) -> Tensor:
     """The same bags from one table of all levels, without a shape that depends on data.
 
@@ -139,15 +123,13 @@ def read_by_one_table(
 
     heights, widths = ([feature.shape[axis] for feature in features] for axis in (-2, -1))
     height, width = of_level(heights), of_level(widths)
-    starts = [0]
-    for rows, columns in zip(heights[:-1], widths[:-1], strict=True):
-        starts.append(starts[-1] + batch * rows * columns)
+    sizes = [batch * rows * columns for rows, columns in zip(heights, widths, strict=True)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
     image = torch.arange(batch).repeat_interleave(num_boxes)
     edges = boxes.flatten(0, 1) / of_level(strides).unsqueeze(-1) - 0.5
     first = of_level(starts) + image * height * width
     table = torch.cat([_table(feature) for feature in features])
-    bins = _bins(table, edges, level.flatten() >= 0, first, height, width, output_size, sampling_ratio)
-    return bins.unflatten(0, (batch, num_boxes))
+    return _bins(table, edges, level.flatten() >= 0, first, height, width, grid).unflatten(0, (batch, num_boxes))
 
 
 def _table(feature: Tensor) -> Tensor:
@@ -162,8 +144,7 @@ def _bins(
     first: Tensor,
     height: int | Tensor,
     width: int | Tensor,
-    output_size: int,
-    sampling_ratio: int,
+    grid: tuple[int, int],
 ) -> Tensor:
     """The bins (R, output_size**2, D) of R boxes.
 
@@ -174,27 +155,26 @@ def _bins(
         first: (R,) the row of the first cell of each box's map.
         height, width: of the maps, one or (R,).
     """
-    rows, weight_y = _axis_cells(edges[:, 1], edges[:, 3], height, output_size, sampling_ratio)
-    columns, weight_x = _axis_cells(edges[:, 0], edges[:, 2], width, output_size, sampling_ratio)
+    rows, weight_y = _axis_cells(edges[:, 1], edges[:, 3], height, grid)
+    columns, weight_x = _axis_cells(edges[:, 0], edges[:, 2], width, grid)
     rows = rows * _beside(width, 2) + _beside(first, 2)
     weight_y = weight_y * _beside(readable, 2)
     # (boxes, bin row, bin column, cell row, cell column)
     index = rows[:, :, None, :, None] + columns[:, None, :, None, :]
     weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-    bag = (2 * sampling_ratio) ** 2
+    bag = (2 * grid[1]) ** 2
     bins = F.embedding_bag(index.view(-1, bag), table, per_sample_weights=weight.view(-1, bag), mode="sum")
-    return bins.unflatten(0, (len(edges), output_size**2))
+    return bins.unflatten(0, (len(edges), grid[0] ** 2))
 
 
-def _axis_cells(
-    start: Tensor, end: Tensor, size: int | Tensor, output_size: int, sampling_ratio: int
-) -> tuple[Tensor, Tensor]:
+def _axis_cells(start: Tensor, end: Tensor, size: int | Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Cells that the bins of one axis read, and their weights: (R, output_size, 2 * sampling_ratio) each.
 
     Args:
         start, end: (R,) edges of the boxes in cells, the center of cell 0 at 0.
         size: number of cells of the axis, one or (R,).
     """
+    output_size, sampling_ratio = grid
     num_samples = output_size * sampling_ratio
     offsets = (torch.arange(num_samples, dtype=start.dtype) + 0.5) / num_samples
     position = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * offsets

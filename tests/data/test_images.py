@@ -23,7 +23,7 @@ def test_exif_orientation_is_not_applied_and_not_kept(photo):
     exif[0x0112] = 6
     PIL.Image.open(photo).save(photo, exif=exif)
     assert PIL.Image.open(photo).getexif()[0x0112] == 6
-    image = open_image(photo, expected_size=(101, 203))
+    image = decode_image({"image": photo, "height": 101, "width": 203})
     assert image.size == (203, 101)
     assert len(image.getexif()) == 0
 
@@ -68,7 +68,7 @@ def test_missing_and_foreign_files(tmp_path):
 
 def test_size_must_be_the_annotated_one(photo):
     with pytest.raises(ValueError, match=r"photo\.jpg"):
-        open_image(photo, expected_size=(101, 200))
+        decode_image({"image": photo, "height": 101, "width": 200})
     with pytest.raises(ValueError, match=r"photo\.jpg.*EXIF"):
         decode_image({"image": {"path": str(photo), "bytes": None}, "width": 101, "height": 203})
 

@@ -1,39 +1,35 @@
 """Batches of a training: who gets which images, how they are augmented, and that a run goes on where it stopped."""
 
-import contextlib
-import io
 import json
 import logging
 import os
 import shutil
 import signal
-import tarfile
 from itertools import chain, islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.data import TrainTransform, decode_image, load_detection_dataset
-from drmm_hf.data.loader import TrainingOrder, open_training_data
-from drmm_hf.data.transforms import canvas_size
+from drmm_hf.data.loader import StreamData, TableData, training_order
+from shards import BOX, png, samples, write_tar
 
 SIZE = {"shortest_edge": 96, "longest_edge": 128}
 NAMES = dict(enumerate(["disc", "ring", "rectangle", "rhombus", "triangle", "star", "cross"]))
 
 
-def open_data(path: Path, rank: int = 0, processes: int = 1, **options: Any) -> Any:
-    fields = {"process_index": rank, "num_processes": processes, "is_main_process": rank == 0}
-    accelerator: Any = SimpleNamespace(**fields, local_main_process_first=contextlib.nullcontext)
-    return open_training_data(path, accelerator=accelerator, **{"batch_size": 2, **options})
+def open_table(path: Path, rank: int = 0, processes: int = 1, **options: Any) -> TableData:
+    return TableData(path, "train", **{"batch_size": 2, "num_processes": processes, "process_index": rank, **options})
 
 
-def open_stream(path: Path, rank: int = 0, processes: int = 1, **options: Any) -> Any:
-    return open_data(path, rank, processes, **{"streaming": True, "id2label": {0: "thing"}, **options})
+def open_stream(path: Path, rank: int = 0, processes: int = 1, **options: Any) -> StreamData:
+    options = {"batch_size": 2, "labels": {0: "thing"}, **options}
+    return StreamData(path, "train", num_processes=processes, process_index=rank, **options)
 
 
 def still(size: tuple[int, int]) -> TrainTransform:
@@ -56,13 +52,8 @@ def seen(batches: Any, count: int) -> list[list[tuple[int, int]]]:
     ]
 
 
-def write_tar(path: Path, samples: dict[int, tuple[bytes, dict[str, Any]]]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for key, (picture, record) in samples.items():
-            for name, content in ((f"{key:06d}.png", picture), (f"{key:06d}.json", json.dumps(record).encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+def images_of(batches: list[list[tuple[int, int]]]) -> list[int]:
+    return [image for batch in batches for image, _ in batch]
 
 
 @pytest.fixture(scope="session")
@@ -72,11 +63,12 @@ def tar_scenes(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 2), ("val", 1)):
         rows = load_detection_dataset(scenes, split).dataset
         for index in range(count):
-            samples = {}
+            files: dict[str, Any] = {}
             for row in rows.shard(count, index):
                 record = {"objects": {name: row["objects"][name] for name in ("bbox", "category")}}
-                samples[row["image_id"]] = Path(row["image"]["path"]).read_bytes(), record
-            write_tar(folder / f"{split}-{index:05d}.tar", samples)
+                files[f"{row['image_id']}.png"] = Path(row["image"]["path"]).read_bytes()
+                files[f"{row['image_id']}.json"] = record
+            write_tar(folder / f"{split}-{index:05d}.tar", files)
     return folder
 
 
@@ -85,36 +77,28 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tars of five wide and two tall images, of which one is broken and one has no box."""
     folder = tmp_path_factory.mktemp("mixed")
     for shard in range(2):
-        samples = {}
+        files: dict[str, Any] = {}
         for key in range(7 * shard, 7 * shard + 7):
             width, height = (8, 16) if key % 7 in (2, 5) else (16, 8)
-            stream = io.BytesIO()
-            Image.new("RGB", (width, height)).save(stream, "PNG")
-            picture = stream.getvalue()[:40] if key == 3 else stream.getvalue()
-            objects = {"bbox": [[1, 1, 4, 4]], "category": [0]} if key != 11 else {"bbox": [], "category": []}
-            samples[key] = picture, {"objects": objects, "width": width, "height": height}
-        write_tar(folder / f"train-{shard}.tar", samples)
+            files[f"{key:06d}.png"] = png(width, height)[: 40 if key == 3 else None]
+            objects = BOX if key != 11 else {"bbox": [], "category": []}
+            files[f"{key:06d}.json"] = {"objects": objects, "width": width, "height": height}
+        write_tar(folder / f"train-{shard}.tar", files)
     return folder
 
 
 def test_a_batch_is_what_the_processor_makes_of_the_files(scenes: Path) -> None:
     """Without augmentation, training shows the model what inference shows it: pixels, mask and labels."""
-    rows = list(load_detection_dataset(scenes, "train").dataset)
-    by_id = {row["image_id"]: row for row in rows}
-    batch = next(open_data(scenes, batch_size=3).batches(still(canvas_size(1.0, SIZE))))
+    by_id = {row["image_id"]: row for row in load_detection_dataset(scenes, "train").dataset}
+    batch = next(open_table(scenes, batch_size=3).batches(still((96, 128))))
     processor = DrmmImageProcessor(size=SIZE)
     got = processor(batch["images"], annotations=batch["annotations"], do_resize=False, return_tensors="pt")
     own = [by_id[annotation["image_id"]] for annotation in batch["annotations"]]
-    annotations = [
-        {
-            "image_id": row["image_id"],
-            "annotations": [
-                {"bbox": box, "category_id": label}
-                for box, label in zip(row["objects"]["bbox"], row["objects"]["category"], strict=True)
-            ],
-        }
-        for row in own
-    ]
+    annotations = []
+    for row in own:
+        pairs = zip(row["objects"]["bbox"], row["objects"]["category"], strict=True)
+        records = [{"bbox": box, "category_id": label} for box, label in pairs]
+        annotations.append({"image_id": row["image_id"], "annotations": records})
     images = [Image.open(row["image"]["path"]) for row in own]
     expected = processor(images, annotations=annotations, return_tensors="pt")
     torch.testing.assert_close(got["pixel_values"], expected["pixel_values"], atol=1e-5, rtol=0)
@@ -124,97 +108,68 @@ def test_a_batch_is_what_the_processor_makes_of_the_files(scenes: Path) -> None:
         torch.testing.assert_close(ours["boxes"], theirs["boxes"], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("landscape_share", "size", "expected"),
-    [
-        (1.0, SIZE, (96, 128)),
-        (0.0, SIZE, (128, 96)),
-        (0.5, SIZE, (128, 128)),
-        (0.0, {"height": 64, "width": 96}, (64, 96)),
-    ],
-)
-def test_the_canvas_lies_as_the_images_do(landscape_share: float, size: dict, expected: tuple) -> None:
-    assert canvas_size(landscape_share, size) == expected
+# The order of a table
 
 
-def steps(order: TrainingOrder, count: int) -> list[list[tuple[int, int]]]:
-    """The images of each step of one process."""
-    batches = list(islice(order, count * order.accumulation))
-    return [list(chain(*batches[i : i + order.accumulation])) for i in range(0, len(batches), order.accumulation)]
+def order_of(num_images: int, count: int, batch_size: int, **options: Any) -> list[list[int]]:
+    """Image indices of the first batches."""
+    batches = training_order(np.zeros(num_images, dtype=int), batch_size, options.pop("seed", 0), **options)
+    return [[index for _, index in batch] for batch in islice(batches, count)]
 
 
 def test_the_remainder_is_left_out_but_differs_by_epoch() -> None:
-    order = TrainingOrder(11, 4, seed=0)
-    assert order.steps_per_epoch == 2
-    seen = [
-        {i for batch in epoch for _, i in batch} for epoch in (list(islice(order, 20))[k : k + 2] for k in (0, 2, 4))
-    ]
-    assert all(len(images) == 8 for images in seen)
-    assert seen[0] != seen[1] != seen[2]
+    batches = order_of(11, 6, 4)
+    epochs = [set(chain(*batches[start : start + 2])) for start in (0, 2, 4)]
+    assert [len(images) for images in epochs] == [8, 8, 8]
+    assert epochs[0] != epochs[1] != epochs[2]
 
 
 @pytest.mark.parametrize(("num_processes", "batch_size", "accumulation"), [(2, 1, 1), (1, 1, 2), (4, 1, 1), (2, 1, 2)])
 def test_a_step_has_the_same_images_however_it_is_divided(num_processes, batch_size, accumulation) -> None:
-    size = num_processes * batch_size * accumulation
-    whole = steps(TrainingOrder(13, size, seed=5), 9)
-    parts = [
-        steps(
-            TrainingOrder(
-                13, batch_size, 5, num_processes=num_processes, process_index=index, accumulation=accumulation
-            ),
-            9,
-        )
-        for index in range(num_processes)
-    ]
-    for step in range(9):
-        assert sorted(item for part in parts for item in part[step]) == sorted(whole[step])
+    whole = order_of(13, 9, num_processes * batch_size * accumulation, seed=5)
+    options = {"seed": 5, "num_processes": num_processes, "accumulation": accumulation}
+    parts = [order_of(13, 9 * accumulation, batch_size, process_index=rank, **options) for rank in range(num_processes)]
+    for step, images in enumerate(whole):
+        turns = [part[step * accumulation : (step + 1) * accumulation] for part in parts]
+        assert sorted(chain(*chain(*turns))) == sorted(images)
 
 
 def test_fewer_images_than_processes_are_repeated() -> None:
-    orders = [TrainingOrder(3, 2, 0, num_processes=4, process_index=i) for i in range(4)]
-    first = [next(iter(order)) for order in orders]
-    assert all(len(batch) == 2 for batch in first)
-    assert {order.steps_per_epoch for order in orders} == {1}
-    assert [len(next(iter(TrainingOrder(1, 8, 0)))) for _ in range(2)] == [1, 1]
+    for rank in range(4):
+        assert [len(batch) for batch in order_of(3, 3, 2, num_processes=4, process_index=rank)] == [2, 2, 2]
+    assert order_of(1, 2, 8) == [[0], [0]]
 
 
 def test_batches_of_one_group() -> None:
-    groups = [0, 1, 1, 0, 1, 1, 1, 0, 1]
-    order = TrainingOrder(9, 2, 0, groups=groups)
-    batches = list(islice(order, 4 * order.steps_per_epoch))
-    assert order.steps_per_epoch == 4  # three pairs of six wide images, one pair of three tall ones
-    for batch in batches:
+    groups = np.array([0, 1, 1, 0, 1, 1, 1, 0, 1])
+    for batch in islice(training_order(groups, 2, 0), 16):
         assert len({groups[index] for _, index in batch}) == 1
-        assert len({index for _, index in batch}) == 2
+        assert len(batch) == len(set(batch)) == 2
+    epoch = list(islice(training_order(groups, 2, 0), 4))  # three pairs of six wide images, one pair of three tall ones
+    assert len(set(chain(*epoch))) == 8
+    small = training_order(np.array([0, 0, 1, 0, 0]), 2, 0)
+    assert {index for _, index in chain(*islice(small, 3))} == {0, 1, 2, 3, 4}, "a group smaller than a batch is there"
 
 
-def test_a_group_smaller_than_a_batch_is_not_lost() -> None:
-    order = TrainingOrder(5, 2, 0, groups=[0, 0, 1, 0, 0])
-    seen = {index for batch in islice(order, order.steps_per_epoch) for _, index in batch}
-    assert seen == {0, 1, 2, 3, 4}
-
-
-def test_no_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="images"):
-        TrainingOrder(0, 2, 0)
+# Tables
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_table_goes_on_at_any_step(scenes: Path, workers: int) -> None:
-    expected = seen(open_data(scenes, seed=1).batches(tell), 14)
-    assert len({image for batch in expected[:6] for image, _ in batch}) == 12
+    expected = seen(open_table(scenes, seed=1).batches(tell), 14)
+    assert len(set(images_of(expected[:6]))) == 12
     assert len({draw for batch in expected for _, draw in batch}) == 28, "an image is augmented anew in every epoch"
     for step in (0, 1, 5, 9):
-        later = open_data(scenes, seed=1, num_workers=workers).batches(tell, step)
+        later = open_table(scenes, seed=1, num_workers=workers).batches(tell, step)
         assert seen(later, 5) == expected[step : step + 5]
-    assert seen(open_data(scenes, seed=2).batches(tell), 6) != expected[:6]
+    assert seen(open_table(scenes, seed=2).batches(tell), 6) != expected[:6]
 
 
 def test_processes_share_the_steps_of_one(scenes: Path) -> None:
     """With the same images, and the same draws, whoever makes them."""
-    whole = seen(open_data(scenes, batch_size=4).batches(tell), 7)
-    parts = [seen(open_data(scenes, rank, 2, batch_size=2).batches(tell), 7) for rank in range(2)]
-    turns = seen(open_data(scenes, batch_size=2, accumulation=2).batches(tell), 14)
+    whole = seen(open_table(scenes, batch_size=4).batches(tell), 7)
+    parts = [seen(open_table(scenes, rank, 2).batches(tell), 7) for rank in range(2)]
+    turns = seen(open_table(scenes, accumulation=2).batches(tell), 14)
     for step, images in enumerate(whole):
         assert sorted(parts[0][step] + parts[1][step]) == sorted(images)
         assert sorted(turns[2 * step] + turns[2 * step + 1]) == sorted(images)
@@ -222,7 +177,7 @@ def test_processes_share_the_steps_of_one(scenes: Path) -> None:
 
 def test_the_callers_random_numbers_go_on_as_before(scenes: Path) -> None:
     before = torch.get_rng_state()
-    next(open_data(scenes).batches(TrainTransform((96, 128))))
+    next(open_table(scenes).batches(TrainTransform((96, 128))))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -230,17 +185,17 @@ def test_unreadable_images_of_a_table_are_replaced_and_named(scenes: Path, tmp_p
     shutil.copytree(scenes, tmp_path / "data")
     pictures = sorted((tmp_path / "data" / "images").glob("*train*"))
     pictures[3].write_bytes(pictures[3].read_bytes()[:300])
-    batches = list(islice(open_data(tmp_path / "data").batches(still((96, 128))), 6))
+    batches = list(islice(open_table(tmp_path / "data").batches(still((96, 128))), 6))
     assert [pictures[3].name in message for batch in batches for message in batch["skipped"]] == [True]
     images = [annotation["image_id"] for batch in batches for annotation in batch["annotations"]]
     assert sorted(images) == sorted([*range(1, 4), *range(5, 13), 5]), "by the next one"
     for workers in (0, 1):
         with pytest.raises(ValueError, match=pictures[3].name):
-            seen(open_data(tmp_path / "data", strict=True, num_workers=workers).batches(tell), 6)
+            seen(open_table(tmp_path / "data", strict=True, num_workers=workers).batches(tell), 6)
     for picture in pictures:
         picture.write_bytes(b"")
     with pytest.raises(ValueError, match=r"train_\d+\.jpg"):
-        next(open_data(tmp_path / "data").batches(tell))
+        next(open_table(tmp_path / "data").batches(tell))
 
 
 def die(row: Any, generator: Any) -> Any:
@@ -249,7 +204,7 @@ def die(row: Any, generator: Any) -> Any:
 
 def test_a_worker_that_dies_is_one_error(scenes: Path) -> None:
     with pytest.raises(OSError, match="worker"):
-        next(open_data(scenes, num_workers=1).batches(die))
+        next(open_table(scenes, num_workers=1).batches(die))
 
 
 @pytest.mark.parametrize("crowd", [False, True], ids=["none", "crowd alone"])
@@ -260,7 +215,10 @@ def test_a_table_without_boxes_is_refused(scenes: Path, tmp_path: Path, crowd: b
     left = [{**annotation, "iscrowd": 1} for annotation in content["annotations"]] if crowd else []
     file.write_text(json.dumps({**content, "annotations": left}))
     with pytest.raises(ValueError, match=r"instances_train\.json"):
-        open_data(tmp_path / "data")
+        open_table(tmp_path / "data")
+
+
+# Streams
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -268,9 +226,9 @@ def test_a_table_without_boxes_is_refused(scenes: Path, tmp_path: Path, crowd: b
 @pytest.mark.parametrize("buffer", [3, 1000])
 def test_a_stream_goes_on_where_it_stopped(mixed: Path, workers: int, by_orientation: bool, buffer: int) -> None:
     """After any number of batches, those that follow are the same, image by image and draw by draw."""
-    options = {"num_workers": workers, "by_orientation": by_orientation, "shuffle_buffer": buffer}
+    options: dict[str, Any] = {"num_workers": workers, "by_orientation": by_orientation, "shuffle_buffer": buffer}
     expected = seen(open_stream(mixed, **options).batches(tell), 20)
-    assert len({image for batch in expected for image, _ in batch}) == 13
+    assert len(set(images_of(expected))) == 13
     for done in range(1, 15) if not workers else (5, 12):
         source = open_stream(mixed, **options)
         seen(source.batches(tell), done)
@@ -283,9 +241,8 @@ def test_a_stream_goes_on_where_it_stopped(mixed: Path, workers: int, by_orienta
 
 
 def test_what_a_stream_has_seen_is_not_decoded_again(mixed: Path) -> None:
-    source = open_stream(mixed)
+    source, decoded = open_stream(mixed), []
     seen(source.batches(tell), 4)
-    decoded = []
 
     def note(row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         decoded.append(row["image_id"])
@@ -302,45 +259,33 @@ def test_batches_have_one_orientation(mixed: Path) -> None:
 
 def test_images_without_boxes_are_left_out(mixed: Path) -> None:
     batches = open_stream(mixed, skip_empty=True).batches(tell)
-    assert {image for batch in seen(batches, 24) for image, _ in batch} == set(range(14)) - {3, 11}
+    assert set(images_of(seen(batches, 24))) == set(range(14)) - {3, 11}
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_have_every_image_of_a_stream_once_an_epoch(tar_scenes: Path, processes: int, caplog) -> None:
     """Two shards for three processes: each takes every third image of both."""
-    options = {"batch_size": 1, "id2label": NAMES}
+    options = {"batch_size": 1, "labels": NAMES}
     with caplog.at_level(logging.WARNING):
         sources = [open_stream(tar_scenes, rank, processes, **options) for rank in range(processes)]
-        epochs = [seen(source.batches(tell), 12 // processes) for source in sources]
-    images = [image for part in epochs for batch in part for image, _ in batch]
+        images = [image for s in sources for image in images_of(seen(s.batches(tell), 12 // processes))]
     assert len(images) == len(set(images)) == 12
     assert ("3 processes" in caplog.text) == (processes == 3)
 
 
 def test_without_image_ids_a_rerun_is_the_same_and_draws_differ(tmp_path: Path) -> None:
-    samples = {}
-    for name in ("a", "b", "c"):
-        stream = io.BytesIO()
-        Image.new("RGB", (16, 8)).save(stream, "PNG")
-        samples[name] = stream.getvalue(), {"objects": {"bbox": [[1, 1, 4, 4]], "category": [0]}}
-    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
-        for name, (picture, record) in samples.items():
-            for suffix, content in (("png", picture), ("json", json.dumps(record).encode())):
-                member = tarfile.TarInfo(f"photo-{name}.{suffix}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    write_tar(tmp_path / "train-0.tar", samples(["photo-a", "photo-b", "photo-c"]))
     batches = seen(open_stream(tmp_path).batches(tell), 6)
     assert batches == seen(open_stream(tmp_path).batches(tell), 6)
-    assert {image for batch in batches for image, _ in batch} == {-1}
+    assert set(images_of(batches)) == {-1}
     assert len({draw for batch in batches for _, draw in batch}) == 12
 
 
 def test_workers_without_a_shard_are_left_out(tar_scenes: Path, caplog) -> None:
     with caplog.at_level(logging.WARNING):
-        source = open_stream(tar_scenes, num_workers=5, id2label=NAMES)
+        source = open_stream(tar_scenes, num_workers=5, labels=NAMES)
     assert "--num-workers 5" in caplog.text
-    batches = seen(source.batches(tell), 6)
-    assert len({image for batch in batches for image, _ in batch}) == 12
+    assert len(set(images_of(seen(source.batches(tell), 6)))) == 12
 
 
 def test_with_other_readers_it_goes_on_at_the_beginning_of_the_epoch(mixed: Path, caplog) -> None:
@@ -349,7 +294,7 @@ def test_with_other_readers_it_goes_on_at_the_beginning_of_the_epoch(mixed: Path
     with caplog.at_level(logging.WARNING):
         again = seen(open_stream(mixed).batches(tell, 9, source.position()), 6)
     assert "epoch 2" in caplog.text
-    assert len({image for batch in again for image, _ in batch}) == 12
+    assert len(set(images_of(again))) == 12
 
 
 def test_unreadable_images_of_a_stream_are_replaced_and_named(mixed: Path, tmp_path: Path) -> None:
@@ -358,8 +303,7 @@ def test_unreadable_images_of_a_stream_are_replaced_and_named(mixed: Path, tmp_p
     assert all("train-0.tar: 000003.png" in message for message in messages)
     with pytest.raises(ValueError, match=r"train-0\.tar: 000003\.png"):
         seen(open_stream(mixed, strict=True, num_workers=1).batches(tell), 14)
-    record = {"objects": {"bbox": [[1, 1, 4, 4]], "category": [0]}}
-    write_tar(tmp_path / "train-0.tar", {0: (b"", record)})
+    write_tar(tmp_path / "train-0.tar", {"000000.png": b"", "000000.json": {"objects": BOX}})
     with pytest.raises(ValueError, match=r"train-0\.tar: 000000\.png"):
         next(open_stream(tmp_path).batches(tell))
     with pytest.raises(ValueError, match="process 1"):  # which has no row
@@ -372,31 +316,21 @@ def test_the_stored_split_is_that_of_the_table(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     expected = load_detection_dataset(scenes, "val")
     for folder in (parquet_scenes, tar_scenes):
-        source = open_stream(folder, id2label=NAMES)
-        found = source.evaluation_dataset()
+        found = open_stream(folder, labels=NAMES).evaluation_dataset()
         assert found.dataset["image_id"][:] == expected.dataset["image_id"][:]
         assert [o["bbox"] for o in found.dataset["objects"]] == [o["bbox"] for o in expected.dataset["objects"]]
         assert found.report == expected.report
-    shard = next(tar_scenes.glob("val*"))
-    other = tmp_path / "other"
-    other.mkdir()
     for count in (2, 3):
-        stream = io.BytesIO()
-        Image.new("RGB", (8, 8)).save(stream, "PNG")
-        record = {"objects": {"bbox": [[1, 1, 4, 4]], "category": [0]}}
         for split in ("train", "val"):
-            write_tar(
-                other / f"{split}-{shard.name[-5]}.tar", {key: (stream.getvalue(), record) for key in range(count)}
-            )
-        source = open_stream(other)
-        assert len(source.evaluation_dataset()) == count, "it is made anew when the shards change"
+            write_tar(tmp_path / f"other/{split}-0.tar", samples(range(count)))
+        assert len(open_stream(tmp_path / "other").evaluation_dataset()) == count, "made anew when the shards change"
 
 
 def test_the_card_of_a_data_set_tells_the_length(parquet_scenes: Path, tmp_path: Path) -> None:
     for shard in parquet_scenes.iterdir():
         (tmp_path / shard.name).symlink_to(shard)
-    assert open_stream(tmp_path, id2label=NAMES).epoch_images is None
+    assert open_stream(tmp_path, labels=NAMES).epoch_images is None
     splits = "".join(f"  - name: {name}\n    num_examples: {count}\n" for name, count in (("train", 12), ("val", 4)))
     (tmp_path / "README.md").write_text(f"---\ndataset_info:\n  splits:\n{splits}---\n")
-    assert open_stream(tmp_path, id2label=NAMES).epoch_images == 12
-    assert open_stream(tmp_path, id2label=NAMES, epoch_images=5).epoch_images == 5
+    assert open_stream(tmp_path, labels=NAMES).epoch_images == 12
+    assert open_stream(tmp_path, labels=NAMES, epoch_images=5).epoch_images == 5

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 
 from drmm_hf.data import decode_image, generate_scenes, load_detection_dataset
-from drmm_hf.data.scene_rendering import MAX_OBJECTS, MIN_VISIBLE, render_scene
-from drmm_hf.data.scene_shapes import CATEGORIES, SUPERSAMPLING, outline, rasterize
+from drmm_hf.data.scene_rendering import (
+    CATEGORIES,
+    MAX_OBJECTS,
+    MIN_VISIBLE,
+    SUPERSAMPLING,
+    outline,
+    rasterize,
+    render_scene,
+)
 
 
 def scene(index, mean_objects=4.2):

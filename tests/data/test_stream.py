@@ -1,7 +1,5 @@
 import io
 import itertools
-import json
-import tarfile
 
 import datasets
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from drmm_hf.data import decode_image, load_streaming_dataset, objects_dataset
+from shards import write_tar
 
 WIDTH, HEIGHT = 64, 48
 NAMES = ["mask", "glove", "gown"]
@@ -18,8 +17,8 @@ BOXES = [[1.0, 2.0, 10.0, 12.0], [50.0, 5.0, 30.0, 30.0], [5.0, 5.0, 0.0, 4.0], 
 CATEGORIES = [2, 0, 1, 1]
 
 
-def encoded(index, size=(WIDTH, HEIGHT), format="PNG"):
-    pixels = np.random.default_rng(index).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+def encoded(index, format="PNG"):
+    pixels = np.random.default_rng(index).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, format=format)
     return file.getvalue()
@@ -75,24 +74,17 @@ def tars(tmp_path):
     """Makes a folder of tars, one for each list of samples, which are dicts of file names and contents."""
 
     def make(*shards):
-        folder = tmp_path / "tars"
-        folder.mkdir()
         for index, samples in enumerate(shards):
-            with tarfile.open(folder / f"train-{index:05d}.tar", "w") as archive:
-                for name, content in itertools.chain.from_iterable(sample.items() for sample in samples):
-                    content = content if isinstance(content, bytes) else json.dumps(content).encode()
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
-        return folder
+            files = {name: content for sample in samples for name, content in sample.items()}
+            write_tar(tmp_path / f"tars/train-{index:05d}.tar", files)
+        return tmp_path / "tars"
 
     return make
 
 
-def tar_sample(index, format="jpg", **changes):
+def tar_sample(index, **changes):
     record = {key: value for key, value in row(index).items() if key != "image"}
-    picture = encoded(index, format="JPEG" if format == "jpg" else format)
-    return {f"{index:06d}.{format}": picture, f"{index:06d}.json": {**record, **changes}}
+    return {f"{index:06d}.jpg": encoded(index, "JPEG"), f"{index:06d}.json": {**record, **changes}}
 
 
 def shards_of(count, size=4):
@@ -123,30 +115,33 @@ def test_boxes_are_cleaned_and_crowd_is_kept(kind, parquet, tars):
     assert (only["objects"]["category"], only["objects"]["iscrowd"]) == ([2, 0], [0, 1])
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_processes_have_together_every_image_once(world_size, parquet):
-    data = load_streaming_dataset(parquet(*shards_of(2, size=6))).shuffle(seed=1, buffer_size=4)
-    parts = [ids(data.split_by_node(rank, world_size)) for rank in range(world_size)]
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_have_together_every_image_once(processes, parquet):
+    data = load_streaming_dataset(parquet(*shards_of(2, size=6)))
+    share = {"buffer_size": 4, "num_processes": processes}
+    parts = [ids(data.epoch(0, seed=1, **share, process_index=rank)) for rank in range(processes)]
     assert sorted(itertools.chain(*parts)) == sorted([*range(6), *range(10, 16)])
-    assert {len(part) for part in parts} == {12 // world_size}
+    assert {len(part) for part in parts} == {12 // processes}
 
 
 def test_a_process_reads_only_its_own_shards(parquet):
-    data = load_streaming_dataset(parquet(*shards_of(4))).shuffle(seed=1)
-    shards = [{image_id // 10 for image_id in ids(data.split_by_node(rank, 2))} for rank in range(2)]
+    data = load_streaming_dataset(parquet(*shards_of(4)))
+    parts = [ids(data.epoch(0, seed=1, num_processes=2, process_index=rank)) for rank in range(2)]
+    shards = [{image_id // 10 for image_id in part} for part in parts]
     assert shards[0] | shards[1] == {0, 1, 2, 3}
     assert not shards[0] & shards[1]
 
 
 @pytest.mark.parametrize("buffer_size", [1, 4, 1000])
 def test_the_order_follows_seed_and_epoch(parquet, buffer_size):
-    data = load_streaming_dataset(parquet(*shards_of(3))).shuffle(seed=1, buffer_size=buffer_size)
-    before = ids(data)
-    assert ids(data) == before
-    data.set_epoch(1)
-    assert ids(data) != before
-    assert sorted(ids(data)) == sorted(before)
-    assert ids(data.shuffle(seed=2, buffer_size=buffer_size)) != ids(data)
+    data = load_streaming_dataset(parquet(*shards_of(3)))
+    first, again, other_epoch, other_seed = (
+        ids(data.epoch(number, seed, buffer_size=buffer_size)) for number, seed in ((0, 1), (0, 1), (1, 1), (0, 2))
+    )
+    assert first == again
+    assert first != other_epoch
+    assert first != other_seed
+    assert sorted(first) == sorted(other_epoch) == sorted(other_seed)
 
 
 @pytest.mark.parametrize("empty", [0, 1])
@@ -157,18 +152,15 @@ def test_an_empty_shard_ends_nothing(empty, kind, parquet, tars):
     ]
     shards.insert(empty, [])
     data = load_streaming_dataset({"parquet": parquet, "tars": tars}[kind](*shards), id2label=ID2LABEL)
-    assert sorted(ids(data.shuffle(seed=1))) == [0, 1, 2, 10, 11, 12]
+    assert sorted(ids(data.epoch(0, seed=1))) == [0, 1, 2, 10, 11, 12]
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_two_workers_read_every_image_once(shards, tars):
-    data = load_streaming_dataset(
-        tars(*[[tar_sample(10 * shard + index) for index in range(4)] for shard in range(shards)]), id2label=ID2LABEL
-    )
-    epoch = DataLoader(data.shuffle(seed=1), batch_size=3, num_workers=2, collate_fn=ids)
-    assert sorted(itertools.chain.from_iterable(epoch)) == [
-        10 * shard + index for shard in range(shards) for index in range(4)
-    ]
+    keys = [[10 * shard + index for index in range(4)] for shard in range(shards)]
+    data = load_streaming_dataset(tars(*[list(map(tar_sample, shard)) for shard in keys]), id2label=ID2LABEL)
+    epoch = DataLoader(data, batch_size=3, num_workers=2, collate_fn=ids)
+    assert sorted(itertools.chain(*epoch)) == list(itertools.chain(*keys))
 
 
 def test_missing_sizes_other_names_and_lists_of_dicts(tars):
@@ -189,14 +181,15 @@ def test_missing_sizes_other_names_and_lists_of_dicts(tars):
 
 
 def test_the_labels_of_a_given_model_are_used(parquet):
-    data = load_streaming_dataset(parquet([row(1)]), id2label={0: "gown", 1: "hat", 2: "mask", 3: "glove"})
-    assert next(iter(data))["objects"]["category"] == [0, 2]
+    folder = parquet([row(1)], image="photo")
+    options = {"columns": {"image": "photo"}}
+    data = load_streaming_dataset(folder, id2label={0: "gown", 1: "hat", 2: "mask", 3: "glove"}, **options)
+    (only,) = data
+    assert decode_image(only).size == (WIDTH, HEIGHT)
+    assert only["objects"]["category"] == [0, 2]
     assert data.id2label[1] == "hat"
-
-
-def test_renamed_columns_of_parquet_shards(parquet):
-    data = load_streaming_dataset(parquet([row(1)], image="photo"), columns={"image": "photo"})
-    assert decode_image(next(iter(data))).size == (WIDTH, HEIGHT)
+    with pytest.raises(ValueError, match="gown"):
+        load_streaming_dataset(folder, id2label={0: "mask", 1: "glove"}, **options)
 
 
 def test_classes_must_be_known(parquet):
@@ -206,11 +199,6 @@ def test_classes_must_be_known(parquet):
     assert next(iter(load_streaming_dataset(folder, id2label=ID2LABEL)))["objects"]["category"] == [2, 0]
     with pytest.raises(ValueError, match=r"image 1, objects\[0\]\.category"):
         next(iter(load_streaming_dataset(folder, id2label={0: "mask", 1: "glove"})))
-
-
-def test_classes_of_the_data_must_be_in_id2label(parquet):
-    with pytest.raises(ValueError, match="gown"):
-        load_streaming_dataset(parquet([row(1)]), id2label={0: "mask", 1: "glove"})
 
 
 @pytest.mark.parametrize(

@@ -3,23 +3,15 @@
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from drmm_hf.cli import main
-from drmm_hf.evaluation import (
-    evaluate_coco,
-    part_calibration_report,
-)
-from drmm_hf.evaluation.analysis import (
-    analyze_intervals,
-    analyze_results,
-    describe_data,
-)
+from drmm_hf.evaluation import evaluate_coco, part_calibration_report
+from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results, describe_data
 from drmm_hf.evaluation.coco import prepare_ground_truth
-from drmm_hf.evaluation.report import cell_text, render_report, table
+from drmm_hf.evaluation.report import compared_cells, render_report
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from evaluation_fixtures import MIXED_RESULTS as RESULTS
 from evaluation_fixtures import MIXED_TRUTH as TRUTH
@@ -32,8 +24,6 @@ HOSTILE = "<script>alert('x')</script>&\"star"
 class Checked(HTMLParser):
     """Tags that balance, everything that is referred to, and the text."""
 
-    VOID = ("meta", "img", "br")  # those that never end
-
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
@@ -44,15 +34,14 @@ class Checked(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
-        assert not any(name.startswith("on") for name, _ in attrs)
-        if tag not in self.VOID:
+        self.handle_startendtag(tag, attrs)
+        if tag not in ("meta", "img", "br"):  # those never end
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs) -> None:
         self.tags.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+        assert not any(name.startswith("on") for name, _ in attrs)
 
     def handle_endtag(self, tag) -> None:
         assert self.open.pop() == tag
@@ -102,9 +91,8 @@ def test_parts_of_the_scores_are_shown_where_they_are_known():
         {**TRUTH, "annotations": []},
         {**TRUTH, "annotations": TRUTH["annotations"][-1:]},
         {**TRUTH, "images": TRUTH["images"][:1], "annotations": TRUTH["annotations"][:1]},
-        {"images": [], "annotations": [], "categories": []},
     ],
-    ids=["objects", "no objects", "crowd only", "one image", "nothing"],
+    ids=["objects", "no objects", "crowd only", "one image"],
 )
 def test_missing_objects_or_detections_still_give_a_page(truth, results):
     known = {image["id"] for image in truth["images"]}
@@ -117,28 +105,26 @@ def test_missing_objects_or_detections_still_give_a_page(truth, results):
         assert "Not measured: " in text
 
 
-def marked(made: dict[str, Any]) -> list[list[list[bool]]]:
-    return [[[best for _, best in own] for own in row["cells"]] for row in made["rows"]]
-
-
-def test_the_best_number_of_a_row_is_marked() -> None:
+@pytest.mark.parametrize(
+    ("values", "options", "best"),
+    [
+        ([[0.5], [0.75], [None]], {"better": "high"}, [[False], [True], [False]]),
+        ([[0.5], [0.75], ["text"]], {"better": "low"}, [[True], [False], [False]]),
+        ([[0.5], [0.75]], {}, [[False], [False]]),
+        ([[0.5], [None]], {"better": "low"}, [[False], [False]]),  # nothing to compare with
+        ([[0.5, 0.5], [0.75, 0.75]], {"better": ["low", ""]}, [[True, False], [False, False]]),
+        ([[0.5, 0.75], [0.75, 0.5]], {"better": "low", "within": True}, [[True, False], [False, True]]),
+    ],
+)
+def test_the_best_number_of_a_row_is_marked(values, options, best) -> None:
     """Across checkpoints, or among the columns of each."""
-    half, more, none = (0.5, ".2f"), (0.75, ".2f"), (None, ".2f")
-    one = [("", None)]
-    assert marked(table(one, [("r", [[half], [more], [none]], "", "high")])) == [[[False], [True], [False]]]
-    assert marked(table(one, [("r", [[half], [more], ["text"]], "", "low")])) == [[[True], [False], [False]]]
-    assert marked(table(one, [("r", [[half], [none]], "", "low")])) == [[[False], [False]]], "nothing to compare with"
-    two = [("a", "low"), ("b", None)]
-    assert marked(table(two, [("r", [[half, half], [more, more]])])) == [[[True, False], [False, False]]]
-    methods = [("raw", "low"), ("fitted", "low")]
-    assert marked(table(methods, [("r", [[half, more], [more, half]])], within=True)) == [
-        [[True, False], [False, True]]
-    ]
+    cells = compared_cells(values, [], columns=[(column,) for column in range(len(values[0]))], **options)
+    assert [[marked for _, marked in own] for own in cells] == best
 
 
 def test_cells_show_numbers_and_dashes() -> None:
-    cells = ["x", (None, ".1f"), (float("nan"), ".1f"), (-1.25, ".1f")]
-    assert [cell_text(cell) for cell in cells] == ["x", "–", "–", "−1.2"]
+    models = [{"a": {"b": value}} for value in ("x", None, float("nan"), -1.25)] + [{"a": None}]
+    assert [own[0][0] for own in compared_cells(models, ["a", "b"], form=".1f")] == ["x", "–", "–", "−1.2", "–"]
 
 
 def test_errors_that_cancel_are_not_called_a_match() -> None:

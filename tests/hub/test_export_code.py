@@ -21,7 +21,7 @@ from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor, Drmm
 from drmm_hf.hub import code_files, export_with_code
 
 PACKAGE = Path(drmm_hf.__file__).parent
-NEEDED = {"huggingface_hub", "numpy", "safetensors", "timm", "torch", "torchvision", "transformers"}
+NEEDED = {"huggingface_hub", "numpy", "PIL", "safetensors", "timm", "torch", "torchvision", "transformers"}
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """Generated scenes that the training tests share, as a folder in COCO format and as shards."""
 
-import io
-import json
-import tarfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 from accelerate.state import AcceleratorState
 
 from drmm_hf.data import generate_scenes, load_detection_dataset
+from shards import write_tar
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +33,12 @@ def tars(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as one tar for each split, without the names of the classes."""
     folder = tmp_path_factory.mktemp("tars")
     for split in ("train", "val"):
-        with tarfile.open(folder / f"{split}-00000.tar", "w") as archive:
-            for row in load_detection_dataset(scenes, split).dataset:
-                record = {"objects": {name: row["objects"][name] for name in ("bbox", "category")}}
-                picture = Path(row["image"]["path"]).read_bytes()
-                for suffix, content in (("png", picture), ("json", json.dumps(record).encode())):
-                    member = tarfile.TarInfo(f"{row['image_id']:06d}.{suffix}")
-                    member.size = len(content)
-                    archive.addfile(member, io.BytesIO(content))
+        files: dict[str, Any] = {}
+        for row in load_detection_dataset(scenes, split).dataset:
+            files[f"{row['image_id']:06d}.png"] = Path(row["image"]["path"]).read_bytes()
+            record = {"objects": {name: row["objects"][name] for name in ("bbox", "category")}}
+            files[f"{row['image_id']:06d}.json"] = record
+        write_tar(folder / f"{split}-00000.tar", files)
     return folder
 
 

@@ -1,8 +1,9 @@
 """Reading one image file: RGB, in the stored-pixel frame, with errors that name the file."""
 
+import contextlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,19 +19,11 @@ Size = tuple[int, int]
 """`(height, width)` in pixels."""
 
 
-def set_pixel_limit(text: str) -> None:
-    """Let PIL refuse images of more pixels than the text says; it warns from half of it on.
-
-    Raises:
-        ValueError: that is no whole number above 0.
-    """
-    if not text.isdecimal() or not int(text):
-        raise ValueError(f"{LIMIT_VARIABLE} is {text!r}: give the most pixels of an image as a whole number above 0")
-    PIL.Image.MAX_IMAGE_PIXELS = (int(text) + 1) // 2
-
-
 if LIMIT_VARIABLE in os.environ:  # here, so that it holds in the worker processes, too
-    set_pixel_limit(os.environ[LIMIT_VARIABLE])
+    _limit = os.environ[LIMIT_VARIABLE]
+    if not _limit.isdecimal() or not int(_limit):
+        raise ValueError(f"{LIMIT_VARIABLE} is {_limit!r}: give the most pixels of an image as a whole number above 0")
+    PIL.Image.MAX_IMAGE_PIXELS = (int(_limit) + 1) // 2  # PIL warns from half of it on
 
 
 @dataclass(frozen=True)
@@ -47,22 +40,17 @@ class DecodedImage:
     stored_size: Size
 
 
-def open_image(path: str | PathLike[str], *, expected_size: Size | None = None) -> PIL.Image.Image:
+def open_image(path: str | PathLike[str]) -> PIL.Image.Image:
     """Decode one image file completely to RGB.
 
     The EXIF orientation is **not** applied: COCO boxes live in the frame of the stored pixels.
 
-    Args:
-        path: the image file.
-        expected_size: `(height, width)` in pixels that the annotations give; checked when not None.
-
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, unreadable, not 8 bits a channel, of another size, or of so many pixels that
-            it seems made to fill the memory (`LIMIT_VARIABLE` raises the limit).
+        ValueError: the file is truncated, unreadable, not 8 bits a channel, or of so many pixels that it seems made to
+            fill the memory (`LIMIT_VARIABLE` raises the limit).
     """
-    height, width = expected_size or (None, None)
-    return decode_image({"image": path, "height": height, "width": width})
+    return decode_image({"image": path})
 
 
 def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
@@ -73,7 +61,7 @@ def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
             what `datasets.Image(decode=False)` gives (`{"path", "bytes"}`), a path, or a PIL image.
 
     Raises:
-        FileNotFoundError, ValueError: as `open_image`.
+        FileNotFoundError, ValueError: as `open_image`, or the image has another size.
     """
     return decode_image_at_least(example).image
 
@@ -87,19 +75,14 @@ def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], S
         example: as in `decode_image`.
         needed: gives, for the stored size, the smallest that will do; None for all pixels.
     """
-    source, name = _image_source(example)
-    if isinstance(source, PIL.Image.Image):
-        _check_size(source, name, example)
-        return DecodedImage(_to_rgb(source, name), (1.0, 1.0), (source.height, source.width))
-    with _open(source, name) as image:
-        if image.format == "EPS":
-            raise ValueError(f"{name}: is PostScript, a program that Ghostscript would run; convert it to PNG or JPEG")
+    with _opened(example) as (image, name):
         _check_size(image, name, example)
-        stored = image.height, image.width
+        stored, scale = (image.height, image.width), (1.0, 1.0)
         try:
-            scale = (1.0, 1.0) if needed is None else _draft(image, needed(stored))
+            if needed is not None and image is not example["image"]:  # the caller's own image stays as it is
+                scale = _draft(image, needed(stored))
             image.load()
-        except Exception as error:
+        except Exception as error:  # damaged files have decoders raise anything
             raise _unreadable(name, error) from error
         return DecodedImage(_to_rgb(image, name), scale, stored)
 
@@ -110,10 +93,7 @@ def stored_size(example: Mapping[str, Any]) -> Size:
     Raises:
         FileNotFoundError, ValueError: as `open_image`.
     """
-    source, name = _image_source(example)
-    if isinstance(source, PIL.Image.Image):
-        return source.height, source.width
-    with _open(source, name) as image:
+    with _opened(example) as (image, _):
         return image.height, image.width
 
 
@@ -176,13 +156,23 @@ def _image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Ima
     )
 
 
-def _open(source: Path | BinaryIO, name: str) -> PIL.Image.Image:
+@contextlib.contextmanager
+def _opened(example: Mapping[str, Any]) -> Iterator[tuple[PIL.Image.Image, str]]:
+    """An example's image, of which only the header has been read, and its name."""
+    source, name = _image_source(example)
+    if isinstance(source, PIL.Image.Image):
+        yield source, name
+        return
     try:
-        return PIL.Image.open(source)
+        image = PIL.Image.open(source)
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image file; restore it or remove it from the annotations") from None
-    except Exception as error:  # damaged files have decoders raise anything
+    except Exception as error:
         raise _unreadable(name, error) from error
+    with image:
+        if image.format == "EPS":
+            raise ValueError(f"{name}: is PostScript, a program that Ghostscript would run; convert it to PNG or JPEG")
+        yield image, name
 
 
 def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:

@@ -4,196 +4,429 @@ Of a table, the images of a step follow from the seed and the step alone, howeve
 every process and worker reads a part of its own, and its position is what a checkpoint keeps.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import logging
+import signal
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import datasets
 import numpy as np
-from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torchvision.ops import box_convert
 
 from .coco import AnyPath
 from .load import load_detection_dataset
 from .rows import DetectionDataset
-from .stream import mixed_seed
-from .stream_batches import StreamedData
-from .training_data import MAX_REPLACEMENTS, Row, Settings, TrainingData, Transform, make_batch, plain_error, seeded
+from .stream import load_streaming_dataset, mixed_seed, store_split
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[Mapping[str, Any], torch.Generator], dict[str, Any]]
+Place = tuple[int, int]
+"""Epoch, and number of the row in it."""
+
+_MAX_REPLACEMENTS = 10
+"""So many unreadable images in a row are no accident."""
+_MAX_EMPTY_EPOCHS = 50
+"""A share of the shards without a row can be full in the next epoch, which deals them anew; after so many it is not."""
+_FIRST_ROWS = 64
+"""So many images tell how the images of a stream lie."""
 
 
-def open_training_data(
-    path: AnyPath,
-    split: str = "train",
-    *,
-    eval_split: str | None = "val",
-    accelerator: Accelerator,
-    batch_size: int,
-    accumulation: int = 1,
-    seed: int = 0,
-    num_workers: int = 0,
-    id2label: Mapping[int, str] | None = None,
-    streaming: bool = False,
-    epoch_images: int | None = None,
-    shuffle_buffer: int = 1000,
-    skip_empty: bool = False,
-    by_orientation: bool = False,
-    strict: bool = False,
-) -> TrainingData:
-    """Open the images of a training, as one process sees them.
+@dataclass
+class TrainingData(ABC):
+    """The training split, as one process of a training sees it: a `TableData` or a `StreamData`.
 
     Args:
-        path, split: as in `load_detection_dataset`, or with `streaming` in `load_streaming_dataset`.
-        eval_split: the split of `evaluation_dataset`.
-        accelerator: gives the number of the process, and of processes.
+        path, split: as in `load_detection_dataset`, or of a stream in `load_streaming_dataset`.
         batch_size: images of a batch of one process.
         accumulation: batches of a process per step of the optimizer.
+        num_processes, process_index: how many share the training, and which of them this is.
+        eval_split: the split of `evaluation_dataset`.
+        labels: labels 0..C-1 and names, where they are not the data's own.
         seed: of the order and the augmentation.
         num_workers: processes that read images.
-        id2label: labels 0..C-1 and names, where they are not the data's own.
         epoch_images: images of an epoch of a stream, where its card does not tell it.
         shuffle_buffer: rows of a stream that every reader shuffles at a time.
         skip_empty: leave out images without a box that is no crowd.
         by_orientation: a batch has only images at least as wide as tall, or only taller ones, as in mmdet.
         strict: an image that cannot be read is an error; otherwise the next one replaces it.
 
+    Attributes:
+        id2label, label2id: labels 0..C-1 and names.
+        epoch_images: images of an epoch of all processes; None where nothing tells.
+
     Raises:
         FileNotFoundError, ValueError: the data cannot be read, or have no boxes.
     """
-    settings = Settings(
-        path, split, eval_split, batch_size, accumulation, seed, num_workers, skip_empty, by_orientation, strict
-    )
-    if streaming:
-        return StreamedData(settings, accelerator, id2label, epoch_images, shuffle_buffer)
-    return _TableData(settings, accelerator, id2label)
+
+    path: AnyPath
+    split: str
+    batch_size: int
+    accumulation: int = 1
+    num_processes: int = 1
+    process_index: int = 0
+    eval_split: str | None = "val"
+    labels: Mapping[int, str] | None = None
+    seed: int = 0
+    num_workers: int = 0
+    epoch_images: int | None = None
+    shuffle_buffer: int = 1000
+    skip_empty: bool = False
+    by_orientation: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        self.id2label = self._open()
+        self.label2id = {name: label for label, name in self.id2label.items()}
+
+    @abstractmethod
+    def _open(self) -> dict[int, str]:
+        """Open the split; the names of its labels."""
+
+    @abstractmethod
+    def landscape_share(self) -> float:
+        """Share of the images (of some, in a stream) that are at least as wide as tall."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the one before, as plain values."""
+
+    @abstractmethod
+    def evaluation_dataset(self) -> DetectionDataset:
+        """The split to evaluate, with the same labels; every process calls it."""
+
+    def position(self) -> Any:
+        """What a checkpoint has to keep to go on from here, besides the step, as JSON; every process calls it."""
+        return None
+
+    def batches(self, transform: Transform, first_step: int = 0, position: Any = None) -> Iterator[dict[str, Any]]:
+        """Endless batches of this process.
+
+        Args:
+            transform: makes a sample of a row, such as `TrainTransform`.
+            first_step: steps already done.
+            position: what `position` gave after that step.
+
+        Returns:
+            `images`, a list of (3, h, w) uint8; `annotations`, COCO annotations of each in its pixels, as
+            `DrmmImageProcessor` takes them; and `skipped`, messages of images that could not be read.
+
+        Raises:
+            ValueError, FileNotFoundError: the data cannot be read.
+            OSError: a worker has died.
+        """
+        loader: DataLoader = DataLoader(
+            _Batches(self, transform, self._start(first_step, position)),
+            batch_size=None,
+            num_workers=self.num_workers,
+            generator=torch.Generator(),  # or each iterator would take a number from torch's global one
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_ignore_interrupts,
+        )
+        batches = iter(loader)
+        try:
+            while True:
+                batch = next(batches)
+                if isinstance(batch, Exception):
+                    raise batch
+                if batch is not None:
+                    yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise OSError(
+                f"A process that reads images has died ({str(error).splitlines()[0]}). Often memory is short: "
+                "lower --num-workers or --batch-size, and add --resume."
+            ) from error
+        finally:
+            del batches  # ends the workers now, not when the error and its traceback are collected
+
+    def _start(self, first_step: int, position: Any) -> Any:
+        """Where the readers begin."""
+        return first_step
+
+    @abstractmethod
+    def read(self, transform: Transform, start: Any, reader: int, readers: int) -> Iterator[dict[str, Any] | None]:
+        """Every batch of one of the `readers`, which take turns; None where its turn is to be passed over."""
+
+    def _samples(
+        self, rows: Iterable[tuple[Place, Mapping[str, Any], int]], transform: Transform
+    ) -> Iterator[tuple[Place, Mapping[str, Any], dict[str, Any]]]:
+        """The samples of rows (with their places and seeds); the next one names those that cannot be read.
+
+        Raises:
+            ValueError, OSError: of an image, with `strict`, or of too many in a row.
+        """
+        skipped: list[str] = []
+        for place, row, seed in rows:
+            try:
+                sample = transform(row, torch.Generator().manual_seed(seed))
+            except (ValueError, OSError) as error:
+                if self.strict:
+                    raise
+                skipped.append(str(error))
+                if len(skipped) == _MAX_REPLACEMENTS:
+                    raise ValueError(f"{len(skipped)} images in a row cannot be read; the last: {error}") from error
+            else:
+                yield place, row, {**sample, "skipped": skipped}
+                skipped = []
 
 
-class TrainingOrder(Sampler[list[Row]]):
-    """Endless batches of one process, as lists of (epoch, image index): a function of the seed and the step.
-
-    Every epoch is a new permutation, cut into batches of `batch_size` images that are dealt to the processes in turn:
-    two processes with batches of one image see together what one process with batches of two sees. What does not fill
-    a step of all processes is left out of the epoch (other images each time); a data set smaller than a step is
-    repeated to fill it.
-
-    Args:
-        num_images: size of the data set.
-        batch_size: images per batch.
-        seed: decides the permutations.
-        groups: (num_images,) group of each image; a batch has images of one group only.
-        num_processes, process_index: whose batches.
-        accumulation: batches of a process per step.
-        first_step: steps already done.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        *,
-        groups: Sequence[int] | np.ndarray | None = None,
-        num_processes: int = 1,
-        process_index: int = 0,
-        accumulation: int = 1,
-        first_step: int = 0,
-    ):
-        if num_images < 1:
-            raise ValueError("There are no images to train on.")
-        self.batch_size, self.seed, self.first_step = batch_size, seed, first_step
-        self.groups = np.zeros(num_images, dtype=int) if groups is None else np.asarray(groups, dtype=int)
-        self.num_processes, self.process_index, self.accumulation = num_processes, process_index, accumulation
-        self.steps_per_epoch = max(1, len(self._batches(0)) // (num_processes * accumulation))
-
-    def __iter__(self) -> Iterator[list[Row]]:
-        epoch, step = divmod(self.first_step, self.steps_per_epoch)
-        while True:
-            batches = self._batches(epoch)
-            for current in range(step, self.steps_per_epoch):
-                for turn in range(self.accumulation):
-                    position = (current * self.accumulation + turn) * self.num_processes + self.process_index
-                    yield [(epoch, index) for index in batches[position % len(batches)].tolist()]
-            epoch, step = epoch + 1, 0
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.groups))
-        batches: list[np.ndarray] = []
-        for group in np.unique(self.groups):
-            members = order[self.groups[order] == group]
-            whole = max(len(members) // self.batch_size * self.batch_size, min(len(members), self.batch_size))
-            batches += np.split(members[:whole], range(self.batch_size, whole, self.batch_size))
-        if len(np.unique(self.groups)) > 1:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches
-
-
-class _TableData(TrainingData):
+class TableData(TrainingData):
     """A data set that can be read in any order."""
 
-    def __init__(self, settings: Settings, accelerator: Accelerator, id2label: Mapping[int, str] | None):
-        super().__init__(settings, accelerator)
-        dataset = load_detection_dataset(settings.path, settings.split, id2label=id2label)
+    def _open(self) -> dict[int, str]:
+        dataset = load_detection_dataset(self.path, self.split, id2label=self.labels)
         if dataset.report.boxes == dataset.report.crowd:  # crowd is not trained on
-            raise ValueError(f"{dataset.annotations_path}: no boxes to learn from in the split {settings.split!r}.")
-        if settings.skip_empty:
+            raise ValueError(f"{dataset.annotations_path}: no boxes to learn from in the split {self.split!r}.")
+        if self.skip_empty:
             keep = [i for i, objects in enumerate(dataset.dataset["objects"]) if not all(objects["iscrowd"])]
-            dataset = dataclasses.replace(dataset, dataset=dataset.dataset.select(keep))
-        self.dataset = dataset
-        self.id2label, self.label2id = dataset.id2label, dataset.label2id
+            dataset = replace(dataset, dataset=dataset.dataset.select(keep))
+        self.rows = dataset.dataset
         self.epoch_images = len(dataset)
+        return dataset.id2label
 
     def landscape_share(self) -> float:
         return float(self._wide().mean())
 
     def identity(self) -> dict[str, Any]:
-        return {"training images": len(self.dataset)}
+        return {"training images": len(self.rows)}
 
     def evaluation_dataset(self) -> DetectionDataset:
-        return load_detection_dataset(self.settings.path, self.settings.eval_split or "val", id2label=self.id2label)
+        return load_detection_dataset(self.path, self.eval_split or "val", id2label=self.id2label)
 
     def _wide(self) -> np.ndarray:
         """Whether each image is at least as wide as tall (I,); nothing is decoded."""
-        return np.array(self.dataset.dataset["width"]) >= np.array(self.dataset.dataset["height"])
+        return np.array(self.rows["width"]) >= np.array(self.rows["height"])
 
-    def _loader(self, transform: Transform, first_step: int, position: Any) -> DataLoader:
-        settings = self.settings
-        order = TrainingOrder(
-            len(self.dataset),
-            settings.batch_size,
-            settings.seed,
-            groups=self._wide() if settings.by_orientation else None,
-            num_processes=self.accelerator.num_processes,
-            process_index=self.accelerator.process_index,
-            accumulation=settings.accumulation,
-            first_step=first_step,
+    def read(self, transform: Transform, start: int, reader: int, readers: int) -> Iterator[dict[str, Any]]:
+        order = training_order(
+            self._wide() if self.by_orientation else np.zeros(len(self.rows), dtype=bool),
+            self.batch_size,
+            self.seed,
+            num_processes=self.num_processes,
+            process_index=self.process_index,
+            accumulation=self.accumulation,
+            first_step=start,
         )
-        batches = _TableBatches(self.dataset.dataset, transform, settings.seed, settings.strict)
-        return self.batch_loader(batches, settings.num_workers, order)
+        for places in itertools.islice(order, reader, None, readers):
+            yield make_batch([self._sample(place, transform) for place in places])
+
+    def _sample(self, place: Place, transform: Transform) -> dict[str, Any]:
+        """The sample of an image, or of the next one that can be read: of its place and the seed alone."""
+        seed = mixed_seed(self.seed, *place)
+        candidates = ((place, self.rows[i % len(self.rows)], seed) for i in itertools.count(place[1]))
+        return next(self._samples(candidates, transform))[2]
 
 
-class _TableBatches(Dataset):
-    """The batch of a list of (epoch, image index); every sample is a function of these and the seed alone."""
+def training_order(
+    groups: np.ndarray,
+    batch_size: int,
+    seed: int,
+    *,
+    num_processes: int = 1,
+    process_index: int = 0,
+    accumulation: int = 1,
+    first_step: int = 0,
+) -> Iterator[list[Place]]:
+    """Endless batches of one process, as lists of (epoch, image index): a function of the seed and the step.
 
-    def __init__(self, rows: datasets.Dataset, transform: Transform, seed: int, strict: bool):
-        self.rows, self.transform, self.seed, self.strict = rows, transform, seed, strict
+    Every epoch is a new permutation, cut into batches that are dealt to the processes in turn: two processes with
+    batches of one image see together what one process with batches of two sees. What does not fill a step of all
+    processes is left out of the epoch (other images each time); a data set smaller than a step is repeated to fill it.
 
-    def __getitem__(self, keys: list[Row]) -> dict[str, Any] | Exception:
+    Args:
+        groups: (num_images,) group of each image; a batch has images of one group only.
+        batch_size, num_processes, process_index, accumulation: as in `TrainingData`.
+        first_step: steps already done.
+    """
+
+    def batches_of(epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng([seed, epoch])
+        order = random.permutation(len(groups))
+        batches: list[np.ndarray] = []
+        for group in np.unique(groups):
+            members = order[groups[order] == group]
+            whole = max(len(members) // batch_size * batch_size, min(len(members), batch_size))
+            batches += np.split(members[:whole], range(batch_size, whole, batch_size))
+        if len(np.unique(groups)) > 1:
+            batches = [batches[i] for i in random.permutation(len(batches))]
+        return batches
+
+    steps = max(1, len(batches_of(0)) // (num_processes * accumulation))
+    first_epoch, step = divmod(first_step, steps)
+    for epoch in itertools.count(first_epoch):
+        batches = batches_of(epoch)
+        for turn in range(step * accumulation, steps * accumulation):
+            position = (turn * num_processes + process_index) % len(batches)
+            yield [(epoch, index) for index in batches[position].tolist()]
+        step = 0
+
+
+class StreamData(TrainingData):
+    """A stream: every process and worker reads shards of its own where there are enough, and else every n-th row.
+
+    Each epoch of a reader (a worker, or a process without workers) has all its rows once, in an order of its own; where
+    one ends the next follows, in the middle of a batch if need be. A run goes on in the middle of an epoch if the
+    numbers of processes and workers are those of before: the readers pass over the rows of the epoch that they have
+    seen, without decoding them. With other numbers it goes on at the beginning of the epoch.
+    """
+
+    def _open(self) -> dict[int, str]:
+        self.stream = load_streaming_dataset(self.path, self.split, id2label=self.labels)
+        self.epoch_images = self.epoch_images or self.stream.listed_images
+        # The places in the stream where each reader goes on: of rows that wait for their batch, and of the next one.
+        self._positions: dict[int, list[Place]] = {}
+        even = self.stream.num_shards % self.num_processes == 0
+        shards = self.stream.num_shards // self.num_processes if even else self.stream.num_shards
+        wanted, self.num_workers = self.num_workers, min(self.num_workers, shards)
+        if not even:
+            self._warn(
+                f"{shards} shards cannot be dealt evenly to {self.num_processes} processes: each reads all shards for "
+                "its images"
+            )
+        if self.num_workers < wanted:
+            self._warn(
+                f"--num-workers {wanted}, but only {shards} shards for each process; the other workers are left out"
+            )
+        return self.stream.id2label
+
+    def _warn(self, message: str) -> None:
+        if self.process_index == 0:
+            logger.warning("%s: %s", self.stream.name, message)
+
+    def landscape_share(self) -> float:
+        wide = list(map(_is_wide, itertools.islice(self.stream, _FIRST_ROWS)))
+        return sum(wide) / max(len(wide), 1)
+
+    def identity(self) -> dict[str, Any]:
+        return {"shards": self.stream.num_shards}
+
+    def evaluation_dataset(self) -> DetectionDataset:
+        """The split is read once and stored in the cache folder of `datasets`."""
+        return store_split(self.path, self.eval_split or "val", self.id2label)
+
+    def position(self) -> Any:
+        """The readers of every process and their positions."""
+        positions = {str(reader): places for reader, places in self._positions.items()}
+        return gather_object([{"readers": max(self.num_workers, 1), "positions": positions}])
+
+    def batches(self, transform: Transform, first_step: int = 0, position: Any = None) -> Iterator[dict[str, Any]]:
+        for batch in super().batches(transform, first_step, position):
+            self._positions[batch.pop("reader")] = batch.pop("position")
+            yield batch
+
+    def _start(self, first_step: int, position: Any) -> tuple[int, int]:
+        """The epoch in which readers without a position begin, and how many of the readers had their turn already."""
+        readers = max(self.num_workers, 1)
+        idle = first_step * self.accumulation % readers
+        if position is None:
+            return 0, idle
+        saved = [process["readers"] for process in position]
+        if saved == [readers] * self.num_processes:
+            own = position[self.process_index]["positions"]
+            self._positions = {int(reader): places for reader, places in own.items()}
+            return 0, idle
+        epoch = min((places[0][0] for process in position for places in process["positions"].values()), default=0)
+        self._warn(
+            f"the checkpoint is of {len(saved)} processes with {saved[0]} readers each, this run has "
+            f"{self.num_processes} with {readers}: it goes on at the beginning of epoch {epoch + 1} of the stream"
+        )
+        return epoch, 0
+
+    def read(
+        self, transform: Transform, start: tuple[int, int], reader: int, readers: int
+    ) -> Iterator[dict[str, Any] | None]:
+        first_epoch, idle = start
+        if reader < idle:
+            yield None
+        waiting: defaultdict[bool, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
+        rows = self._rows(self._positions.get(reader, [(first_epoch, 0)]), reader)
+        for place, row, sample in self._samples(rows, transform):
+            group = waiting[self.by_orientation and _is_wide(row)]
+            group.append((place, sample))
+            if len(group) == self.batch_size:
+                batch = make_batch([entry for _, entry in group])
+                group.clear()
+                others = sorted(other for entries in waiting.values() for other, _ in entries)
+                yield {**batch, "reader": reader, "position": [*others, (place[0], place[1] + 1)]}
+
+    def _rows(self, position: Sequence[Sequence[int]], reader: int) -> Iterator[tuple[Place, dict[str, Any], int]]:
+        """Rows with their places and seeds: those that wait, and all from the last place of the position on."""
+        *held, first = [(epoch, number) for epoch, number in position]
+        empty = 0
+        for epoch in itertools.count(position[0][0]):
+            rows = self.stream.epoch(
+                epoch,
+                self.seed,
+                buffer_size=self.shuffle_buffer,
+                num_processes=self.num_processes,
+                process_index=self.process_index,
+            )
+            empty += 1
+            for number, row in enumerate(rows):
+                if self.skip_empty and all(row["objects"]["iscrowd"]):
+                    continue
+                empty = 0
+                place = epoch, number
+                if place >= first or place in held:
+                    known = row["image_id"] >= 0
+                    which = (0, row["image_id"]) if known else (1, self.process_index, reader, number)
+                    yield place, row, mixed_seed(self.seed, epoch, *which)
+            if empty == _MAX_EMPTY_EPOCHS:
+                raise ValueError(
+                    f"{self.stream.name}: process {self.process_index}, reader {reader}, finds no image to train on in "
+                    "its part of the shards; use fewer processes and --num-workers, or a data set with more images"
+                )
+
+
+@dataclass
+class _Batches(IterableDataset):
+    """What a worker of the `DataLoader` reads; an error is its last item."""
+
+    data: TrainingData
+    transform: Transform
+    start: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        reader, readers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         try:
-            return make_batch([self._sample(epoch, index) for epoch, index in keys])
+            yield from self.data.read(self.transform, self.start, reader, readers)
         except (ValueError, OSError) as error:
-            return plain_error(error)
+            # As an item, since a worker's own report is a page of traceback; a subclass may not survive the way.
+            yield (FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError)(str(error))
 
-    def _sample(self, epoch: int, index: int) -> dict[str, Any]:
-        """The sample of an image, or of the next one that can be read; it names the others in `skipped`."""
-        skipped: list[str] = []
-        seed = mixed_seed(self.seed, epoch, index)
-        for candidate in range(index, index + MAX_REPLACEMENTS):
-            try:
-                sample = self.transform(self.rows[candidate % len(self.rows)], seeded(seed))
-            except (ValueError, OSError) as error:
-                if self.strict:
-                    raise
-                skipped.append(str(error))
-            else:
-                return {**sample, "skipped": skipped}
-        raise ValueError(f"{len(skipped)} images in a row cannot be read; the last: {skipped[-1]}")
+
+def make_batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Samples (`image`, `boxes` xyxy, `labels`, `image_id`, `skipped`) to what `TrainingData.batches` gives."""
+    return {
+        "images": [sample["image"] for sample in samples],
+        "annotations": [_annotation(sample) for sample in samples],
+        "skipped": [message for sample in samples for message in sample["skipped"]],
+    }
+
+
+def _annotation(sample: Mapping[str, Any]) -> dict[str, Any]:
+    boxes = box_convert(sample["boxes"].double(), "xyxy", "xywh").tolist()
+    records = [
+        {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0}
+        for box, label in zip(boxes, sample["labels"].tolist(), strict=True)
+    ]
+    return {"image_id": sample["image_id"], "annotations": records}
+
+
+def _is_wide(row: Mapping[str, Any]) -> bool:
+    """Whether the image is at least as wide as tall."""
+    return (row["width"] or 0) >= (row["height"] or 0)
+
+
+def _ignore_interrupts(_: int) -> None:
+    """What a DataLoader worker does with Ctrl-C, which the terminal sends to it as well: the main process decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,40 +1,13 @@
 """The augmentation of the paper: images of many sizes, each one resample of the stored pixels."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import PIL.Image
-import torch
-from torchvision.transforms.v2 import functional
-
 from .images import DecodedImage, Size, decode_image_at_least
-from .transforms import are_pixels, check_shares, make_sample, read_targets, resample, round_up
-
-_MIN_SIDE = 1e-3
-"""Output pixels; what clipping leaves of a box that only touches the crop is rounding error below this."""
+from .transforms import Augmentation, View, are_pixels, check_argument, check_shares, round_up
 
 
-@dataclass(frozen=True)
-class View:
-    """What a sample shows of its image.
-
-    The rectangle `source`, `(left, top, right, bottom)` in stored pixels, is resampled to `size`,
-    `(height, width)` in output pixels, and then mirrored left to right if `flip`.
-    """
-
-    source: tuple[float, float, float, float]
-    size: Size
-    flip: bool
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Output pixels per stored pixel, `(x, y)`."""
-        left, top, right, bottom = self.source
-        return self.size[1] / (right - left), self.size[0] / (bottom - top)
-
-
-class PaperTransform:
+class PaperTransform(Augmentation):
     """An example of a data set to a training sample as in the paper's schedules; the output size varies.
 
     The 3x schedule (paper, Section 4; released config `syncbn_fullaug`) has the augmentation of Deformable
@@ -78,66 +51,43 @@ class PaperTransform:
         crop_probability: float = 0.5,
         horizontal_flip: float = 0.5,
     ) -> None:
-        if type(multi_scale) is not bool:
-            raise ValueError(f"multi_scale={multi_scale!r}: must be True or False")
-        if type(longest_edge) is not int or longest_edge < 1:
-            raise ValueError(f"longest_edge={longest_edge!r}: must be a positive whole number of pixels")
+        check_argument("multi_scale", multi_scale, type(multi_scale) is bool, "True or False")
+        check_argument("longest_edge", longest_edge, are_pixels([longest_edge]), "a positive whole number of pixels")
         edges = {"shortest_edges": shortest_edges, "crop_shortest_edges": crop_shortest_edges}
         for name, sides in edges.items():
-            if not are_pixels(sides) or not sides or max(sides) > longest_edge:
-                raise ValueError(
-                    f"{name}={sides!r}: must be one or more whole numbers of pixels, from 1 to "
-                    f"longest_edge={longest_edge}"
-                )
-        if not are_pixels(crop_size) or len(crop_size) != 2 or crop_size[0] > crop_size[1]:
-            raise ValueError(f"crop_size={crop_size!r}: must be (least, greatest) side in whole pixels, both positive")
+            good = are_pixels(sides) and len(sides) > 0 and max(sides) <= longest_edge
+            check_argument(name, sides, good, f"one or more whole numbers of pixels up to {longest_edge=}")
+        ordered = are_pixels(crop_size) and len(crop_size) == 2 and crop_size[0] <= crop_size[1]
+        check_argument("crop_size", crop_size, ordered, "(least, greatest) side in whole pixels, both positive")
         check_shares(crop_probability=crop_probability, horizontal_flip=horizontal_flip)
         self.multi_scale = multi_scale
-        self.shortest_edges = tuple(shortest_edges)
-        self.longest_edge = longest_edge
-        self.crop_shortest_edges = tuple(crop_shortest_edges)
-        self.crop_size = (crop_size[0], crop_size[1])
-        self.crop_probability = crop_probability
-        self.horizontal_flip = horizontal_flip
+        self.shortest_edges, self.longest_edge = tuple(shortest_edges), longest_edge
+        self.crop_shortest_edges, self.crop_size = tuple(crop_shortest_edges), crop_size
+        self.crop_probability, self.horizontal_flip = crop_probability, horizontal_flip
 
-    def __call__(self, example: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Make one training sample.
+    def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
+        def needed(stored: Size) -> Size:
+            scale_x, scale_y = self.view(stored, draws).scale
+            return round_up(stored[0] * scale_y), round_up(stored[1] * scale_x)
 
-        Args:
-            example, generator: as in `TrainTransform`. Every call draws the same number of values.
-
-        Returns:
-            as `TrainTransform`.
-
-        Raises:
-            FileNotFoundError, ValueError: as `TrainTransform`.
-        """
-        draws = torch.rand(8, generator=generator).tolist()
-        decoded = decode_image_at_least(example, lambda stored: _whole_size(stored, self.view(stored, draws)))
-        view = self.view(decoded.stored_size, draws)
-        boxes, labels = read_targets(example)
-        boxes, keep = _show_boxes(boxes, view)
-        return make_sample(example, _show_pixels(decoded, view), boxes[keep], labels[keep])
+        return decode_image_at_least(example, needed)
 
     def view(self, stored: Size, draws: Sequence[float]) -> View:
-        """What to show of a stored image (height, width); `draws` are eight values in 0 <= value < 1."""
         flip, branch, first_edge, crop_height, crop_width, top, left, last_edge = draws
         height, width = stored
-        flipped = flip < self.horizontal_flip
-        whole = (0.0, 0.0, float(width), float(height))
-        if not self.multi_scale:
-            return View(whole, self._fit(stored, max(self.shortest_edges)), flipped)
-        shortest = _choose(self.shortest_edges, last_edge)
-        if branch >= self.crop_probability:
-            return View(whole, self._fit(stored, shortest), flipped)
-
-        # The crop is drawn in the image before the flip: its position is uniform, so the order does not matter.
-        resized = self._fit(stored, _choose(self.crop_shortest_edges, first_edge))
-        y1, y2 = self._crop_axis(resized[0], crop_height, top)
-        x1, x2 = self._crop_axis(resized[1], crop_width, left)
-        # Multiplied before the division, a crop to the image's edge ends exactly at that edge.
-        source = (x1 * width / resized[1], y1 * height / resized[0], x2 * width / resized[1], y2 * height / resized[0])
-        return View(source, self._fit((y2 - y1, x2 - x1), shortest), flipped)
+        shortest = _choose(self.shortest_edges, last_edge) if self.multi_scale else max(self.shortest_edges)
+        shown, source = stored, (0.0, 0.0, float(width), float(height))
+        if self.multi_scale and branch < self.crop_probability:
+            # The crop is drawn in the image before the flip: its position is uniform, so the order does not matter.
+            tall, wide = self._fit(stored, _choose(self.crop_shortest_edges, first_edge))
+            y1, y2 = self._crop_axis(tall, crop_height, top)
+            x1, x2 = self._crop_axis(wide, crop_width, left)
+            # Multiplied before the division, a crop to the image's edge ends exactly at that edge.
+            source = x1 * width / wide, y1 * height / tall, x2 * width / wide, y2 * height / tall
+            shown = y2 - y1, x2 - x1
+        size = self._fit(shown, shortest)
+        target = (0, 0, size[1], size[0])
+        return View(source, target, size, flip=(flip < self.horizontal_flip, False), origin=source[:2])
 
     def _fit(self, size: Size, shortest: int) -> Size:
         """Size (height, width) after a resize to a shorter side of `shortest`."""
@@ -155,28 +105,3 @@ class PaperTransform:
 
 def _choose(values: Sequence[int], draw: float) -> int:
     return values[int(draw * len(values))]
-
-
-def _whole_size(stored: Size, view: View) -> Size:
-    """Height and width in output pixels that the whole image would have, rounded up."""
-    scale_x, scale_y = view.scale
-    return round_up(stored[0] * scale_y), round_up(stored[1] * scale_x)
-
-
-def _show_pixels(decoded: DecodedImage, view: View) -> torch.Tensor:
-    """The view of an image, (3, height, width) uint8 RGB."""
-    shown = resample(decoded, view.source, view.size)
-    if view.flip:
-        shown = shown.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
-    return functional.pil_to_tensor(shown).contiguous()
-
-
-def _show_boxes(boxes: torch.Tensor, view: View) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (N, 4) xyxy in stored pixels to those inside the view, in its pixels, and which to keep (N,)."""
-    height, width = view.size
-    offset = torch.tensor(view.source[:2]).repeat(2)
-    boxes = (boxes - offset) * torch.tensor(view.scale).repeat(2)
-    boxes = boxes.clamp(min=torch.zeros(4), max=torch.tensor([width, height, width, height]))
-    if view.flip:
-        boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
-    return boxes, (boxes[:, 2:] - boxes[:, :2] > _MIN_SIDE).all(dim=1)

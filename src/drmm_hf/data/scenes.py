@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 
 from ..files import to_json, write_text
-from .scene_rendering import Scene, render_scene
-from .scene_shapes import CATEGORIES
+from .scene_rendering import CATEGORIES, Scene, render_scene
+from .transforms import check_argument
 
 _DESCRIPTION = "drmm-hf generated scenes"
 _VERSION = 1  # raise it when the same seed no longer gives the same scenes
@@ -131,18 +131,18 @@ def _annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
     for name, minimum in (("num_train", 1), ("num_val", 1), ("seed", 0)):
-        if type(parameters[name]) is not int or parameters[name] < minimum:
-            raise ValueError(f"{name}={parameters[name]!r}: must be an integer of at least {minimum}")
+        value = parameters[name]
+        check_argument(name, value, type(value) is int and value >= minimum, f"an integer of at least {minimum}")
     size = parameters["image_size"]
-    if any(type(side) is not int or side < 64 for side in size):
-        raise ValueError(f"image_size={tuple(size)}: must be (height, width) in pixels, each at least 64")
-    low, high = parameters["min_object_size"], parameters["max_object_size"]
-    if not 4 <= low <= high <= min(size):
-        raise ValueError(f"min_object_size={low}, max_object_size={high}: must be in order, from 4 to {min(size)}")
-    if not 1.0 <= parameters["mean_objects"] < float("inf"):
-        raise ValueError(f"mean_objects={parameters['mean_objects']}: must be at least 1")
-    if parameters["image_format"] not in ("jpg", "png"):
-        raise ValueError(f"image_format={parameters['image_format']!r}: must be 'jpg' or 'png'")
+    large = all(type(side) is int and side >= 64 for side in size)
+    check_argument("image_size", tuple(size), large, "(height, width) in pixels, each at least 64")
+    sides = parameters["min_object_size"], parameters["max_object_size"]
+    ordered = 4 <= sides[0] <= sides[1] <= min(size)
+    check_argument("min_object_size, max_object_size", sides, ordered, f"in order, from 4 to {min(size)}")
+    mean = parameters["mean_objects"]
+    check_argument("mean_objects", mean, 1.0 <= mean < float("inf"), "at least 1")
+    image_format = parameters["image_format"]
+    check_argument("image_format", image_format, image_format in ("jpg", "png"), "'jpg' or 'png'")
 
 
 def _parameters_of(path: Path) -> Any:

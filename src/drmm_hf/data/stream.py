@@ -1,6 +1,5 @@
 """Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from torch.utils.data import IterableDataset
 from ..annotations import Records, frame_problem
 from .coco import AnyPath
 from .images import stored_size
-from .rows import MAX_SIDE, PIXELS, check_known, ordered_labels
-from .tables import Schema, find_split, is_saved, reason_of, unreadable
+from .rows import MAX_SIDE, PIXELS, DetectionDataset, check_known, ordered_labels, row_features
+from .tables import Schema, find_split, is_saved, objects_dataset, reason_of, unreadable
 from .tars import TarError, read_tars
 
 _CHECKED_BOXES = 100
@@ -36,7 +35,7 @@ class StreamingDetectionDataset(IterableDataset):
         class_names: names that the stream's own schema gives its category numbers, or None.
         name: what messages call the data set.
         schema: what its rows are called and hold.
-        rows: the `datasets.IterableDataset` below, neither shuffled nor split.
+        rows: the `datasets.IterableDataset` below.
     """
 
     def __init__(
@@ -48,51 +47,38 @@ class StreamingDetectionDataset(IterableDataset):
         self.rows, self.schema, self.name, self.class_names = rows, schema, schema.name, schema.class_names
         self.id2label = dict(enumerate(ordered_labels(id2label)))
         self.label2id = {label_name: label for label, label_name in self.id2label.items()}
-        self._seed: int | None = None
-        self._buffer_size, self._rank, self._world_size, self._epoch = 1, 0, 1, 0
 
     @property
     def num_shards(self) -> int:
-        """Number of files (or other pieces) of the whole split that can be read independently."""
+        """Number of files (or other pieces) of the split that can be read independently."""
         return self.rows.num_shards
 
     @property
-    def shards_per_process(self) -> int:
-        """Of how many shards each process reads at least a part."""
-        even = self.num_shards % self._world_size == 0
-        return self.num_shards // self._world_size if even else self.num_shards
-
-    def shuffle(self, seed: int, buffer_size: int = 1000) -> "StreamingDetectionDataset":
-        """The data set in an order that depends on the seed and the epoch: of the shards, and in a buffer of rows.
-
-        Args:
-            seed: must be the same in all processes.
-            buffer_size: rows, with their encoded images, that every reading process keeps in memory.
-        """
-        result = copy.copy(self)
-        result._seed, result._buffer_size = seed, buffer_size
-        return result
-
-    def split_by_node(self, rank: int, world_size: int) -> "StreamingDetectionDataset":
-        """The part of one of `world_size` processes.
-
-        These are shards of its own where their number is a multiple of `world_size`, and else every n-th row of all.
-        """
-        result = copy.copy(self)
-        result._rank, result._world_size = rank, world_size
-        return result
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next iteration. DataLoader workers that are already running do not notice."""
-        self._epoch = epoch
+    def listed_images(self) -> int | None:
+        """Number of images of the split where the data set's own card tells it."""
+        split = (self.rows.info.splits or {}).get(str(self.rows.split))
+        return split.num_examples or None if split is not None else None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows = self.rows
-        if self._seed is not None:
-            # not `set_epoch` of `datasets`: all workers would share the one number
-            rows = rows.shuffle(seed=mixed_seed(self._seed, self._epoch), buffer_size=self._buffer_size)
-        if self._world_size > 1:
-            rows = split_dataset_by_node(rows, self._rank, self._world_size)
+        return self._clean_all(self.rows)
+
+    def epoch(
+        self, number: int, seed: int, *, buffer_size: int = 1000, num_processes: int = 1, process_index: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of one process in an order that depends on the seed and the epoch.
+
+        A process reads shards of its own where their number is a multiple of the processes, and else every n-th row.
+
+        Args:
+            number: of the epoch.
+            seed: must be the same in all processes.
+            buffer_size: rows, with their encoded images, that every reading process keeps in memory to mix them.
+        """
+        # not `set_epoch` of `datasets`: all workers would share the one number
+        rows = self.rows.shuffle(seed=mixed_seed(seed, number), buffer_size=buffer_size)
+        return self._clean_all(split_dataset_by_node(rows, process_index, num_processes))
+
+    def _clean_all(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         first: list[tuple[Any, int, int]] = []
         checked = False
         for number, raw in enumerate(self._read(rows)):
@@ -208,6 +194,32 @@ def load_streaming_dataset(
     result = StreamingDetectionDataset(rows, labels, schema)
     check_known(schema.class_names or (), list(result.label2id), name)
     return result
+
+
+def store_split(path: AnyPath, split: str, id2label: Mapping[int, str]) -> DetectionDataset:
+    """One split of a sharded data set as a table, which is made from the stream where it is not in the cache yet.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_streaming_dataset` and its rows.
+    """
+    stream = load_streaming_dataset(path, split, id2label=id2label)
+    # the builder's cache folder changes with the shards, and so does the name under which this is stored
+    root = Path(path).expanduser()
+    version = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path)).cache_dir
+    arguments = {"path": str(path), "split": split, "labels": dict(id2label), "version": version}
+    features = row_features(list(stream.id2label.values()))
+    features |= {"width": datasets.Value("int64"), "height": datasets.Value("int64")}
+    try:
+        table = datasets.Dataset.from_generator(_rows_of, features=datasets.Features(features), gen_kwargs=arguments)
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError | OSError):
+            raise error.__cause__ from None
+        raise
+    return objects_dataset(table, id2label=id2label, name=stream.name)
+
+
+def _rows_of(path: str, split: str, labels: dict[int, str], version: str) -> Iterator[dict[str, Any]]:
+    yield from load_streaming_dataset(path, split, id2label=labels)
 
 
 def mixed_seed(*parts: int) -> int:

@@ -1,6 +1,7 @@
-"""Training augmentation: one resample from the file to the canvas, boxes alongside."""
+"""Training augmentation: one resample from the file to the sample, boxes alongside."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torchvision import tv_tensors
+from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
 from .images import DecodedImage, ImageCache, Size, decode_image_at_least
@@ -19,32 +21,103 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where an image comes to lie on the canvas, along one axis.
+class View:
+    """What a sample shows of its image, and how.
 
-    Stored pixels `source[0]..source[1]` are resampled to the canvas pixels `target[0]..target[1]`.
+    The rectangle `source`, `(left, top, right, bottom)` in stored pixels, is resampled to the rectangle `target` in
+    pixels of the sample, whose size is `size`, `(height, width)`. Brightness, contrast and saturation are multiplied by
+    the factors `color`. Then the sample is mirrored left to right and top to bottom, as `flip` says.
+
+    `origin`, `(x, y)` in stored pixels, decides only how boxes are rounded: it is subtracted from them first.
     """
 
-    source: tuple[float, float]
-    target: tuple[int, int]
+    source: tuple[float, float, float, float]
+    target: tuple[int, int, int, int]
+    size: Size
+    flip: tuple[bool, bool] = (False, False)
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    origin: tuple[float, float] = (0.0, 0.0)
 
     @property
-    def scale(self) -> float:
-        """Canvas pixels per stored pixel."""
-        return self.length / (self.source[1] - self.source[0])
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the sample per stored pixel, `(x, y)`."""
+        x, y = ((self.target[i + 2] - self.target[i]) / (self.source[i + 2] - self.source[i]) for i in (0, 1))
+        return x, y
 
-    @property
-    def shift(self) -> float:
-        """Position on the canvas of the stored image's pixel 0: canvas = stored * scale + shift."""
-        return self.target[0] - self.source[0] * self.scale
+    def show_pixels(self, decoded: DecodedImage, fill: Sequence[int]) -> torch.Tensor:
+        """The sample (3, height, width) uint8 RGB; where there is no image it has the color `fill`."""
+        left, top, right, bottom = self.target
+        (scale_x, scale_y), image = decoded.scale, decoded.image
+        x1, y1, x2, y2 = self.source
+        # Rounding must not put the box outside the decoded image by a billionth.
+        box = (x1 * scale_x, y1 * scale_y, min(x2 * scale_x, image.width), min(y2 * scale_y, image.height))
+        patch = image.resize((right - left, bottom - top), PIL.Image.Resampling.BILINEAR, box=box)
+        sample = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *self.size)
+        sample[:, top:bottom, left:right] = functional.pil_to_tensor(jitter_color(patch, *self.color))
+        axes = [axis for axis, mirrored in zip((2, 1), self.flip, strict=True) if mirrored]
+        return sample.flip(axes) if axes else sample
 
-    @property
-    def length(self) -> int:
-        """Canvas pixels that are covered."""
-        return self.target[1] - self.target[0]
+    def move_boxes(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes (N, 4) xyxy in stored pixels to pixels of the sample: whole ones, and what lies inside of it."""
+        scale = self.scale
+        shift = [self.target[i] - (self.source[i] - self.origin[i]) * scale[i] for i in (0, 1)]
+        origin, factor, offset = (torch.tensor(pair).repeat(2) for pair in (self.origin, scale, shift))
+        whole = tv_tensors.BoundingBoxes((boxes - origin) * factor + offset, format="XYXY", canvas_size=self.size)
+        for flip, mirrored in zip((functional.horizontal_flip, functional.vertical_flip), self.flip, strict=True):
+            whole = flip(whole) if mirrored else whole
+        inside = functional.clamp_bounding_boxes(whole)
+        return whole.as_subclass(torch.Tensor), inside.as_subclass(torch.Tensor)
 
 
-class TrainTransform:
+class Augmentation(ABC):
+    """An example of a data set to a training sample: a random view of its image, and the boxes that it shows."""
+
+    fill: tuple[int, int, int] = IMAGENET_MEAN_RGB
+    min_visibility: float = 0.0
+    min_box_size: float = 1e-3
+    """Pixels; what clipping leaves of a box that only touches the sample is rounding error below this."""
+
+    def __call__(self, example: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
+        """Make one training sample.
+
+        Args:
+            example: a row of `DetectionDataset.dataset`, or of the same layout.
+            generator: source of all random choices; torch's global one by default, which a DataLoader seeds
+                differently in every worker and epoch. Every call draws the same number of values.
+
+        Returns:
+            `image` (3, height, width) uint8 RGB; `boxes` (N, 4) float32 xyxy in pixels of that image;
+            `labels` (N,) int64; `image_id` int (-1 where the example has none).
+
+        Raises:
+            FileNotFoundError, ValueError: the image is missing or cannot be decoded; the message names the
+                file.
+        """
+        draws = torch.rand(8, generator=generator).tolist()
+        decoded = self.decode(example, draws)
+        view = self.view(decoded.stored_size, draws)
+        boxes, labels = read_targets(example)
+        whole, boxes = view.move_boxes(boxes)
+        sides, whole_sides = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
+        visible = sides.prod(dim=1) >= self.min_visibility * whole_sides.prod(dim=1)
+        keep = visible & (sides >= self.min_box_size).all(dim=1) & (sides > 0).all(dim=1)
+        return {
+            "image": view.show_pixels(decoded, self.fill),
+            "boxes": boxes[keep],
+            "labels": labels[keep],
+            "image_id": int(example.get("image_id", -1)),
+        }
+
+    @abstractmethod
+    def view(self, stored: Size, draws: Sequence[float]) -> View:
+        """What to show of a stored image (height, width); `draws` are eight values in 0 <= value < 1."""
+
+    @abstractmethod
+    def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
+        """The image, at least as large as the view shows it."""
+
+
+class TrainTransform(Augmentation):
     """An example of a data set to a training sample on a canvas of fixed size.
 
     The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it,
@@ -93,8 +166,7 @@ class TrainTransform:
         cache: bool = False,
         cache_bytes: int = 2 * 1024**3,
     ) -> None:
-        if len(size) != 2 or not are_pixels(size):
-            raise ValueError(f"size={size!r}: must be (height, width) in pixels")
+        check_argument("size", size, len(size) == 2 and are_pixels(size), "(height, width) in pixels")
         check_shares(
             horizontal_flip=horizontal_flip,
             vertical_flip=vertical_flip,
@@ -102,59 +174,41 @@ class TrainTransform:
             color_jitter=color_jitter,
             min_visibility=min_visibility,
         )
-        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1] < math.inf:
-            raise ValueError(f"scale_range={scale_range!r}: must be (least, greatest) zoom, both positive")
-        if not 0 <= min_box_size < math.inf:
-            raise ValueError(f"min_box_size={min_box_size!r}: must be 0 or more pixels")
-        if len(fill) != 3 or any(type(value) is not int or not 0 <= value <= 255 for value in fill):
-            raise ValueError(f"fill={fill!r}: must be (red, green, blue), each 0 to 255")
+        ordered = len(scale_range) == 2 and 0 < scale_range[0] <= scale_range[1] < math.inf
+        check_argument("scale_range", scale_range, ordered, "(least, greatest) zoom, both positive")
+        check_argument("min_box_size", min_box_size, 0 <= min_box_size < math.inf, "0 or more pixels")
+        colors = len(fill) == 3 and all(type(value) is int and 0 <= value <= 255 for value in fill)
+        check_argument("fill", fill, colors, "(red, green, blue), each 0 to 255")
         self.size = (size[0], size[1])
-        self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
+        self.flips = (horizontal_flip, vertical_flip)
         self.scale_range, self.translate, self.color_jitter = scale_range, translate, color_jitter
         self.keep_aspect, self.fill = keep_aspect, fill
         self.min_visibility, self.min_box_size = min_visibility, min_box_size
         self.cache = ImageCache(cache_bytes) if cache else None
 
-    def __call__(self, example: Mapping[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
-        """Make one training sample.
-
-        Args:
-            example: a row of `DetectionDataset.dataset`, or of the same layout.
-            generator: source of all random choices; torch's global one by default, which a DataLoader seeds
-                differently in every worker and epoch. Every call draws the same number of values.
-
-        Returns:
-            `image` (3, height, width) uint8 RGB; `boxes` (N, 4) float32 xyxy in pixels of that image;
-            `labels` (N,) int64; `image_id` int (-1 where the example has none).
-
-        Raises:
-            FileNotFoundError, ValueError: the image is missing or cannot be decoded; the message names the
-                file.
-        """
-        draws = torch.rand(8, generator=generator).tolist()
-        zoom = _log_uniform(self.scale_range, draws[0])
-        if self.cache is not None:
-            decoded = self.cache.get(example, lambda stored: self._zoomed_size(stored, self.scale_range[1]))
-        else:
-            decoded = decode_image_at_least(example, lambda stored: self._zoomed_size(stored, zoom))
-        vertical, horizontal = (
-            place_axis(stored, canvas, fit * zoom, self.translate, draw)
-            for stored, canvas, fit, draw in zip(
-                decoded.stored_size, self.size, self._fit(decoded.stored_size), draws[1:3], strict=True
-            )
+    def view(self, stored: Size, draws: Sequence[float]) -> View:
+        zoom, shifts, color, flips = self._zoom(draws[0]), draws[1:3], draws[3:6], draws[6:]
+        (top, bottom, above, below), (left, right, before, after) = (
+            place_axis(side, canvas, fit * zoom, self.translate, draw)
+            for side, canvas, fit, draw in zip(stored, self.size, self._fit(stored), shifts, strict=True)
+        )
+        brightness, contrast, saturation = (1 + self.color_jitter * (2 * draw - 1) for draw in color)
+        return View(
+            source=(left, top, right, bottom),
+            target=(before, above, after, below),
+            size=self.size,
+            flip=(flips[0] < self.flips[0], flips[1] < self.flips[1]),
+            color=(brightness, contrast, saturation),
         )
 
-        image: torch.Tensor = tv_tensors.Image(self._paint(decoded, vertical, horizontal, draws[3:6]))
-        boxes, labels = read_targets(example)
-        scale = torch.tensor([horizontal.scale, vertical.scale]).repeat(2)
-        shift = torch.tensor([horizontal.shift, vertical.shift]).repeat(2)
-        boxes = tv_tensors.BoundingBoxes(boxes * scale + shift, format="XYXY", canvas_size=self.size)
-        if draws[6] < self.horizontal_flip:
-            image, boxes = functional.horizontal_flip(image), functional.horizontal_flip(boxes)
-        if draws[7] < self.vertical_flip:
-            image, boxes = functional.vertical_flip(image), functional.vertical_flip(boxes)
-        boxes, keep = self._clip(boxes)
-        return make_sample(example, image.as_subclass(torch.Tensor), boxes[keep], labels[keep])
+    def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
+        if self.cache is not None:
+            return self.cache.get(example, lambda stored: self._zoomed_size(stored, self.scale_range[1]))
+        return decode_image_at_least(example, lambda stored: self._zoomed_size(stored, self._zoom(draws[0])))
+
+    def _zoom(self, draw: float) -> float:
+        low, high = map(math.log, self.scale_range)
+        return math.exp(low + (high - low) * draw)
 
     def _fit(self, stored: Size) -> tuple[float, float]:
         """Vertical and horizontal zoom that fits the whole image into the canvas."""
@@ -166,32 +220,17 @@ class TrainTransform:
         vertical, horizontal = self._fit(stored)
         return max(1, round_up(stored[0] * vertical * zoom)), max(1, round_up(stored[1] * horizontal * zoom))
 
-    def _paint(
-        self, decoded: DecodedImage, vertical: Placement, horizontal: Placement, jitter: Sequence[float]
-    ) -> torch.Tensor:
-        """The canvas (3, height, width) uint8 with the resampled, color-changed image on it."""
-        (left, right), (top, bottom) = horizontal.source, vertical.source
-        patch = resample(decoded, (left, top, right, bottom), (vertical.length, horizontal.length))
-        patch = jitter_color(patch, *(1 + self.color_jitter * (2 * draw - 1) for draw in jitter))
-        canvas = torch.empty((3, *self.size), dtype=torch.uint8)
-        canvas[:] = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None]
-        canvas[:, slice(*vertical.target), slice(*horizontal.target)] = functional.pil_to_tensor(patch)
-        return canvas
 
-    def _clip(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes (N, 4) inside the canvas, and which of them to keep (N,)."""
-        whole = boxes.as_subclass(torch.Tensor)
-        clipped = functional.clamp_bounding_boxes(boxes).as_subclass(torch.Tensor)
-        sides, whole_sides = clipped[:, 2:] - clipped[:, :2], whole[:, 2:] - whole[:, :2]
-        visible = sides.prod(dim=1) >= self.min_visibility * whole_sides.prod(dim=1)
-        return clipped, visible & (sides >= self.min_box_size).all(dim=1) & (sides > 0).all(dim=1)
+def check_argument(name: str, value: Any, good: bool, wanted: str) -> None:
+    """Refuse an argument that is not `good`."""
+    if not good:
+        raise ValueError(f"{name}={value!r}: must be {wanted}")
 
 
-def check_shares(**shares: float) -> None:
+def check_shares(**shares: Any) -> None:
     """Refuse arguments that are not between 0 and 1, by their names."""
     for name, value in shares.items():
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{name}={value!r}: must be between 0 and 1")
+        check_argument(name, value, isinstance(value, int | float) and 0 <= value <= 1, "between 0 and 1")
 
 
 def are_pixels(values: Any) -> bool:
@@ -202,13 +241,6 @@ def are_pixels(values: Any) -> bool:
 def round_up(length: float) -> int:
     """The next whole number of pixels, but for rounding errors: 640 * 0.5 does not become 321."""
     return math.ceil(length - 1e-6)
-
-
-def make_sample(
-    example: Mapping[str, Any], image: torch.Tensor, boxes: torch.Tensor, labels: torch.Tensor
-) -> dict[str, Any]:
-    """What a training transform returns."""
-    return {"image": image, "boxes": boxes, "labels": labels, "image_id": int(example.get("image_id", -1))}
 
 
 def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
@@ -225,20 +257,6 @@ def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
     return (long, short) if landscape_share <= 0.1 else (long, long)
 
 
-def resample(decoded: DecodedImage, source: tuple[float, float, float, float], size: Size) -> PIL.Image.Image:
-    """The rectangle `source` (left, top, right, bottom in stored pixels) at `size`, bilinear and anti-aliased."""
-    left, top, right, bottom = source
-    scale_x, scale_y = decoded.scale
-    # Rounding must not put the box outside the decoded image by a billionth.
-    box = (
-        left * scale_x,
-        top * scale_y,
-        min(right * scale_x, decoded.image.width),
-        min(bottom * scale_y, decoded.image.height),
-    )
-    return decoded.image.resize((size[1], size[0]), PIL.Image.Resampling.BILINEAR, box=box)
-
-
 def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes (N, 4) float32 xyxy in stored pixels and labels (N,) int64 of an example, without crowd."""
     objects = example.get("objects")
@@ -247,13 +265,12 @@ def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor
             f"image {example.get('image_id', '?')}: `objects` must be a dict of lists with `bbox` ([x, y, "
             "width, height] in pixels) and `category` (labels); rename the data set's columns to that"
         )
-    boxes = torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)
+    boxes = box_convert(torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4), "xywh", "xyxy")
     labels = torch.as_tensor(objects["category"], dtype=torch.int64)
-    boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-    if objects.get("iscrowd") is not None:
-        single = ~torch.as_tensor(objects["iscrowd"], dtype=torch.bool)
-        boxes, labels = boxes[single], labels[single]
-    return boxes, labels
+    if objects.get("iscrowd") is None:
+        return boxes, labels
+    single = ~torch.as_tensor(objects["iscrowd"], dtype=torch.bool)
+    return boxes[single], labels[single]
 
 
 def jitter_color(image: PIL.Image.Image, brightness: float, contrast: float, saturation: float) -> PIL.Image.Image:
@@ -270,13 +287,12 @@ def jitter_color(image: PIL.Image.Image, brightness: float, contrast: float, sat
     return image.convert("RGB", tuple(matrix.reshape(-1).tolist()))
 
 
-def _log_uniform(bounds: tuple[float, float], draw: float) -> float:
-    low, high = math.log(bounds[0]), math.log(bounds[1])
-    return math.exp(low + (high - low) * draw)
+def place_axis(stored: int, canvas: int, scale: float, translate: float, draw: float) -> tuple[float, float, int, int]:
+    """Place `stored` pixels, zoomed by `scale`, on `canvas` pixels; `draw` in 0..1 chooses the shift.
 
-
-def place_axis(stored: int, canvas: int, scale: float, translate: float, draw: float) -> Placement:
-    """Place `stored` pixels, zoomed by `scale`, on `canvas` pixels; `draw` in 0..1 chooses the shift."""
+    Returns:
+        first and last stored pixel that are shown, and the first and last-plus-one pixel of the canvas that show them.
+    """
     length = stored * scale
     slack = canvas - length
     start = slack / 2 + (2 * draw - 1) * (abs(slack) / 2 + translate * canvas)
@@ -287,4 +303,4 @@ def place_axis(stored: int, canvas: int, scale: float, translate: float, draw: f
     # A side that is not cropped is resampled whole: its scale differs by the rounding of the target only.
     first = -start / scale if start < 0 else 0.0
     last = min((canvas - start) / scale, float(stored)) if start + length > canvas else float(stored)
-    return Placement((first, last), (low, high))
+    return first, last, low, high

@@ -41,6 +41,7 @@ def predict_dataset(
     progress: bool = True,
     with_scales: bool = False,
     with_parts: bool = False,
+    rows: list[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of a model on a data set.
 
@@ -59,6 +60,7 @@ def predict_dataset(
         progress: show a progress bar on stderr, of the main process.
         with_scales: keep γ of each edge in the results, as `detections_to_coco` says.
         with_parts: keep the objectness in the results, as `detections_to_coco` says.
+        rows: gets every row of the data set without its image, on every process.
 
     Returns:
         As `detections_to_coco`: original image and category ids, boxes [x, y, width, height] in pixels of the stored
@@ -68,21 +70,43 @@ def predict_dataset(
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the file.
     """
-    results, _ = _predict(
+    if device is not None:
+        model.to(device)
+    count, index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+    source: Iterable[Row] = dataset.dataset if isinstance(dataset, DetectionDataset) else dataset
+    rows = [] if rows is None else rows
+
+    def numbered() -> Iterator[Row]:
+        """Every row with its place, which tells the images of a stream apart."""
+        for place, row in enumerate(source):
+            rows.append({name: value for name, value in row.items() if name != "image"})
+            yield {**row, "place": place}
+
+    batches = predict_batches(
         model,
         processor,
-        dataset,
-        accelerator=accelerator,
-        device=device,
-        progress=progress,
-        with_scales=with_scales,
-        with_parts=with_parts,
+        numbered(),
         batch_size=batch_size,
         threshold=threshold,
         top_k=top_k,
         num_workers=num_workers,
+        num_processes=count,
+        process_index=index,
+        total=len(dataset) if isinstance(dataset, DetectionDataset) else None,
+        progress=progress and index == 0,
     )
-    return results
+    category_ids = _category_ids(dataset)
+    share = []
+    for number, (batch, detections) in enumerate(batches):
+        places = [row["place"] for row in batch]
+        found = detections_to_coco(detections, places, category_ids, with_scales, with_parts)
+        share.append((number * count + index, found))
+    everything = sorted(gather_object(share) if count > 1 else share, key=lambda pair: pair[0])
+    ids = [row["image_id"] for row in rows]
+    if source is dataset and (len(set(ids)) < len(ids) or min(ids, default=0) < 0):
+        for place, row in enumerate(rows):
+            row["image_id"] = place
+    return [{**one, "image_id": rows[one["image_id"]]["image_id"]} for _, found in everything for one in found]
 
 
 def predict_stream(
@@ -96,19 +120,18 @@ def predict_stream(
     Returns:
         The results, and `images`, `annotations` (the cleaned boxes) and `categories` with the same ids.
     """
-    results, rows = _predict(model, processor, dataset, **options)
-    category_ids = _category_ids(dataset)
+    rows: list[dict[str, Any]] = []
+    results = predict_dataset(model, processor, dataset, rows=rows, **options)
     annotations: list[dict[str, Any]] = []
     for row in rows:
-        objects = row["objects"]
-        columns = (objects[name] for name in ("bbox", "category", "area", "iscrowd"))
+        columns = (row["objects"][name] for name in ("bbox", "category", "area", "iscrowd"))
         for bbox, label, area, iscrowd in zip(*columns, strict=True):
             one = {"bbox": bbox, "category_id": label, "area": area, "iscrowd": iscrowd}
             annotations.append({"id": len(annotations) + 1, "image_id": row["image_id"], **one})
     return results, {
         "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
         "annotations": annotations,
-        "categories": [{"id": i, "name": dataset.id2label[label]} for label, i in enumerate(category_ids) if i != -1],
+        "categories": [{"id": i, "name": dataset.id2label[i]} for i in _category_ids(dataset) if i != -1],
     }
 
 
@@ -289,55 +312,6 @@ def _detect(
         {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in one.items()}
         for one in detections
     ]
-
-
-def _predict(
-    model: nn.Module,
-    processor: Any,
-    dataset: DetectionDataset | StreamingDetectionDataset,
-    *,
-    accelerator: Accelerator | PartialState | None = None,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-    with_scales: bool = False,
-    with_parts: bool = False,
-    **options: Any,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """COCO results, and the rows without their images, both of the whole data set on every process."""
-    if device is not None:
-        model.to(device)
-    count, index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
-    source: Iterable[Row] = dataset.dataset if isinstance(dataset, DetectionDataset) else dataset
-    rows: list[dict[str, Any]] = []
-
-    def numbered() -> Iterator[Row]:
-        """Every row with its place, which tells the images of a stream apart."""
-        for place, row in enumerate(source):
-            rows.append({name: value for name, value in row.items() if name != "image"})
-            yield {**row, "place": place}
-
-    batches = predict_batches(
-        model,
-        processor,
-        numbered(),
-        num_processes=count,
-        process_index=index,
-        total=len(dataset) if isinstance(dataset, DetectionDataset) else None,
-        progress=progress and index == 0,
-        **options,
-    )
-    category_ids = _category_ids(dataset)
-    share = []
-    for number, (batch, detections) in enumerate(batches):
-        places = [row["place"] for row in batch]
-        found = detections_to_coco(detections, places, category_ids, with_scales, with_parts)
-        share.append((number * count + index, found))
-    everything = sorted(gather_object(share) if count > 1 else share, key=lambda pair: pair[0])
-    ids = [row["image_id"] for row in rows]
-    if not isinstance(dataset, DetectionDataset) and (len(set(ids)) < len(ids) or min(ids, default=0) < 0):
-        rows = [{**row, "image_id": place} for place, row in enumerate(rows)]
-    results = [{**one, "image_id": rows[one["image_id"]]["image_id"]} for _, found in everything for one in found]
-    return results, rows
 
 
 def _category_ids(dataset: DetectionDataset | StreamingDetectionDataset) -> list[int]:

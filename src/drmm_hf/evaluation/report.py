@@ -1,30 +1,30 @@
 """The page of `drmm analyze`: what analysis.json says, as tables, figures and pictures, checkpoints side by side.
 
-The words are in report.html.jinja; here are the tables, the figures, the sentences that depend on numbers, and the
-worst images.
+The template report.html.jinja walks the values of analysis.json and has the words; here are the look of a number, the
+figures, the sentences that depend on numbers, and the worst images.
 """
 
 import base64
+import copy
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from ..data import DetectionDataset, decode_image
 from ..visualization import draw_detections
 from .calibration import CalibrationReport, reliability_figure
-from .coco import CocoGroundTruth
+from .coco_input import CocoGroundTruth
 
 Model: TypeAlias = Mapping[str, Any]
-Cell: TypeAlias = tuple[float | None, str] | str
-"""A number and its format such as ".3f", or text; None and nan are shown as a dash."""
-Better: TypeAlias = Literal["high", "low"] | None
+"""The entry of a checkpoint in analysis.json."""
 
 # Of the checkpoints: distinct for most colour-blind readers, and of like weight on white and near-black (Paul Tol).
 SERIES = ("#4477aa", "#cc6677", "#3a9a5b", "#b8862b", "#8a63b5", "#2fa3b5")
@@ -34,9 +34,14 @@ THEME = {
     "#a9c6e3": "--bar", "#d1495b": "--warn", "#1f6f8b": "--under",
 }  # fmt: skip
 INK, SOFT, LINE, PAGE = list(THEME)[:4]
+STYLE: Any = {
+    "axes.spines.top": False, "axes.spines.left": False, "axes.spines.right": False, "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT, "axes.labelsize": 10.5, "axes.axisbelow": True, "axes.grid": True, "grid.color": LINE,
+    "xtick.color": SOFT, "xtick.labelsize": 10.5, "xtick.major.size": 0, "ytick.color": SOFT, "ytick.labelsize": 10.5,
+    "ytick.major.size": 0, "lines.markersize": 5,
+}  # fmt: skip
 LONGEST_SIDE = 900  # of a picture, pixels: sharp on a wide screen, and ten images stay a few megabytes
 MAX_BARS = 30  # more are unreadable; the table has them all
-PARTS = {"score": "p·o", "class_probability": "p", "objectness": "o"}
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,6 @@ class WorstImage:
     image_id: str
     file_name: str
     pictures: Sequence[Image.Image]
-
-
-class Row(NamedTuple):
-    """A row of a table: of each checkpoint a list with a cell for each of its columns."""
-
-    title: str
-    cells: Sequence[Sequence[Cell]]
-    note: str = ""
-    better: Better = None
 
 
 def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ()) -> str:
@@ -67,6 +63,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
+    require_matplotlib()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,61 +71,78 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"cell": cell_text, "pretty": lambda text: text.replace(">=", "≥"), "jpeg": _jpeg}
-    environment.globals |= {"table": table, "notes": _notes, "series": lambda index: SERIES[index % len(SERIES)]}
+    analysis = copy.deepcopy(analysis)
     models: Sequence[Model] = analysis["checkpoints"]
+    for model in models:
+        for entry in model["thresholds"]["per_class"].values():
+            if entry["score_threshold"] is None and entry["objects"]:
+                entry["score_threshold"] = "keep none"
+    environment.filters |= {"pretty": lambda text: text.replace(">=", "≥"), "jpeg": _jpeg}
+    environment.globals |= {
+        "cells": lambda *path, **options: compared_cells(models, path, **options),
+        "color": lambda index: SERIES[index % len(SERIES)],
+        "notes": lambda part: _notes(models, part),
+    }
+    findings = {
+        "calibration": _calibration_finding,
+        "recalibration": _recalibration_finding,
+        "duplicates": _nms_finding,
+    }
     return environment.get_template("report.html.jinja").render(
         analysis=analysis,
         models=models,
         data=analysis["data"],
         worst=worst,
-        figures={"classes": _class_figure(analysis["data"]["objects_per_class"], models), **_line_figures(models)},
-        reliability=[_reliability(model["calibration"]["reliability"], model["name"]) for model in models],
-        parts=[
-            (f"{model['name']}: {PARTS[part]}", report["ece"], _reliability(report, f"{model['name']}, {PARTS[part]}"))
-            for model in models
-            for part, report in (model["calibration"].get("parts") or {}).items()
-            if part != "score"
-        ],
-        calibration_findings=[text for model in models if (text := _calibration_finding(model))],
-        recalibration_findings=[text for model in models if (text := _recalibration_finding(model))],
-        duplicate_findings=[text for model in models if (text := _duplicates_finding(model))],
+        figures=_figures(models, analysis["data"]["objects_per_class"]),
+        findings={part: [text for model in models if (text := find(model))] for part, find in findings.items()},
     )
 
 
-def table(
-    titles: Sequence[tuple[str, Better]], rows: Iterable[Sequence[Any]], corner: str = "", within: bool = False
-) -> dict[str, Any]:
-    """What the template draws as a table, with the best of what is compared marked.
+def compared_cells(
+    models: Sequence[Model],
+    path: Sequence[Any],
+    *,
+    columns: Sequence[Any] = ("",),
+    form: str | Sequence[str] = ".3f",
+    better: str | Sequence[str] = "",
+    within: bool = False,
+) -> list[list[tuple[str, bool]]]:
+    """A row of a table: of each checkpoint the text of its cell in each column, and whether that is the best number.
 
     Args:
-        titles: heading of each column of a checkpoint, and which number in it is the best; one "" for no second line of
-            headings.
-        rows: `Row`s or their values.
-        corner: above the headings of the rows.
+        models: the checkpoints.
+        path: keys from a checkpoint to what the row is about.
+        columns: further keys, a tuple or one, for each column; "" for the value at `path` itself.
+        form: how to write numbers, in all columns or in each.
+        better: `high` or `low`, in all columns or in each; anything else marks nothing.
         within: compare the columns of a checkpoint with each other, and not the same column of all checkpoints.
     """
-    drawn = []
-    for row in (Row(*values) for values in rows):
-        best: set[tuple[int, int]] = set()
-        places = [[(m, t) for t in range(len(titles))] for m in range(len(row.cells))]
-        for group in places if within else zip(*places, strict=True):
-            better = row.better or titles[group[0][1]][1]
-            values = {place: row.cells[place[0]][place[1]] for place in group}
-            known = {place: cell[0] for place, cell in values.items() if not isinstance(cell, str) and _known(cell[0])}
-            if better and len(known) > 1:
-                winner = (max if better == "high" else min)(known.values())  # type: ignore[type-var]
-                best |= {place for place, value in known.items() if value == winner}
-        cells = [[(cell_text(cell), (m, t) in best) for t, cell in enumerate(own)] for m, own in enumerate(row.cells)]
-        drawn.append({"title": row.title, "note": row.note, "cells": cells})
-    return {"titles": [title for title, _ in titles], "rows": drawn, "corner": corner}
+    values = [
+        [
+            _look(model, *path, *(column if isinstance(column, tuple) else [column] if column else []))
+            for column in columns
+        ]
+        for model in models
+    ]
+    forms = [form] * len(columns) if isinstance(form, str) else form
+    wanted = [better] * len(columns) if isinstance(better, str) else better
+
+    def is_best(model: int, column: int) -> bool:
+        rivals = values[model] if within else [own[column] for own in values]
+        known = [value for value in rivals if not isinstance(value, str) and _known(value)]
+        best = {"high": max, "low": min}.get(wanted[column])
+        return best is not None and len(known) > 1 and values[model][column] == best(known)
+
+    return [
+        [(cell_text(value, forms[column]), is_best(model, column)) for column, value in enumerate(own)]
+        for model, own in enumerate(values)
+    ]
 
 
-def cell_text(cell: Cell) -> str:
-    """What a cell shows: numbers with a true minus sign, a dash for one that does not exist."""
-    if isinstance(cell, str):
-        return cell
-    value, form = cell
+def cell_text(value: float | str | None, form: str) -> str:
+    """What a cell shows: text, numbers with a true minus sign, a dash for one that does not exist."""
+    if isinstance(value, str):
+        return value
     return format(value, form).replace("-", "\u2212") if value is not None and _known(value) else "–"
 
 
@@ -165,24 +179,34 @@ def draw_images(
     return drawn
 
 
-def require_matplotlib() -> Any:
-    """The class of figures; an ImportError that names the extra where there is none."""
+def require_matplotlib() -> None:
+    """An ImportError that names the extra where there is none."""
     try:
-        from matplotlib.figure import Figure  # not pyplot, which keeps every figure and chooses a window system
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("The figures of the report need matplotlib: pip install 'drmm-hf[plots]'") from error
-    return Figure
 
 
 def _known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def _notes(models: Sequence[Model], texts: Sequence[str | None]) -> list[str]:
-    """Small print of each checkpoint; once, without a name, where it is the same for all."""
+def _look(value: Any, *path: Any) -> Any:
+    """What lies at these keys; None where one of them is missing."""
+    for key in path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
+
+
+def _notes(models: Sequence[Model], part: str) -> list[str]:
+    """Settings of a part, or why it is missing, of each checkpoint; once, without a name, where all have the same."""
+    texts = [model[part]["note"] or model[part]["settings"] for model in models]
     if len(set(texts)) == 1:
-        return [texts[0]] if texts[0] else []
-    return [f"{model['name']}: {text}" for model, text in zip(models, texts, strict=True) if text]
+        return texts[:1]
+    return [f"{model['name']}: {text}" for model, text in zip(models, texts, strict=True)]
 
 
 def _jpeg(image: Image.Image) -> str:
@@ -194,13 +218,10 @@ def _jpeg(image: Image.Image) -> str:
 
 def _svg(figure: Any, label: str) -> Markup:
     """A figure as SVG for the page: text stays text, and its greys are those of the page."""
-    import matplotlib
-
     written = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # class names are no formulas, and the same figure must be the same text
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "text.parse_math": False}):
-        figure.savefig(written, format="svg", metadata=nothing, transparent=True)
+    figure.savefig(
+        written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True
+    )
     text = written.getvalue()
     text = text[text.index("<svg") + len("<svg") :].replace("*{stroke-linejoin", "svg *{stroke-linejoin")
     for color, name in THEME.items():
@@ -208,112 +229,118 @@ def _svg(figure: Any, label: str) -> Markup:
     return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(text)
 
 
-def _axes(height: float, x_label: str = "", y_label: str = "") -> tuple[Any, Any]:
-    figure = require_matplotlib()(figsize=(5, height), layout="constrained")
+def _figures(models: Sequence[Model], objects: Mapping[str, int]) -> dict[str, Any]:
+    """The figures by the name that the template has for them, as SVG; lists of them for the reliability diagrams."""
+    import matplotlib
+
+    counts, parts = models[0]["duplicates"]["counts"], [model["uncertainty"] for model in models]
+    stages = [model["likelihood"]["stages"] for model in models]
+    overlaps = list(models[0]["duplicates"]["winner_takes_all"])
+    nms, merged = ([[_gain(m, part, at) for at in overlaps] for m in models] for part in ("nms", "winner_takes_all"))
+    levels: list[float] = next((part["levels"] for part in parts if part["levels"]), [])
+    # class names are no formulas, and the same figure must be the same text
+    shared: Any = {"svg.fonttype": "none", "svg.hashsalt": "drmm", "text.parse_math": False}
+    with matplotlib.rc_context({**shared, **STYLE}):
+        drawn: dict[str, Any] = {
+            "classes": _bars(objects, models),
+            "duplicates": _lines(
+                "duplicates an image",
+                "detections with at least this score",
+                [f"{entry['score_threshold']:g}" for entry in counts],
+                [[entry["per_image"] for entry in model["duplicates"]["counts"]] for model in models],
+            ),
+            "gain": _lines("change of AP", "IoU above which a detection is removed", overlaps, nms, merged),
+            "coverage": _lines(
+                "edges inside",
+                "asked for (the dashed line is where it should be)",
+                [f"{level:.0%}" for level in levels],
+                [part["coverage"] for part in parts],
+                ideal=levels,
+            ),
+            "errors": _lines(
+                "mean error, px",
+                "fifths of the edges, from small γ to large",
+                "12345",
+                [part["quintile_errors"] for part in parts],
+            ),
+        }
+        for key, label in (("nll", "NLL of an object"), ("max_share", "share of the best component")):
+            values = [[stage[key] for stage in own] for own in stages]
+            numbers = [str(place + 1) for place in range(max(map(len, stages)))]
+            drawn[key] = _lines(label, "stage", numbers, values, from_zero=key != "nll")
+    with matplotlib.rc_context(shared):
+        reports = [(model["name"], model["calibration"]) for model in models]
+        reports = [(name, part) for name, part in reports if part["reliability"]["ece"] is not None]
+        drawn["reliability"] = [_reliability(part["reliability"], name) for name, part in reports]
+        drawn["parts"] = [
+            _reliability(part["parts"][key], f"{name}: {symbol}")
+            for name, part in reports
+            for key, symbol in (("class_probability", "p"), ("objectness", "o"))
+            if part.get("parts")
+        ]
+    return drawn
+
+
+def _axes(height: float, **labels: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and chooses a window system
+
+    figure = Figure(figsize=(5, height), layout="constrained")
     axes = figure.subplots()
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(SOFT)
-    axes.tick_params(colors=SOFT, labelsize=10.5, length=0)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(x_label, color=SOFT, fontsize=10.5)
-    axes.set_ylabel(y_label, color=SOFT, fontsize=10.5)
+    axes.set(**labels)
     return figure, axes
 
 
-def _class_figure(objects: Mapping[str, int], models: Sequence[Model]) -> Markup:
-    """Bars of the AP of each class, of those with most objects."""
+def _bars(objects: Mapping[str, int], models: Sequence[Model]) -> Markup:
+    """AP of each class, of those with most objects."""
     names = sorted(objects, key=lambda name: -objects[name])[:MAX_BARS]
     thick = 0.8 / len(models)
     figure, axes = _axes(0.5 + len(names) * (0.12 + 0.12 * len(models)))
     for index, model in enumerate(models):
         values = [model["accuracy"]["per_class"][name]["AP"] or 0.0 for name in names]
-        places = [row + thick * (index - (len(models) - 1) / 2) for row in range(len(names))]
+        places = np.arange(len(names)) + thick * (index - (len(models) - 1) / 2)
         axes.barh(places, values, thick * 0.85, color=SERIES[index % len(SERIES)])
     axes.set_yticks(range(len(names)), [name if len(name) <= 18 else name[:17] + "…" for name in names])
     axes.set(xlim=(0, 1), ylim=(max(len(names), 1) - 0.5, -0.5))
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(axis="x", color=LINE)
+    axes.grid(visible=False, axis="y")
     return _svg(figure, "AP of each class")
 
 
 def _lines(
     label: str,
-    lines: Iterable[tuple[int, Sequence[float], Sequence[float | None], bool]],
-    ticks: Mapping[Any, str],
-    *axis_labels: str,
+    x_label: str,
+    ticks: Sequence[str],
+    solid: Sequence[Sequence[float | None]],
+    dashed: Sequence[Sequence[float | None]] = (),
+    *,
+    ideal: Sequence[float] = (),
     from_zero: bool = True,
-    diagonal: bool = False,
 ) -> Markup:
-    """Lines of (checkpoint, x, y, dashed) over labelled ticks; points that do not exist are left out."""
-    figure, axes = _axes(3.2, *axis_labels)
+    """Lines of each checkpoint over labelled ticks; points that do not exist are left out."""
+    figure, axes = _axes(3.2, xlabel=x_label, ylabel=label)
     axes.margins(0.05, 0.1)
-    lowest = 0.0
-    for index, xs, ys, dashed in lines:
-        points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and _known(y)]
-        lowest = min([lowest, *(y for _, y in points)])
-        color = SERIES[index % len(SERIES)]
-        style = {"linestyle": (0, (4, 3)) if dashed else "-", "markerfacecolor": PAGE if dashed else color}
-        axes.plot([x for x, _ in points], [y for _, y in points], "o", color=color, markersize=5, **style)
-    if diagonal:
-        axes.plot(list(ticks), list(ticks), color=INK, linestyle=(0, (4, 4)), linewidth=1)
-    axes.set_xticks(list(ticks), list(ticks.values()))
+    for style, group in (("-", solid), ((0, (4, 3)), dashed)):
+        for index, values in enumerate(group):
+            color = SERIES[index % len(SERIES)]
+            face = color if style == "-" else PAGE
+            heights = np.array(values, dtype=float)  # nan for None
+            axes.plot(range(len(heights)), heights, "o", linestyle=style, color=color, markerfacecolor=face)
+    axes.plot(range(len(ideal)), ideal, color=INK, linestyle=(0, (4, 4)), linewidth=1)
+    axes.set_xticks(range(len(ticks)), ticks)
+    axes.grid(visible=False, axis="x")
     if from_zero:
         axes.axhline(0, color=SOFT, linewidth=0.8)
-        if lowest == 0:
+        if all(value is None or value >= 0 for values in (*solid, *dashed) for value in values):
             axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color=LINE)
     return _svg(figure, label)
 
 
-def _line_figures(models: Sequence[Model]) -> dict[str, Markup]:
-    """The figures of the sections on duplicates, likelihood and uncertainty."""
-    counts = [model["duplicates"]["counts"] for model in models]
-    levels = {place: f"{entry['score_threshold']:g}" for place, entry in enumerate(counts[0])}
-    overlaps = dict(enumerate(models[0]["duplicates"]["winner_takes_all"]))
-    gains = [
-        (index, list(overlaps), [_gain(model, part, key) for key in overlaps.values()], part != "nms")
-        for index, model in enumerate(models)
-        for part in ("nms", "winner_takes_all")
-    ]
-    per_image = [(m, list(levels), [entry["per_image"] for entry in own], False) for m, own in enumerate(counts)]
-    figures = {
-        "duplicates": _lines(
-            "Duplicates an image", per_image, levels, "detections with at least this score", "duplicates an image"
-        ),
-        "gain": _lines("Change of AP", gains, overlaps, "IoU above which a detection is removed", "change of AP"),
-    }
-    stages = [model["likelihood"]["stages"] for model in models]
-    ticks = {number: str(number) for number in range(1, max(map(len, stages)) + 1)}
-    for key, label in (("nll", "NLL of an object"), ("max_share", "Share of the best component")):
-        lines = [(m, range(1, len(own) + 1), [stage[key] for stage in own], False) for m, own in enumerate(stages)]
-        figures[key] = _lines(label, lines, ticks, "stage", label, from_zero=key != "nll")
-    parts = [model["uncertainty"] for model in models]
-    asked = {level: f"{level:.0%}" for part in parts for level in part["levels"]}
-    coverage = [(m, part["levels"], part["coverage"], False) for m, part in enumerate(parts)]
-    axis_labels = ("asked for (the dashed line is where it should be)", "edges inside")
-    figures["coverage"] = _lines("Coverage", coverage, asked, *axis_labels, diagonal=True)
-    fifths = {number: str(number) for number in range(1, 6)}
-    errors = [
-        (m, range(1, len(own) + 1), own, False) for m, own in enumerate(part["quintile_errors"] for part in parts)
-    ]
-    axis_labels = ("fifths of the edges, from small γ to large", "mean error, px")
-    figures["errors"] = _lines("Error over predicted scale", errors, fifths, *axis_labels)
-    return figures
-
-
 def _reliability(report: Mapping[str, Any], name: str) -> Markup:
-    """The package's reliability diagram of one report; the caption is the page's."""
-    known: dict[str, Any] = {
+    plain: dict[str, Any] = {
         key: tuple(math.nan if entry is None else entry for entry in value) if isinstance(value, list) else value
         for key, value in report.items()
     }
-    known["ece"] = math.nan if known["ece"] is None else known["ece"]
-    figure = reliability_figure({name: CalibrationReport(**known)})
-    for axes in figure.axes:
-        axes.set_title("")
-        for text in list(axes.texts):
-            text.remove()
-    return _svg(figure, f"Reliability diagram of {name}")
+    return _svg(reliability_figure({name: CalibrationReport(**plain)}), f"Reliability diagram of {name}")
 
 
 def _gain(model: Model, part: str, overlap: str) -> float | None:
@@ -331,11 +358,10 @@ def _calibration_finding(model: Model) -> str:
     gap = sum(count * difference for count, difference in known) / total
     distance = sum(count * abs(difference) for count, difference in known) / total
     if abs(gap) < 0.02:
-        text = f"{model['name']}: scores of 0.3 and more match precision on average (gap {cell_text((gap, '+.3f'))})"
+        text = f"{model['name']}: scores of 0.3 and more match precision on average (gap {cell_text(gap, '+.3f')})"
         # too high in some bins and too low in others: the mean alone would hide it
         return text + (f", but not bin by bin: they are {distance:.3f} away from it." if distance >= 0.05 else ".")
-    side = "above" if gap > 0 else "below"
-    verdict = "too confident" if gap > 0 else "not confident enough"
+    side, verdict = ("above", "too confident") if gap > 0 else ("below", "not confident enough")
     return f"{model['name']}: scores of 0.3 and more lie {abs(gap):.3f} {side} precision on average: {verdict}."
 
 
@@ -350,13 +376,13 @@ def _recalibration_finding(model: Model) -> str:
     return f"{model['name']}: {best} lowers the ECE from {known['raw']:.4f} to {known[best]:.4f}."
 
 
-def _duplicates_finding(model: Model) -> str:
+def _nms_finding(model: Model) -> str:
     gains = {key: _gain(model, "nms", key) for key in model["duplicates"]["nms"] if key != "none"}
     known = {key: gain for key, gain in gains.items() if gain is not None}
     if not known:
         return ""
     best = max(known, key=lambda key: known[key])
-    change = cell_text((known[best], "+.3f"))
+    change = cell_text(known[best], "+.3f")
     if known[best] < 0.002:
         return f"{model['name']}: NMS brings no AP (at best {change}, at IoU {best}); none is needed."
     return f"{model['name']}: NMS at IoU {best} changes AP by {change}: that is what duplicates cost."

@@ -17,7 +17,7 @@ from ..annotations import make_labels
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import PaperTransform, TrainTransform
-from ..data.loader import TrainingData, open_training_data
+from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_to_train
@@ -64,17 +64,17 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
     Raises:
         FileNotFoundError, ValueError: it cannot be read, or has no known length where `config` counts in epochs.
     """
-    data = open_training_data(
+    data = (StreamData if config.streaming else TableData)(
         config.data,
         config.train_split,
-        eval_split=config.eval_split,
-        accelerator=accelerator,
-        batch_size=config.batch_size,
+        config.batch_size,
         accumulation=config.gradient_accumulation,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        eval_split=config.eval_split,
         seed=config.seed,
         num_workers=config.num_workers,
-        id2label=None if config.classes is None else dict(enumerate(config.classes)),
-        streaming=config.streaming,
+        labels=None if config.classes is None else dict(enumerate(config.classes)),
         epoch_images=config.epoch_images,
         shuffle_buffer=config.shuffle_buffer,
         skip_empty=config.skip_empty_images,

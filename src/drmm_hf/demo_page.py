@@ -8,6 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from .data import open_image
 from .demo import LEVELS, NMS_IOU, Measured, Options, detect, show, threshold_text
+from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 
 MAX_UPLOAD = "20mb"
@@ -54,7 +55,7 @@ def build_app(
         ImportError: gradio is not installed.
     """
     gr = import_gradio()
-    start, with_bands = Options(), model.config.head == "mixture"
+    start, with_bands = Options(), "scales" in predicted(model)
     bands = [("off", None), *((f"{level:.0%}", level) for level in LEVELS)]
 
     def detect_picture(image: Image.Image | None) -> Any:

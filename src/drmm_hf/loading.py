@@ -46,7 +46,7 @@ def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
         model: folder written by `save_pretrained`, or a Hub id: of D-RMM, or of any object detector of transformers.
         options: passed to `from_pretrained`, such as `id2label` with `ignore_mismatched_sizes=True` for other classes.
     """
-    found = _model_type(model)
+    found = model_type(model)
     with _naming(f"{model}: preprocessor_config.json cannot be used"):
         kind = DrmmImageProcessor if found == DrmmConfig.model_type else AutoImageProcessor
         processor = kind.from_pretrained(model)
@@ -64,7 +64,7 @@ def load_to_train(
     model: str, id2label: Mapping[int, str], label2id: Mapping[str, int], **fields: Any
 ) -> tuple[Any, Any]:
     """As `load_checkpoint`, with these classes and fields of the configuration; D-RMM is put on a stock detector."""
-    if _model_type(model) in ADAPTERS:
+    if model_type(model) in ADAPTERS:
         with _naming(f"{model}: the model cannot be loaded"):
             processor = AutoImageProcessor.from_pretrained(model)
             detector = DrmmDetrForObjectDetection.from_detector(model, dict(id2label), dict(label2id), **fields)
@@ -72,8 +72,8 @@ def load_to_train(
     return load_checkpoint(model, ignore_mismatched_sizes=True, id2label=id2label, label2id=label2id, **fields)
 
 
-def _model_type(model: str) -> str:
-    """What kind of detector a checkpoint is."""
+def model_type(model: str) -> str:
+    """What kind of detector a checkpoint is, with the errors of `load_detector`."""
     config_file = Path(model) / "config.json"
     config = _read_config(model)
     found = config.get("model_type") if isinstance(config, dict) else None
@@ -111,6 +111,14 @@ def weights_written(model: str) -> str | None:
 def label_names(model: Any) -> dict[int, str]:
     """Name of each label of a model."""
     return {int(label): name for label, name in (model.config.id2label or {}).items()}
+
+
+def predicted(model: Any) -> frozenset[str]:
+    """What a model predicts besides boxes and scores: "scales" of the edges, "objectness" as a factor of the scores."""
+    config = model.config
+    if config.model_type == DrmmDetrConfig.model_type:
+        return frozenset({"scales"} if config.objective != "native" else ())
+    return frozenset({"scales", "objectness"} if getattr(config, "head", None) == "mixture" else ())
 
 
 def _read_config(model: str) -> Any:

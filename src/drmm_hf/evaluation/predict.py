@@ -299,10 +299,14 @@ def _detect(
     top_k: int,
 ) -> list[Detection]:
     outputs = model(**to_model(model, inputs))
-    has_scores = outputs["logits"].shape[-1] == len(model.config.id2label)  # not a softmax with the background
-    if isinstance(processor, DrmmImageProcessor) or (has_scores and outputs.get("pred_scales") is not None):
+    if isinstance(processor, DrmmImageProcessor):
         detections = select_detections(outputs, threshold, sizes, top_k)
-    else:  # stock detectors disagree about what a score is; their processors know
+    elif outputs.get("pred_scales") is not None:  # D-RMM on a stock detector, whose processor knows nothing of scales
+        logits = outputs["logits"]
+        if logits.shape[-1] > len(model.config.id2label):  # a softmax with the background
+            logits = torch.logit(logits.softmax(dim=-1)[..., :-1])
+        detections = select_detections({**outputs, "logits": logits}, threshold, sizes, top_k)
+    else:  # stock detectors disagree about what a score is, and their processors know
         detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
         best = [one["scores"].topk(min(top_k, len(one["scores"]))).indices for one in detections]
         detections = [

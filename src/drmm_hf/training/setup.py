@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
@@ -20,7 +19,7 @@ from ..data import PaperTransform, TrainTransform
 from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_to_train
+from ..loading import load_to_train, model_type
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .config import TrainConfig
@@ -44,6 +43,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
                 "process; leave it out (accelerate launch --multi_gpu --num_processes N scripts/train.py ...): the "
                 "models of this package fit on one device"
             )
+    # other detectors have parameters for queries of their own loss, which a likelihood does not read
+    partly = config.model is not None and model_type(config.model) != DrmmConfig.model_type
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -51,7 +52,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         log_with=trackers or None,
         project_dir=config.output,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            DistributedDataParallelKwargs(find_unused_parameters=partly),
+        ],
     )
     if missing := set(trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}:
         raise ValueError(f"TrainConfig.report_to={config.report_to!r}: not installed; pip install {' '.join(missing)}")

@@ -50,9 +50,13 @@ def stock(request, tmp_path, scenes) -> str:
     return str(tmp_path / "stock")
 
 
+def run(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
 def train(stock: str, scenes: Path, output: Path, *more: str) -> dict[str, Any]:
-    words = ["train", "--model", stock, "--data", str(scenes), "--output", str(output), "--train-images", "8"]
-    assert main([*words, "--cpu", "--log-every", "1", "--learning-rate", "1e-4", *more]) == 0
+    words = ["train", "--model", stock, "--data", scenes, "--output", output, "--train-images", "8"]
+    run(*words, "--cpu", "--log-every", "1", "--learning-rate", "1e-4", *more)
     return json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
 
 
@@ -60,10 +64,16 @@ def train(stock: str, scenes: Path, output: Path, *more: str) -> dict[str, Any]:
 def test_trained_evaluated_and_deployed(stock, scenes, tmp_path, capsys):
     first = train(stock, scenes, tmp_path / "out")
     assert "nll_stage_1" in first
-    assert main(
-        ["evaluate", "--model", str(tmp_path / "out/model"), "--data", str(scenes), "--with-scales"]
-        + ["--output", str(tmp_path / "evaluated")]
-    ) == 0  # fmt: skip
+    run(
+        "evaluate",
+        "--model",
+        tmp_path / "out/model",
+        "--data",
+        scenes,
+        "--with-scales",
+        "--output",
+        tmp_path / "evaluated",
+    )
     results = json.loads((tmp_path / "evaluated/results.json").read_text())
     assert len(results[0]["scales"]) == 4
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out/model")
@@ -73,10 +83,7 @@ def test_trained_evaluated_and_deployed(stock, scenes, tmp_path, capsys):
     # what is deployed, without D-RMM, detects the same
     model.detector.save_pretrained(tmp_path / "deployed")
     processor.save_pretrained(tmp_path / "deployed")
-    assert main(
-        ["evaluate", "--model", str(tmp_path / "deployed"), "--data", str(scenes), "--top-k", "8"]
-        + ["--output", str(tmp_path / "again")]
-    ) == 0  # fmt: skip
+    run("evaluate", "--model", tmp_path / "deployed", "--data", scenes, "--top-k", "8", "--output", tmp_path / "again")
     again = json.loads((tmp_path / "again/results.json").read_text())
     scores = {(one["image_id"], tuple(one["bbox"])): one["score"] for one in results}
     known = [(one["score"], scores.get((one["image_id"], tuple(one["bbox"])))) for one in again]
@@ -110,13 +117,11 @@ def test_resumed_to_the_bit(stock, scenes, tmp_path):
 
 
 def test_any_stock_detector_is_analyzed_and_predicts(stock, scenes, tmp_path):
-    assert main(
-        ["analyze", "--checkpoint", stock, "--data", str(scenes), "--split", "val", "--output-dir", str(tmp_path / "page")]
-    ) == 0  # fmt: skip
+    run("analyze", "--checkpoint", stock, "--data", scenes, "--split", "val", "--output_dir", tmp_path / "page")
     assert (tmp_path / "page/report.html").is_file()
     image = tmp_path / "image.png"
     Image.effect_noise((96, 64), 60).convert("RGB").save(image)
-    assert main(["predict", "--model", stock, str(image), "--output", str(tmp_path / "drawn"), "--threshold", "0"]) == 0
+    run("predict", "--model", stock, image, "--output", tmp_path / "drawn", "--threshold", "0")
 
 
 def test_scores_of_a_stock_detector_are_those_of_its_processor(stock, scenes):

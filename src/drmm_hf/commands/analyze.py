@@ -20,7 +20,7 @@ from ..evaluation.analysis import (
     rank_images,
     result_names,
 )
-from ..evaluation.coco import prepare_ground_truth, prepare_results
+from ..evaluation.coco_input import prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report, require_matplotlib
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
 from ..loading import label_names, load_detector, predicted, weights_written

@@ -67,6 +67,10 @@ class TrainConfig:
     output: str = _option("runs/train", "folder for the model, metrics.json and results")
     train_split: str = _option("train", "split to train on")
     eval_split: str = _option("val", "split to evaluate; '' for none")
+    annotations: str | None = _option(None, "COCO json to train on, if it is not where the split's is looked for")
+    images: str | None = _option(None, "its image folder, likewise")
+    eval_annotations: str | None = _option(None, "COCO json to evaluate on, likewise")
+    eval_images: str | None = _option(None, "its image folder, likewise")
     classes: list[str] | None = field(
         default=None,
         metadata={"help": "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"},
@@ -152,8 +156,12 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name}={value} must not be negative.")
             if name in _SHARES and not 0 <= value < 1:
                 raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
-        if not self.data:
+        if not (self.data or self.annotations):
             raise ValueError("TrainConfig.data is empty; give --data: a COCO-format folder or a data set of the Hub.")
+        if self.annotations and self.eval_split and not (self.data or self.eval_annotations):
+            raise ValueError(
+                "TrainConfig.annotations without eval_annotations: give both, or --eval-split '' for none."
+            )
         if self.model is not None and self.warm_start is not None:
             raise ValueError("Give one of model (go on training this checkpoint) and warm_start (its trunk only).")
         if (self.train_images is None) == (self.epochs is None):

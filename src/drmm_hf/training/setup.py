@@ -76,6 +76,10 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
         eval_split=config.eval_split,
+        annotations=config.annotations,
+        images=config.images,
+        eval_annotations=config.eval_annotations,
+        eval_images=config.eval_images,
         seed=config.seed,
         num_workers=config.num_workers,
         labels=None if config.classes is None else dict(enumerate(config.classes)),
@@ -157,6 +161,5 @@ def build_transform(
         translate=config.translate,
         color_jitter=config.color_jitter,
         fill=(red, green, blue),
-        cache=config.cache_images,
-        cache_bytes=_CACHE_BYTES,
+        cache_bytes=_CACHE_BYTES if config.cache_images else 0,
     )

@@ -113,7 +113,7 @@ def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows,
     ("changes", "named"),
     [
         ([{"category_id": 80}], ["category_id", "80", "7 cell", "8 star", "12 never there"]),
-        ([{"category_id": 7}, {"category_id": 1}], ["category_id", "is 1", "7 cell"]),
+        ([{"category_id": 7}, {"category_id": 1}], ["category_id", "is 1", "7 cell", "1, 7"]),
         ([{"image_id": "blood_99"}], ["image_id", "blood_99", "1, 2, 3"]),
         ([{"image_id": stem_id(1)}, {"image_id": 5}], ["image_id", "is 101"]),
     ],

@@ -201,9 +201,12 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
     if results and all(isinstance(one, Mapping) and isinstance(one.get("instances"), list) for one in results):
         results = [instance for one in results for instance in one["instances"]]
     rows = _with_known_ids(Records(results, source), ground_truth, source)
-    names = (f"{one} {name}" for one, name in zip(ground_truth.category_ids, ground_truth.class_names, strict=True))
-    image = f"the id of an image of {ground_truth.source} ({_some(ground_truth.image_ids)}), or the name of its file"
-    category = f"a category of {ground_truth.source} ({_some(names)}), or its number in this order, from 0 or 1"
+    of, categories = ground_truth.source, zip(ground_truth.category_ids, ground_truth.class_names, strict=True)
+    image = f"the id of an image of {of} ({_some(ground_truth.image_ids)}), or for all results the names of the files"
+    category = (
+        f"a category of {of} ({_some(f'{one} {name}' for one, name in categories)}), or for all results the numbers in "
+        f"this order from 0 or 1; here are {_some(sorted(set(rows.references('category_id')), key=str))}"
+    )
     return CocoResults(
         truth=ground_truth,
         source=source,

@@ -62,7 +62,7 @@ def test_ground_truth_of_an_evaluation(name: str, tmp_path: Path, capsys: pytest
     [
         *("", '{"a": ', DEEP, {"detections": RESULTS}, ["box"], [[]]),
         *(changed(RESULTS, 0, "image_id", to=value) for value in (99, "seven", None, 2**70)),
-        *(changed(RESULTS, 0, "category_id", to=value) for value in (1, "dog", [9])),
+        *(changed(RESULTS, 0, "category_id", to=value) for value in (5, "dog", [9])),
         *(changed(RESULTS, 0, "score", to=value) for value in (1.5, -0.1, float("nan"), "0.9", None, HUGE)),
         *(
             changed(RESULTS, 0, "bbox", to=value)

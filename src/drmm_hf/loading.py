@@ -44,14 +44,9 @@ def load_checkpoint(model: str, **options: Any) -> tuple[DrmmForObjectDetection,
         options: passed to `DrmmForObjectDetection.from_pretrained`, such as `id2label` with
             `ignore_mismatched_sizes=True` for other classes.
     """
-    config_file = Path(model) / "config.json"
-    config = _read_config(model)
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != DrmmConfig.model_type:
-        raise ValueError(
-            f"{config_file}: field model_type is {found!r}, not 'drmm'; give the folder of a D-RMM detector"
-        )
-    with _naming(str(config_file)):
+    _find(model)
+    read_config(model)
+    with _naming(str(Path(model) / "config.json")):
         DrmmConfig.from_pretrained(model)
     with _naming(f"{model}: preprocessor_config.json cannot be used"):
         processor = DrmmImageProcessor.from_pretrained(model)
@@ -89,26 +84,39 @@ def label_names(model: DrmmForObjectDetection) -> dict[int, str]:
     return {int(label): name for label, name in (model.config.id2label or {}).items()}
 
 
-def _read_config(model: str) -> Any:
+def read_config(model: str | Path) -> dict[str, Any]:
+    """Content of the config.json of a D-RMM checkpoint, a folder or a Hub id."""
+    file = Path(model) / "config.json"
+    try:
+        config = read_json(file) if Path(model).is_dir() else PreTrainedConfig.get_config_dict(model)[0]
+    except (OSError, ValueError) as error:
+        if Path(model).is_dir():
+            raise
+        raise FileNotFoundError(f"{model}: no such model folder, and not found on the Hub: {error}") from error
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != DrmmConfig.model_type:
+        raise ValueError(f"{file}: field model_type is {found!r}, not 'drmm'; give the folder of a D-RMM detector")
+    return config
+
+
+def _find(model: str) -> None:
+    """Refuse what is neither a folder with all that a checkpoint has nor a name on the Hub."""
     folder = Path(model)
-    if folder.is_dir():
-        for name in ("config.json", "preprocessor_config.json", "*.safetensors*"):
-            if not any(folder.glob(name)):
-                if (folder / "adapter_config.json").is_file():
-                    raise FileNotFoundError(
-                        f"{folder}: holds an adapter (adapter_config.json), not a whole model; load it with peft, "
-                        "merge it (merge_and_unload) and save the model and its image processor"
-                    )
-                raise FileNotFoundError(f"{folder}: no {name} in this folder; give one that save_pretrained wrote")
-        return read_json(folder / "config.json")
     if folder.is_file():
         raise ValueError(f"{folder}: is a file; give the folder that save_pretrained wrote")
-    if folder.is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
-        raise FileNotFoundError(f"{model}: no such model folder")
-    try:
-        return PreTrainedConfig.get_config_dict(model)[0]
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{model}: no such model folder, and not found on the Hub: {error}") from error
+    if not folder.is_dir():
+        if folder.is_absolute() or model.count("/") != 1 or model.startswith((".", "~")):
+            raise FileNotFoundError(f"{model}: no such model folder")
+        return
+    for name in ("config.json", "preprocessor_config.json", "*.safetensors*"):
+        if any(folder.glob(name)):
+            continue
+        if (folder / "adapter_config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder}: holds an adapter (adapter_config.json), not a whole model; load it with peft, "
+                "merge_and_unload it, and save the model and its image processor"
+            )
+        raise FileNotFoundError(f"{folder}: no {name} in this folder; give one that save_pretrained wrote")
 
 
 @contextlib.contextmanager

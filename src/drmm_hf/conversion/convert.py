@@ -16,7 +16,7 @@ from ..backbone import check_tensors, read_weights
 from ..configuration_drmm import DrmmConfig
 from ..files import writing
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_checkpoint
+from ..loading import load_drmm
 from ..matching import SetPrediction
 from ..mixture import MixtureParameters
 from ..modeling_drmm import DrmmForObjectDetection
@@ -232,7 +232,7 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be loaded, or is of another decoder, backbone or size.
     """
-    source, _ = load_checkpoint(checkpoint)
+    source, _ = load_drmm(checkpoint)
     if source.config.decoder != model.config.decoder:
         raise ValueError(
             f"{checkpoint} has decoder={source.config.decoder!r}, the model to train {model.config.decoder!r}; choose "

@@ -3,14 +3,16 @@
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
-from ..data import PaperTransform, TrainTransform
+from ..data import DetectionDataset, PaperTransform, TrainTransform
+from ..data.check import check_data, format_check
 from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
@@ -85,6 +87,31 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
             "--eval-every-epochs; use --train-images and --eval-every, or give --epoch-images as well"
         )
     return data
+
+
+def check_training_data(
+    data: TrainingData,
+    eval_dataset: DetectionDataset | None,
+    model: DrmmForObjectDetection,
+    processor: DrmmImageProcessor,
+    accelerator: Accelerator,
+) -> dict[str, Any] | None:
+    """The report of `check_data`, whose lines the main process prints; None for a stream, which nothing can look over.
+
+    Raises:
+        ValueError: nothing can be learned from these data; in every process.
+    """
+    if not isinstance(data, TableData):
+        return None
+    report: list[Any] = [None]
+    if accelerator.is_main_process:
+        size = {name: side for name, side in dict(processor.size).items() if side is not None}
+        report = [check_data(data.dataset, eval_dataset, size=size, num_proposals=model.config.num_proposals)]
+        print(format_check(report[0]), flush=True)
+    found = broadcast_object_list(report)[0]
+    if found["problem"]:
+        raise ValueError(f"{data.path or data.annotations}: {found['problem']}")
+    return found
 
 
 def build_model(

@@ -154,7 +154,8 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
 
 def _look(part: DetectionDataset) -> dict[str, Any]:
     """What the files of some images tell: those that cannot be read, and EXIF orientations."""
-    unreadable, frames = [], Counter()
+    unreadable: list[str] = []
+    frames: Counter[str] = Counter()
     chosen = np.unique(np.linspace(0, len(part) - 1, min(_SAMPLE, len(part))).astype(int)).tolist()
     for row in part.dataset.select(chosen):
         size = (row["width"], row["height"])

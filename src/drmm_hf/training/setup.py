@@ -106,8 +106,8 @@ def check_training_data(
         return None
     report: list[Any] = [None]
     if accelerator.is_main_process:
-        size = {name: side for name, side in dict(processor.size).items() if side is not None}
-        report = [check_data(data.dataset, eval_dataset, size=size, num_proposals=model.config.num_proposals)]
+        size, proposals = input_size(processor), model.config.num_proposals
+        report = [check_data(data.dataset, eval_dataset, size=size, num_proposals=proposals)]
         print(format_check(report[0]), flush=True)
     found = broadcast_object_list(report)[0]
     if found["problem"]:

@@ -162,7 +162,7 @@ def _look(part: DetectionDataset) -> dict[str, Any]:
         try:
             orientation, (height, width) = exif_orientation(row), stored_size(row)
             if orientation > 1:
-                clear = orientation >= _TURNED and height != width
+                clear = orientation >= _TURNED and height != width and part.kind != "YOLO"  # which gives no sizes
                 frames["unclear" if not clear else "stored" if size == (width, height) else "upright"] += 1
             decode_image_at_least(row, lambda _: (1, 1))
         except (OSError, ValueError) as error:

@@ -15,7 +15,7 @@ from datasets.fingerprint import Hasher
 
 from ..annotations import Records
 from ..files import collection_paused, read_json, to_json, write_text
-from .images import stored_size
+from .images import read_header
 from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, build_detection_dataset, image_sizes
 
 AnyPath = str | PathLike[str]
@@ -164,7 +164,7 @@ def read_coco(sections: Mapping[str, Records], source: str, pictures: Sequence[s
     image_ids, category_ids = images.ids(), sorted(categories.ids())
     names = dict(zip(categories.ids(), categories.texts("name"), strict=True))
     categories.require_different(list(names.values()), "name")
-    widths, heights = image_sizes(images, lambda index: stored_size({"image": pictures[index]}))
+    widths, heights = image_sizes(images, lambda index: read_header({"image": pictures[index]}).upright)
     return Annotations(
         source=source,
         image_ids=np.array(image_ids, dtype=np.int64),

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from ..annotations import Records, frame_problem
 from .coco import AnyPath
-from .images import stored_size
+from .images import read_header
 from .rows import MAX_SIDE, PIXELS, DetectionDataset, check_known, ordered_labels, row_features
 from .tables import Schema, find_split, is_saved, objects_dataset, reason_of, unreadable
 from .tars import TarError, read_tars
@@ -134,7 +134,7 @@ class StreamingDetectionDataset(IterableDataset):
         ]
         if None in sides:
             try:
-                sides = list(stored_size({"image": picture}))
+                sides = list(read_header({"image": picture}).upright)
             except (OSError, ValueError):  # what decodes the image will say why
                 return None, None
         return sides[1], sides[0]

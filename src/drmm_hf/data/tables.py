@@ -17,7 +17,7 @@ from ..annotations import Records
 from ..configuration_drmm import shown
 from ..files import collection_paused
 from .coco import AnyPath, with_ground_truth
-from .images import stored_size
+from .images import read_header
 from .rows import (
     OBJECT_FIELDS,
     Annotations,
@@ -88,7 +88,7 @@ def objects_dataset(
     with collection_paused():
         rows = table.with_format("arrow")[:].to_pylist()
         images = Records(rows, lambda row: f"{name}: row {row}", schema.columns)
-        sizes = image_sizes(images, lambda row: stored_size(pictures[row]))
+        sizes = image_sizes(images, lambda row: read_header(pictures[row]).upright)
         image_ids, given = images.ids_or_numbers("image_id")
         if not given and "image_id" in table.column_names:
             logger.warning("%s: image_id are not different integers; row numbers are used instead", name)

@@ -94,6 +94,11 @@ def _read_config(model: str) -> Any:
     if folder.is_dir():
         for name in ("config.json", "preprocessor_config.json", "*.safetensors*"):
             if not any(folder.glob(name)):
+                if (folder / "adapter_config.json").is_file():
+                    raise FileNotFoundError(
+                        f"{folder}: holds an adapter (adapter_config.json), not a whole model; load it with peft, "
+                        "merge it (merge_and_unload) and save the model and its image processor"
+                    )
                 raise FileNotFoundError(f"{folder}: no {name} in this folder; give one that save_pretrained wrote")
         return read_json(folder / "config.json")
     if folder.is_file():

@@ -55,15 +55,6 @@ def test_student_t_quantile_holds_its_level(dof: float) -> None:
     assert stats.t(dof).interval(0.8)[1] == pytest.approx(half_width(0.8, "student_t", dof))
 
 
-def test_intervals_of_boxes() -> None:
-    boxes = torch.tensor([[10.0, 20.0, 50.0, 80.0], [0.0, 0.0, 4.0, 4.0]])
-    scales = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.5, 0.5, 0.5, 0.5]])
-    low, high = box_intervals(boxes, scales, 0.5)
-    torch.testing.assert_close(low, torch.tensor([[9.0, 18.0, 47.0, 76.0], [-0.5, -0.5, 3.5, 3.5]]))
-    torch.testing.assert_close(high, torch.tensor([[11.0, 22.0, 53.0, 84.0], [0.5, 0.5, 4.5, 4.5]]))
-    assert box_intervals(boxes.expand(3, 2, 4), scales.expand(3, 2, 4), 0.5)[1].shape == (3, 2, 4)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.01, 0.98), st.floats(0.001, 0.009), st.sampled_from(["cauchy", "gaussian"]), st.floats(0.1, 100))
 def test_intervals_are_nested_central_and_follow_the_scale(level, more, density, scale) -> None:

@@ -74,60 +74,52 @@ def test_regions_are_boxes_again(seed: int, width: float, height: float) -> None
         torch.testing.assert_close(coding.decode(regions), boxes)
 
 
-def scene(random: Random) -> dict:
-    """COCO content with sparse ids."""
-    images = [
-        {"id": random.randrange(10**6) * 10 + i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(4)
-    ]
-    categories = [{"id": 7 * i + random.randrange(7), "name": name} for i, name in enumerate("abc")]
-    annotations = [
-        {
-            "id": i * 3 + 1,
-            "image_id": random.choice(images)["id"],
-            "category_id": random.choice(categories)["id"],
-            "bbox": [random.uniform(0, 8), random.uniform(0, 6), random.uniform(1, 8), random.uniform(1, 6)],
-            "iscrowd": int(random.random() < 0.2),
-        }
-        for i in range(8)
-    ]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("set")
-    (root / "images").mkdir()
-    (root / "annotations").mkdir()
+    for name in ("images", "annotations"):
+        (root / name).mkdir()
     for i in range(4):
         PIL.Image.new("RGB", (16, 12)).save(root / f"images/{i}.png")
     return root
-
-
-def read(folder: Path, content: dict) -> dict:
-    """Boxes by image id and annotation id, and the labels."""
-    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
-    data = load_detection_dataset(folder)
-    rows = {}
-    for row in data.dataset:
-        objects = row["objects"]
-        fields = zip(objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True)
-        rows[row["image_id"]] = dict(zip(objects["id"], fields, strict=True))
-    return {"rows": rows, "names": data.id2label, "ids": data.category_ids, "report": data.report}
 
 
 @few_examples
 @given(seeds)
 def test_the_order_in_a_coco_file_does_not_matter(folder: Path, seed: int) -> None:
     random = Random(seed)
-    content = scene(random)
-    expected = read(folder, content)
+    image_ids, category_ids = random.sample(range(10**6), 4), random.sample(range(30), 3)
+    content = {
+        "images": [{"id": one, "file_name": f"{i}.png", "width": 16, "height": 12} for i, one in enumerate(image_ids)],
+        "categories": [{"id": one, "name": name} for one, name in zip(category_ids, "abc", strict=True)],
+        "annotations": [
+            {
+                "id": 3 * i + 1,
+                "image_id": random.choice(image_ids),
+                "category_id": random.choice(category_ids),
+                "bbox": [random.uniform(0, 8), random.uniform(0, 6), random.uniform(1, 8), random.uniform(1, 6)],
+                "iscrowd": int(random.random() < 0.2),
+            }
+            for i in range(8)
+        ],
+    }
+
+    def read(content: dict) -> tuple:
+        """Boxes by image id and annotation id, the labels and the report."""
+        (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+        data, rows = load_detection_dataset(folder), {}
+        for row in data.dataset:
+            fields = zip(*(row["objects"][name] for name in ("bbox", "category", "area", "iscrowd")), strict=True)
+            rows[row["image_id"]] = dict(zip(row["objects"]["id"], fields, strict=True))
+        return rows, data.id2label, data.category_ids, data.report
+
     shuffled = {
         section: [
             dict(random.sample(list(record.items()), len(record))) for record in random.sample(records, len(records))
         ]
         for section, records in random.sample(list(content.items()), 3)
     }
-    assert read(folder, shuffled) == expected
+    assert read(shuffled) == read(content)
 
 
 def test_right_probabilities_have_next_to_no_calibration_error() -> None:

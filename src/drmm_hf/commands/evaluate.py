@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from ..cli import add_data_arguments, add_model_arguments, positive_int
 from ..data import load_detection_dataset, load_streaming_dataset
-from ..data.coco import find_annotations
+from ..data.load import find_ground_truth
 from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
 from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
@@ -196,7 +196,7 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
     """The file of `--annotations` if it has images but no annotations."""
     if not arguments.annotations:
         return None
-    path = find_annotations(arguments.data, arguments.split, arguments.annotations)
+    path = find_ground_truth(arguments.data or ".", arguments.split, arguments.annotations)
     content = read_json(path)
     return path if isinstance(content, Mapping) and "images" in content and "annotations" not in content else None
 
@@ -204,6 +204,4 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
 def _annotations_path(arguments: argparse.Namespace) -> Path:
     if arguments.data is None:
         return Path(arguments.annotations)
-    if arguments.annotations or (Path(arguments.data) / "annotations").is_dir():
-        return find_annotations(arguments.data, arguments.split, arguments.annotations)
-    return load_detection_dataset(arguments.data, arguments.split).annotations_path
+    return find_ground_truth(arguments.data, arguments.split, arguments.annotations)

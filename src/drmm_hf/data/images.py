@@ -144,6 +144,16 @@ def read_header(example: Mapping[str, Any]) -> ImageHeader:
         return _header(image, name)
 
 
+def image_size(example: Mapping[str, Any]) -> Size:
+    """`(height, width)` of an example's image in its frame, read from the header alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`.
+    """
+    header = read_header(example)
+    return header.stored if example.get("image_frame") == "stored" else header.upright
+
+
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image of any mode as 8-bit RGB, without metadata.
 

@@ -17,7 +17,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from ..annotations import Records
-from ..data.coco import read_sections
+from ..data.coco import read_sections, real_categories
 from ..files import collection_paused, read_json
 
 
@@ -142,8 +142,8 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     if isinstance(content, str | PathLike):
         source, content = str(content), read_json(content)
     sections = read_sections(content, source)
-    records, categories = sections["annotations"], sections["categories"]
-    image_ids, category_ids = (tuple(sorted(sections[name].ids(texts=True))) for name in ("images", "categories"))
+    records, categories = sections["annotations"], real_categories(sections, source)
+    image_ids, category_ids = (tuple(sorted(one.ids(texts=True))) for one in (sections["images"], categories))
     pairs = zip(categories.ids(texts=True), categories.values("name"), strict=True)
     names = {key: str(key if name is None else name) for key, name in pairs}
     count = Counter(names.values())

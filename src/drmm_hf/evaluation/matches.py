@@ -16,30 +16,18 @@ class Matches:
     """n detections after the matching at one IoU threshold, without those on a crowd region.
 
     They are ordered by class, within it by image, and within that from the highest score down.
-
-    Attributes:
-        results: what was matched; `results.truth` is what it was matched to.
-        rows: (n,) index of each detection in the results.
-        images, classes: (n,) index of its image in `truth.image_ids` and of its class in `truth.category_ids`.
-        scores: (n,).
-        objects: (n,) index of the annotation it was given in `truth.boxes`; -1 for a false positive.
-        ious: (n,) IoU with that annotation; 0 for a false positive.
-        num_objects: (C,) annotations of each class that are no crowd.
-        ignored_scores: scores of the detections on a crowd region.
-        image_ids: the images that were matched, sorted.
-        iou_threshold, max_detections, score_threshold: the settings.
     """
 
-    results: CocoResults
-    rows: np.ndarray
-    images: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-    objects: np.ndarray
-    ious: np.ndarray
-    num_objects: np.ndarray
-    ignored_scores: np.ndarray
-    image_ids: tuple[Any, ...]
+    results: CocoResults  # what was matched
+    rows: np.ndarray  # (n,) index of each detection in the results
+    images: np.ndarray  # (n,) index of its image in `truth.image_ids`
+    classes: np.ndarray  # (n,) index of its class in `truth.category_ids`
+    scores: np.ndarray  # (n,)
+    objects: np.ndarray  # (n,) index of the annotation it was given in `truth.boxes`; -1 for a false positive
+    ious: np.ndarray  # (n,) IoU with that annotation; 0 for a false positive
+    num_objects: np.ndarray  # (C,) annotations of each class that are no crowd
+    ignored_scores: np.ndarray  # scores of the detections on a crowd region
+    image_ids: tuple[Any, ...]  # the images that were matched, sorted
     iou_threshold: float
     max_detections: int
     score_threshold: float = 0.0
@@ -49,7 +37,7 @@ class Matches:
 
     @property
     def truth(self) -> CocoGroundTruth:
-        """The ground truth."""
+        """What the results were matched to."""
         return self.results.truth
 
     @property

@@ -136,20 +136,15 @@ def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicCurve:
     """
     levels, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     totals = np.bincount(index, weights=targets)
-    values: list[float] = []
-    pools: list[tuple[float, int, int]] = []  # sum and number of targets, and the place of the first level
+    pools: list[tuple[float, int, int, int]] = []  # sum and number of targets, first and last level
     for place, (total, count) in enumerate(zip(totals.tolist(), counts.tolist(), strict=True)):
-        start = place
-        while values and values[-1] >= total / count:
-            values.pop()
-            more, others, start = pools.pop()
-            total, count = total + more, count + others
-        values.append(total / count)
-        pools.append((total, count, start))
+        pools.append((total, count, place, place))
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+            total, count, _, last = pools.pop()
+            more, others, first, _ = pools.pop()
+            pools.append((total + more, count + others, first, last))
     # The ends of each constant piece are all that interpolation needs.
-    starts = [start for *_, start in pools]
-    pieces = list(zip(starts, [*starts[1:], len(levels)], values, strict=True))
-    ends = [(levels[i].item(), value) for first, stop, value in pieces for i in sorted({first, stop - 1})]
+    ends = [(levels[i].item(), total / count) for total, count, *piece in pools for i in sorted(set(piece))]
     return IsotonicCurve(*zip(*ends, strict=True))
 
 

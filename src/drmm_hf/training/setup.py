@@ -7,6 +7,7 @@ from datetime import timedelta
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
+from transformers.image_utils import SizeDict
 
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
@@ -66,6 +67,10 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
         eval_split=config.eval_split,
+        annotations=config.annotations,
+        images=config.images,
+        eval_annotations=config.eval_annotations,
+        eval_images=config.eval_images,
         seed=config.seed,
         num_workers=config.num_workers,
         labels=None if config.classes is None else dict(enumerate(config.classes)),
@@ -89,28 +94,52 @@ def build_model(
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
     overrides = {**(config.config or {}), "id2label": id2label, "label2id": label2id}
     if config.model is not None:
-        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
-    try:
-        model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
-    except (StrictDataclassError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
-    if config.warm_start is not None:
-        warm_start(model, config.warm_start)
-    if config.backbone_weights is not None:
-        model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
-    # its size is that of the preset, its mean and deviation are those that the backbone knows
-    fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
-    return model, DrmmImageProcessor(**fields)
+        model, processor = load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
+    else:
+        try:
+            model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
+        except (StrictDataclassError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
+        if config.warm_start is not None:
+            warm_start(model, config.warm_start)
+        if config.backbone_weights is not None:
+            model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
+        # its size is that of the preset, its mean and deviation are those that the backbone knows
+        fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
+        processor = DrmmImageProcessor(**fields)
+    if config.image_size is not None:
+        if len(config.image_size) == 2:
+            size = dict(zip(("height", "width"), config.image_size, strict=True))
+        else:  # one side is as much longer as before
+            size = input_size(processor)
+            shortest = min(size.values())
+            size = {name: round(side * config.image_size[0] / shortest) for name, side in size.items()}
+        processor.size = SizeDict(**size)  # type: ignore[assignment]
+        processor.pad_size = None  # type: ignore[attr-defined]
+    return model, processor
+
+
+def input_size(processor: DrmmImageProcessor) -> dict[str, int]:
+    """What the processor's `size` says: `shortest_edge` and `longest_edge`, or `height` and `width`, in pixels."""
+    return {name: side for name, side in dict(processor.size).items() if side is not None}
 
 
 def build_transform(
     config: TrainConfig, landscape_share: Callable[[], float], processor: DrmmImageProcessor
 ) -> TrainTransform | PaperTransform:
     """The augmentation, at the scale at which the processor will show images to the model."""
+    size = input_size(processor)
     if config.augmentation != "affine":
-        return PaperTransform(multi_scale=config.augmentation == "multi_scale", horizontal_flip=config.horizontal_flip)
-    size = {name: value for name, value in dict(processor.size).items() if value is not None}
+        share = min(size.values()) / 800  # of the paper's size
+        return PaperTransform(
+            multi_scale=config.augmentation == "multi_scale",
+            horizontal_flip=config.horizontal_flip,
+            shortest_edges=[round(side * share) for side in range(480, 801, 32)],
+            crop_shortest_edges=[round(side * share) for side in (400, 500, 600)],
+            crop_size=(round(384 * share), round(600 * share)),
+            longest_edge=max(size.values()),
+        )
     red, green, blue = (round(255 * value) for value in processor.image_mean)  # about zero for the network
     return TrainTransform(
         canvas_size(landscape_share(), size),
@@ -119,6 +148,7 @@ def build_transform(
         scale_range=(config.scale_min, config.scale_max),
         translate=config.translate,
         color_jitter=config.color_jitter,
+        keep_aspect="height" not in size,
         fill=(red, green, blue),
         cache_bytes=_CACHE_BYTES if config.cache_images else 0,
     )

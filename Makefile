@@ -8,6 +8,9 @@ EXTRAS ?= dev,plots,baselines
 OUT ?= runs/quickstart
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Threads that wait for work sleep: spinning would take the cores from other processes.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
 # Two processes share the tests; with PYTEST= it is one, which a debugger can stop.
 PYTEST ?= -n 2 --dist worksteal
 STAMP := $(VENV)/.installed

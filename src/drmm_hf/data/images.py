@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -16,6 +16,7 @@ from PIL import ExifTags
 LIMIT_VARIABLE = "DRMM_MAX_IMAGE_PIXELS"
 """Environment variable: images of more pixels are refused; without it those of twice PIL's `MAX_IMAGE_PIXELS`."""
 
+Number = TypeVar("Number", int, float)
 Size = tuple[int, int]
 """`(height, width)` in pixels."""
 
@@ -62,7 +63,7 @@ class ImageHeader:
     @property
     def upright(self) -> Size:
         """The size of the upright picture."""
-        return self.stored[::-1] if self.orientation >= 5 else self.stored
+        return _swap(self.stored) if self.orientation >= 5 else self.stored
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,9 @@ def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], S
             # The caller's own image stays as it is. Turning would bring a fraction of a pixel at one edge to the other.
             exact = not (header.turned and upright) or not any(side % 8 for side in size)
             if needed is not None and image is not example["image"] and exact:
-                order = -1 if upright and header.orientation >= 5 else 1
-                scale = _draft(image, needed(size)[::order])[::order]
+                across = upright and header.orientation >= 5
+                scale = _draft(image, _swap(needed(size)) if across else needed(size))
+                scale = _swap(scale) if across else scale
             image.load()
             rgb = to_rgb(image)
         except Exception as error:  # damaged files have decoders raise anything
@@ -268,6 +270,10 @@ def _orientation(image: PIL.Image.Image) -> int:
     # Not the method of PNG images, which would decode the whole image to look for an orientation behind it.
     orientation = PIL.Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     return orientation if orientation in _TURNS else 1
+
+
+def _swap(pair: tuple[Number, Number]) -> tuple[Number, Number]:
+    return pair[1], pair[0]
 
 
 def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:

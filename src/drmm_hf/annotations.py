@@ -96,10 +96,14 @@ class Records:
             if first.setdefault(value, index) != index:
                 self.refuse(index, field, f"{self.where(first[value])} has the same: make them different")
 
+    def references(self, field: str) -> Sequence[Any]:
+        """Ids of other records as they are compared: 7, 7.0 and "7" are the same; None for what is no id."""
+        return _plain_ids(self.values(field))
+
     def positions(self, field: str, known: Sequence[Any], wanted: str) -> np.ndarray:
         """(n,) int64, the place among the `known` ids of the one that each record refers to."""
         place = {value: index for index, value in enumerate(known)}
-        ids = _plain_ids(self.values(field))
+        ids = self.references(field)
         found = np.array([-1 if value is None else place.get(value, -1) for value in ids], dtype=np.int64)
         self.require(found >= 0, field, wanted)
         return found

@@ -21,6 +21,7 @@ from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
 from .evaluation.predict import open_upright
 from .files import read_json
+from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 from .postprocessing import box_intervals
 from .visualization import draw_detections, label_color
@@ -319,7 +320,7 @@ def build_app(
         ImportError: gradio is not installed.
     """
     gr = import_gradio()
-    start, with_bands = Options(), model.config.head == "mixture"
+    start, with_bands = Options(), "scales" in predicted(model)
     bands = [("off", None), *((f"{level:.0%}", level) for level in LEVELS)]
 
     def detect_picture(image: Image.Image | None) -> Any:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -14,8 +14,11 @@ from accelerate.utils import gather_object
 from PIL import ExifTags, Image, ImageOps
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
+from ..image_processing_drmm import DrmmImageProcessor
+from ..postprocessing import select_detections
 from .coco import detections_to_coco
 
 Detection = dict[str, torch.Tensor]
@@ -300,7 +303,19 @@ def _detect(
     top_k: int,
 ) -> list[Detection]:
     outputs = model(**to_model(model, inputs))
-    detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes, top_k=top_k)
+    if isinstance(processor, DrmmImageProcessor):
+        detections = select_detections(outputs, threshold, sizes, top_k)
+    elif outputs.get("pred_scales") is not None:  # D-RMM on a stock detector, whose processor knows nothing of scales
+        logits, config = outputs["logits"], cast(PreTrainedConfig, model.config)
+        if logits.shape[-1] > len(config.id2label or {}):  # a softmax with the background
+            logits = torch.logit(logits.softmax(dim=-1)[..., :-1])
+        detections = select_detections({**outputs, "logits": logits}, threshold, sizes, top_k)
+    else:  # stock detectors disagree about what a score is, and their processors know
+        detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+        best = [one["scores"].topk(min(top_k, len(one["scores"]))).indices for one in detections]
+        detections = [
+            {name: value[index] for name, value in one.items()} for one, index in zip(detections, best, strict=True)
+        ]
     return [
         {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in one.items()}
         for one in detections

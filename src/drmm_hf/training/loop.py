@@ -27,7 +27,7 @@ from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
 from .config import TrainConfig, write_recipe
 from .optim import StepGuard, batch_weights, build_optimizer, build_schedule, weight_average
-from .setup import build_accelerator, build_model, build_transform, open_data
+from .setup import build_accelerator, build_model, build_transform, model_inputs, open_data
 
 logger = logging.getLogger(__name__)
 
@@ -213,13 +213,7 @@ class _Training:
         weights = batch_weights(accelerator, step_batches, self.model.config)
         values: dict[str, Any] = {}
         for turn, (batch, weight) in enumerate(zip(step_batches, weights, strict=True), 1):
-            inputs = self.processor.preprocess(
-                images=batch["images"],
-                annotations=batch["annotations"],
-                do_resize=False,
-                return_tensors="pt",
-                device=accelerator.device,
-            )
+            inputs = model_inputs(self.processor, batch["images"], batch["annotations"], accelerator.device)
             last = turn == len(step_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
                 outputs = self.prepared(**inputs)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..cli import add_model_arguments, count, fraction
+from ..cli import add_frame_argument, add_model_arguments, count, fraction
+from ..data import decode_image
 from ..evaluation import detections_to_coco
-from ..evaluation.predict import find_images, open_upright, predict_batches
+from ..evaluation.predict import find_images, predict_batches
 from ..files import make_output_folder, write_json, writing
 from ..loading import label_names, load_detector
 from ..visualization import draw_detections
@@ -20,6 +21,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
     add_model_arguments(parser)
+    add_frame_argument(parser)
     parser.add_argument("input", nargs="+", help="images, or folders of images")
     parser.add_argument(
         "--output", default="drawn", help="folder for the drawings and predictions.json (default: %(default)s)"
@@ -40,11 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     make_output_folder(arguments.output)
     targets, id2label = name_outputs(files, output), label_names(model)
     skipped: list[str] = []
+    frame = {"image_frame": arguments.image_frame}
 
     def readable() -> Iterator[dict[str, Any]]:
         for image_id, file in enumerate(files, start=1):
             try:
-                yield {"image_id": image_id, "file": file, "image": open_upright(file)}
+                yield {"image_id": image_id, "file": file, "image": decode_image({"image": file, **frame})}
             except (OSError, ValueError) as error:
                 skipped.append(str(error))
 
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             drawing = targets[row["file"]]
             with writing(drawing):
                 draw_detections(row["image"], detections, id2label, threshold=arguments.threshold).save(drawing)
-            # `category_id` is the model's label, boxes are in pixels of the upright image
+            # `category_id` is the model's label, boxes are in pixels of the image in its frame
             for result in detections_to_coco([detections], [row["image_id"]], range(len(id2label))):
                 names = {"category_name": id2label[result["category_id"]], "file_name": str(row["file"])}
                 results.append({**result, **names, "drawing": drawing.name})

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,15 +12,18 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
+from ..data import DetectionDataset, StreamingDetectionDataset, decode_image
+from ..data.rows import turned_notice
 from ..image_processing_drmm import DrmmImageProcessor
 from ..postprocessing import select_detections
 from .coco import detections_to_coco
+
+logger = logging.getLogger(__name__)
 
 Detection = dict[str, torch.Tensor]
 Row = Mapping[str, Any]
@@ -123,6 +127,8 @@ def predict_stream(
     """
     rows: list[dict[str, Any]] = []
     results = predict_dataset(model, processor, dataset, rows=rows, **options)
+    if dataset.report.turned_images:
+        logger.warning("%s: %s", dataset.name, turned_notice(dataset.report, dataset.image_frame))
     annotations = [{"image_id": row["image_id"], **one} for row in rows for one in object_records(row)]
     return results, {
         "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
@@ -223,14 +229,6 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         else:
             raise FileNotFoundError(f"{path}: no such image file or folder")
     return list(found)
-
-
-def open_upright(path: Path) -> Image.Image:
-    """RGB image as viewers show it, turned by its EXIF orientation; `open_image` keeps the stored frame."""
-    image = open_image(path)
-    with Image.open(path) as stored:
-        image.getexif()[ExifTags.Base.Orientation] = stored.getexif().get(ExifTags.Base.Orientation, 1)
-    return ImageOps.exif_transpose(image)
 
 
 def prepared_batches(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 from PIL import ExifTags
 
@@ -175,6 +176,16 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     # Without metadata nothing downstream (transformers' load_image does) can rotate it away from its boxes.
     rgb.info = {}
     return rgb
+
+
+def exif_orientation(example: Mapping[str, Any]) -> int:
+    """The EXIF orientation of an example's image, 1 for one that is stored upright, read from the header alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`.
+    """
+    with _opened(example) as (image, _):
+        return int(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
 
 
 class ImageCache:

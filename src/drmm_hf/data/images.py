@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 from PIL import ExifTags
 
@@ -169,23 +168,13 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """
     if image.mode[0] in "IF":  # I, I;16, I;16B, F
         image = _eight_bits(image)
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
     rgb = image.convert("RGB")  # always a copy
     # Without metadata nothing downstream (transformers' load_image does) can rotate it away from its boxes.
     rgb.info = {}
     return rgb
-
-
-def exif_orientation(example: Mapping[str, Any]) -> int:
-    """The EXIF orientation of an example's image, 1 for one that is stored upright, read from the header alone.
-
-    Raises:
-        FileNotFoundError, ValueError: as `open_image`.
-    """
-    with _opened(example) as (image, _):
-        return int(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
 
 
 class ImageCache:

@@ -28,7 +28,8 @@ class DatasetReport:
 
     `images` are all of the split, `boxes` those kept, crowd included; `boxless_images` have no box left to train on
     (crowd does not count); `clipped_boxes` are kept and stuck out by more than 0.05 px; `dropped_zero_area` had no area
-    in the file; `dropped_outside` lie wholly outside their image; `turned_images` have an EXIF orientation.
+    in the file; `dropped_outside` lie wholly outside their image; `turned_images` have an EXIF orientation, and
+    the boxes of `misfit_images` of these leave their image, but would not if that was not turned (or was).
     """
 
     images: int = 0
@@ -39,6 +40,7 @@ class DatasetReport:
     dropped_zero_area: int = 0
     dropped_outside: int = 0
     turned_images: int = 0
+    misfit_images: int = 0
 
     def __add__(self, other: "DatasetReport") -> "DatasetReport":
         return DatasetReport(*(own + more for own, more in zip(astuple(self), astuple(other), strict=True)))
@@ -219,12 +221,12 @@ def build_detection_dataset(
         ValueError: the boxes are no pixels, or the categories do not fit `id2label`.
     """
     source, of = annotations.source, annotations.image_index
-    annotations, turned = _in_frame(annotations, pictures, image_frame)
+    annotations, turned, misfit = _in_frame(annotations, pictures, image_frame)
     if problem := frame_problem(annotations.boxes, annotations.widths[of], annotations.heights[of]):
         raise ValueError(f"{source}: {problem}")
     if portion is not None:
         chosen = portion.indices(len(annotations.image_ids), source)
-        annotations, turned = annotations.select(chosen), turned[chosen]
+        annotations, turned, misfit = annotations.select(chosen), turned[chosen], misfit[chosen]
         if isinstance(pictures, datasets.Dataset):
             pictures = pictures.select(chosen)
         else:
@@ -233,7 +235,7 @@ def build_detection_dataset(
     used = set(annotations.category_index.tolist())
     check_known([name for index, name in enumerate(annotations.category_names) if index in used], labels, source)
     counts, objects, report = annotations.clean(labels)
-    report = replace(report, turned_images=int(turned.sum()))
+    report = replace(report, turned_images=int(turned.sum()), misfit_images=int(misfit.sum()))
     if report.turned_images:
         logger.warning("%s: %s", source, turned_notice(report, image_frame))
     if report.changed_boxes or not report.boxes:
@@ -259,24 +261,33 @@ def build_detection_dataset(
 
 def turned_notice(report: DatasetReport, image_frame: ImageFrame) -> str:
     """What is said of images with an EXIF orientation."""
-    how, other = ("turned upright", "stored") if image_frame == "upright" else ("as they are stored", "upright")
+    how, other = ("upright", "stored") if image_frame == "upright" else ("as they are stored", "upright")
+    misfit = f" (but in {report.misfit_images} images they only fit the other way)" if report.misfit_images else ""
     return (
-        f"{report.turned_images} of {report.images} images have an EXIF orientation. They are read {how}, and their "
-        f"boxes are taken to be so, too; if they are not: --image-frame {other}"
+        f"{report.turned_images} of {report.images} images have an EXIF orientation; they are read {how}, and their "
+        f"boxes are taken to be drawn so{misfit}. If they are not: --image-frame {other}"
     )
 
 
 def _in_frame(
     annotations: Annotations, pictures: Sequence[str] | datasets.Dataset, image_frame: ImageFrame
-) -> tuple[Annotations, np.ndarray]:
-    """Annotations with the sizes that images have in their frame, and which images (I,) have an EXIF orientation.
+) -> tuple[Annotations, np.ndarray, np.ndarray]:
+    """Annotations with the sizes that images have in their frame.
 
     Headers are read of a sample, of images that a box leaves, and, where one of them is turned, of all.
+
+    Returns:
+        The annotations; which images (I,) have an EXIF orientation; and of which (I,) the boxes only fit the other way.
     """
     index, number = annotations.image_index, len(annotations.image_ids)
     widths, heights = annotations.widths.copy(), annotations.heights.copy()
-    ends = annotations.boxes[:, :2] + annotations.boxes[:, 2:] - np.stack([widths[index], heights[index]], axis=1)
-    left = np.unique(index[(ends > CLIP_TOLERANCE).any(axis=1)])
+    ends = annotations.boxes[:, :2] + annotations.boxes[:, 2:] - CLIP_TOLERANCE
+
+    def left(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+        """Which images (I,) a box leaves."""
+        outside = (ends > np.stack([widths[index], heights[index]], axis=1)).any(axis=1)
+        return np.bincount(index[outside], minlength=number) > 0
+
     headers: dict[int, ImageHeader] = {}
 
     def look(places: np.ndarray) -> bool:
@@ -286,14 +297,16 @@ def _in_frame(
                 headers[place] = read_header(picture if isinstance(picture, Mapping) else {"image": picture})
         return any(header.turned for header in headers.values())
 
-    if look(np.concatenate([left, np.linspace(0, number - 1, min(number, _SAMPLE)).astype(int)])):
+    sample = np.linspace(0, number - 1, min(number, _SAMPLE)).astype(int)
+    if look(np.concatenate([sample, np.flatnonzero(left(widths, heights))])):
         look(np.arange(number))
-    turned = np.zeros(number, dtype=bool)
+    turned, across = np.zeros((2, number), dtype=bool)
     for place, header in headers.items():
-        turned[place] = header.turned
+        turned[place], across[place] = header.turned, header.upright != header.stored
         if image_frame == "upright" and (heights[place], widths[place]) == header.stored:
             heights[place], widths[place] = header.upright
-    return replace(annotations, widths=widths, heights=heights), turned
+    misfit = across & left(widths, heights) & ~left(heights, widths)
+    return replace(annotations, widths=widths, heights=heights), turned, misfit
 
 
 def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> None:

@@ -12,11 +12,10 @@ from drmm_hf.evaluation import evaluate_coco, part_calibration_report
 from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results, describe_data
 from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.report import compared_cells, render_report
-from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from evaluation_fixtures import MIXED_RESULTS as RESULTS
 from evaluation_fixtures import MIXED_TRUTH as TRUTH
 from evaluation_fixtures import detection
-from model_fixtures import small_model
+from model_fixtures import save_small
 
 HOSTILE = "<script>alert('x')</script>&\"star"
 
@@ -153,13 +152,12 @@ def test_names_of_others_cannot_break_the_page() -> None:
 def checkpoints(tmp_path_factory) -> list[str]:
     """Two folders of random models, one with a mixture head and one without, with a hostile class name."""
     folder = tmp_path_factory.mktemp("runs")
-    names = {0: "disc", 1: HOSTILE}
-    options = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
-    small_model(0, **options).save_pretrained(folder / "mixture" / "model")
-    small_model(1, **options, objective="set_prediction", head="set_prediction").save_pretrained(folder / "baseline")
-    for name in ("mixture/model", "baseline"):
-        DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder / name)
-    return [str(folder / "mixture" / "model"), str(folder / "baseline")]
+    classes = {"id2label": {0: "disc", 1: HOSTILE}, "label2id": {"disc": 0, HOSTILE: 1}}
+    baseline = {"objective": "set_prediction", "head": "set_prediction"}
+    return [
+        save_small(folder / "mixture" / "model", **classes),
+        save_small(folder / "baseline", 1, **classes, **baseline),
+    ]
 
 
 @pytest.fixture

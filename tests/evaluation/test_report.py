@@ -240,21 +240,31 @@ def test_the_report_compares_checkpoints(checkpoints, data, tmp_path, capsys):
 
 
 def test_results_from_elsewhere_can_be_analyzed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without a model, and without what only a mixture predicts."""
+    rows = [{"image_id": 5, "category_id": 4, "bbox": [5, 5, 40, 40], "score": 0.9, "area": 1600, "segmentation": []}]
+    (tmp_path / "theirs/yolo").mkdir(parents=True)
+    (tmp_path / "theirs/yolo/results.json").write_text(json.dumps(rows))
+    (tmp_path / "nothing.json").write_text("[]")
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "results-nothing.json").write_text("[]")
-    arguments = ["--checkpoint", "no/model", "--names", "nothing", "--data", str(data), "--output-dir", str(out)]
-    assert analyze([*arguments, "--reuse", "--worst", "0"]) == 0
-    assert "nothing: AP 0.000, 0 detections" in capsys.readouterr().out
+    arguments = ["--results", str(tmp_path / "theirs/yolo/results.json"), str(tmp_path / "nothing.json"), "--data"]
+    assert analyze([*arguments, str(data), "--output-dir", str(out), "--worst", "0"]) == 0
+    assert "yolo: AP 0.500, 1 detections\nnothing: AP 0.000, 0 detections" in capsys.readouterr().out
     text = check_page((out / "report.html").read_text(encoding="utf-8")).text
     assert "No image to show." in text
-    assert "no known density" in text
+    assert not any(words in text for words in ("Likelihood", "Uncertainty", "objectness"))
+    # The other way, as of a checkpoint whose detections are there.
+    (out / "results-mine.json").write_text(json.dumps(rows))
+    arguments = ["--checkpoint", "no/model", "--names", "mine", "--data", str(data), "--output-dir", str(out)]
+    assert analyze([*arguments, "--reuse", "--worst", "0"]) == 0
+    assert "mine: AP 0.500, 1 detections" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"--checkpoint": ["none"]}, "none"),
+        ({"--checkpoint": [], "--results": []}, "--checkpoint"),
+        ({"--results": ["none.json"]}, "none.json"),
         ({"--names": ["a", "b"]}, "--names"),
         ({"--names": ["../a"]}, "../a"),
         ({"--checkpoint": ["x/a", "y/a"], "--names": ["a", "A"]}, "--names"),
@@ -268,4 +278,5 @@ def test_bad_inputs_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file")
     options = {"--checkpoint": checkpoints[:1], "--data": [str(data)], "--output_dir": ["out"], **changed}
-    assert named in fails([word for name, values in options.items() for word in (name, *values)], capsys)
+    given = {name: values for name, values in options.items() if values}
+    assert named in fails([word for name, values in given.items() for word in (name, *values)], capsys)

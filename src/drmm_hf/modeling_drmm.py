@@ -208,7 +208,7 @@ class DrmmModel(DrmmPreTrainedModel):
         """
         check_input_shapes(pixel_values, pixel_mask)
         sizes = image_sizes(pixel_values, pixel_mask)
-        features = self.pyramid(self.backbone(pixel_values))
+        features = self.pyramid(self.backbone(pixel_values.to(self.dtype)))
         strides = self.strides or [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
         boxes, query_states = self.proposals(sizes)
         num_groups = query_states.shape[1] // self.config.num_proposals
@@ -378,7 +378,8 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     if pixel_mask is None:
         sides = [torch.full((batch,), s, dtype=torch.float32, device=pixel_values.device) for s in (width, height)]
         return torch.stack(sides, dim=-1)
-    return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float().clamp(min=1)
+    inside = pixel_mask != 0  # counted as whole numbers, whatever the type of the mask
+    return torch.stack((inside[:, 0, :].sum(-1), inside[:, :, 0].sum(-1)), dim=-1).float().clamp(min=1)
 
 
 def _keep(tensor: Tensor, index: Tensor) -> Tensor:

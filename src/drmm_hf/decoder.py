@@ -43,7 +43,7 @@ class DrmmProposals(nn.Module):
         While training with query groups, K is num_query_groups * num_proposals; otherwise the first group is used.
         """
         count = len(self.features) if self.training else self.num_proposals
-        boxes = self.boxes[:count].to(torch.promote_types(self.boxes.dtype, torch.float32))
+        boxes = self.boxes[:count].float()
         center, half = boxes[:, :2], boxes[:, 2:] / 2
         corners = torch.cat((center - half, center + half), dim=-1)
         boxes = corners * torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)

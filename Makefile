@@ -8,6 +8,11 @@ EXTRAS ?= dev,plots,baselines
 OUT ?= runs/quickstart
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Threads that wait for work sleep: spinning would take the cores from other processes.
+OMP_WAIT_POLICY ?= passive
+export OMP_WAIT_POLICY
+# Two processes share the tests; with PYTEST= it is one, which a debugger can stop.
+PYTEST ?= -n 2 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -48,16 +53,16 @@ format: $(STAMP) ## let ruff sort imports and format
 	$(RUN) -m ruff format .
 
 test: $(STAMP) ## the quick tests; real data only if DRMM_TEST_DATA names a folder
-	$(RUN) -m pytest -q $(ARGS)
+	$(RUN) -m pytest $(PYTEST) -q $(ARGS)
 
 test-slow: $(STAMP) ## the slow tests alone
-	$(RUN) -m pytest -q -m slow $(ARGS)
+	$(RUN) -m pytest $(PYTEST) -q -m slow $(ARGS)
 
 test-all: $(STAMP) ## the quick and the slow tests
-	$(RUN) -m pytest -q -m 'not full' $(ARGS)
+	$(RUN) -m pytest $(PYTEST) -q -m 'not full' $(ARGS)
 
 test-full: $(STAMP) ## every test, also those of minutes
-	$(RUN) -m pytest -q -m '' $(ARGS)
+	$(RUN) -m pytest $(PYTEST) -q -m '' $(ARGS)
 
 test-upstream: $(STAMP) ## transformers' own tests of every model (downloads its source distribution)
 	$(RUN) -m pip install --disable-pip-version-check --quiet parameterized
@@ -68,7 +73,7 @@ test-matrix: $(STAMP) ## the quick tests with the lowest and the newest versions
 	$(RUN) tests/matrix.py $(ARGS)
 
 coverage: $(STAMP) ## the quick tests, the ten slowest of them, and how much of src/ they reach: at least 90%
-	$(RUN) -m pytest -q --cov --cov-report=term --durations=10 $(ARGS)
+	$(RUN) -m pytest $(PYTEST) -q --cov --cov-report=term --durations=10 $(ARGS)
 
 fuzz: $(STAMP) ## 2,000 damaged inputs: each is read or refused with a clear error (ARGS="--cases 20000 --seed 1")
 	PYTHONPATH=tests $(RUN) -m fuzz $(ARGS)

@@ -15,12 +15,13 @@ import json
 import re
 import sys
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
 DOCS = Path(__file__).parent
+sys.path.append(str(DOCS.parent / "scripts"))
+
+from markdown_table import markdown_table, reproduced_table, spread  # noqa: E402
+
 RESULTS = DOCS / "results"
-PAPER = "paper (COCO)"
 MARKED = re.compile(r"(<!-- table: ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -43,27 +44,8 @@ def table(words: list[str]) -> str:
     options = dict(word.split("=", 1) for word in words if "=" in word)
     sources = [word for word in words if "=" not in word]
     first = json.loads((RESULTS / sources[0]).read_text()) if "*" not in sources[0] else {}
-    return reproduced(first) if "rows" in first else of_runs(sources, options["columns"].split(","))
-
-
-def reproduced(content: dict[str, Any]) -> str:
-    """What `scripts/reproduce.py` measured."""
-    rows, paper = content["rows"], content[PAPER]
-    columns: list[tuple[str, bool]] = []
-    for column in dict.fromkeys(column for values in rows.values() for column in values):
-        columns.append((column, False))
-        if any(column in paper.get(row, {}) for row in rows):
-            columns.append((column, True))
-    header = ["", *(f"{column}, {PAPER}" if from_paper else column for column, from_paper in columns)]
-    lines = []
-    for row, values in rows.items():
-        texts = []
-        for column, from_paper in columns:
-            known = [paper[row][column]] if column in paper.get(row, {}) else []
-            seeds = known if from_paper else list(values.get(column, {}).get("seeds", {}).values())
-            texts.append(spread(seeds))
-        lines.append([row, *texts])
-    return markdown(header, lines)
+    text = reproduced_table(first) if "rows" in first else of_runs(sources, options["columns"].split(","))
+    return f"{text}\n"
 
 
 def of_runs(sources: list[str], columns: list[str]) -> str:
@@ -73,23 +55,7 @@ def of_runs(sources: list[str], columns: list[str]) -> str:
         runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(source))]
         name = Path(source).stem.replace("-seed*", "")
         lines.append([name, str(len(runs)), *(spread([run[column] for run in runs]) for column in columns)])
-    return markdown(["run", "seeds", *columns], lines)
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± sample standard deviation; the mean alone of one value, or of a count, which has no spread."""
-    if not values:
-        return "–"
-    middle = mean(values)
-    digits = 1 if abs(middle) >= 100 else 2 if abs(middle) >= 20 else 3
-    text = f"{middle:.{digits}f}"
-    return text if len(set(values)) == 1 else f"{text} ± {stdev(values):.{digits}f}"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table of Markdown."""
-    lines = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:], ""])
+    return markdown_table(["run", "seeds", *columns], lines)
 
 
 if __name__ == "__main__":

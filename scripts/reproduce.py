@@ -19,8 +19,9 @@ from drmm_hf.commands.quickstart import SCENES as QUICKSTART_SCENES
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from drmm_hf.files import make_output_folder, to_plain, write_json, write_text
 from drmm_hf.training import TrainConfig, TrainingStopped, parse_config, train
+from markdown_table import PAPER
 from reproduction.measurements import measure_table
-from reproduction.render import draw_table, machine, to_markdown, to_plain_values
+from reproduction.render import draw_table, machine, to_markdown
 from reproduction.runs import FINISHED, UNFINISHED, PlannedRun, differing_settings, find_runs, plan_runs
 from reproduction.tables import TABLES, Context, Run, Table
 
@@ -117,16 +118,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def check_extras(tables: Sequence[Table], scale: str) -> None:
-    """Find out before the hours of training that an optional library is missing.
-
-    Raises:
-        ValueError: names the extra.
-    """
+    """Find out before the hours of training that an optional library is missing; a ValueError names the extra."""
     matched = any(cell.baseline or "bipartite" in cell.name for table in tables for cell in table.cells(scale))
-    for library, extra, needed in (
-        ("matplotlib", "plots", any(table.draw is not None for table in tables)),
-        ("scipy", "baselines", matched),
-    ):
+    drawn = any(table.draw is not None for table in tables)
+    for library, extra, needed in (("matplotlib", "plots", drawn), ("scipy", "baselines", matched)):
         if needed and importlib.util.find_spec(library) is None:
             names = ", ".join(table.name for table in tables)
             raise ValueError(f"{names}: needs {library}: pip install 'drmm-hf[{extra}]'")
@@ -225,20 +220,24 @@ def _write_tables(
         if all(run.metric("AP") < _LEARNED for run in own):
             notes.append(f"Every AP is below {_LEARNED:g}: the trainings were too short to compare anything.")
         print(f"measuring {table.name}: {len(own)} runs ...", flush=True)
-        measured = measure_table(table, own, context)
-        header = {
+        content = {
+            "table": table.name,
+            "title": table.title,
+            "source": table.source,
             "command": arguments.command,
             "data": f"{arguments.data}, {len(dataset)} images of the split {base.eval_split!r}",
             "training": f"{_length(base) if not arguments.runs else 'as found in ' + arguments.runs}, {base.preset}",
             "machine": machine(),
+            **measure_table(table, own, context),
+            PAPER: table.paper,
+            "notes": [*table.notes, *notes],
         }
         target = Path(arguments.output) / table.name
-        text = to_markdown(table, measured, header, notes)
+        text, written = to_markdown(content), [".md", ".json"]
         write_text(target.with_suffix(".md"), text)
-        write_json(target.with_suffix(".json"), to_plain(to_plain_values(table, measured, header, notes)))
-        written = [".md", ".json"]
+        write_json(target.with_suffix(".json"), to_plain(content))
         if table.draw is not None:
-            draw_table(table, measured, context, target.with_suffix(".png"))
+            draw_table(table, content, own, context, target.with_suffix(".png"))
             written.append(".png")
         print(f"\n{text}\nwritten: {', '.join(str(target.with_suffix(ending)) for ending in written)}\n", flush=True)
 

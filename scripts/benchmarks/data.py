@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -29,11 +30,10 @@ from .measure import Settings, Timing, alternate, table
 
 PYCOCOTOOLS, OURS = "pycocotools", "drmm-hf"
 EXAMPLE = "albumentations and DetrImageProcessor"
+_EDGES = tuple(range(480, 801, 32))
+_CROP_EDGES, _CROP_SIZE = (400, 500, 600), (384, 600)
 NUM_CLASSES, WIDTH, HEIGHT = 80, 640, 480
 OBJECTS_PER_IMAGE = 7.3  # 860,001 boxes of 117,266 images with boxes in COCO train2017
-_MEGABYTE = 1e6
-_EDGES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-_CROP_EDGES, _CROP_SIZE = (400, 500, 600), (384, 600)
 
 
 def generate_ground_truth(num_images: int, seed: int = 0, polygons: bool = False) -> dict[str, Any]:
@@ -158,14 +158,12 @@ def _load(root: Path, loader: str) -> tuple[float, float, float]:
     """CPU seconds, and resident memory in MB before and after."""
     process = psutil.Process()
     before, start = process.memory_info().rss, time.process_time()
-    if loader == PYCOCOTOOLS:
-        with contextlib.redirect_stdout(io.StringIO()):
-            data: Any = COCO(str(root / "annotations" / "instances_train2017.json"))
-    else:
-        data = load_detection_dataset(root, "train")
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotations = str(root / "annotations" / "instances_train2017.json")
+        data: Any = COCO(annotations) if loader == PYCOCOTOOLS else load_detection_dataset(root, "train")
     seconds, after = time.process_time() - start, process.memory_info().rss
     del data
-    return seconds, before / _MEGABYTE, after / _MEGABYTE
+    return seconds, before / 1e6, after / 1e6
 
 
 def photos(root: Path, count: int = 32, seed: int = 0) -> DetectionDataset:
@@ -192,7 +190,7 @@ def _batches(settings: Settings, folder: Path) -> dict[str, Any]:
 
         return run
 
-    runs = {OURS: over_all(augment_as_we_do)}
+    runs = {OURS: over_all(augmented_batch)}
     note = (
         "Image files of 640x480 pixels to a padded, normalized batch with the augmentation of the 3x schedule; time of "
         "one image."
@@ -203,30 +201,27 @@ def _batches(settings: Settings, folder: Path) -> dict[str, Any]:
             " The other way is that of transformers' object-detection example: the image decoded whole, the same "
             "resizes, crops and flips by albumentations."
         )
-    timings = alternate(runs, settings.rounds)
-    images = batches * batch_size
     timings = {
-        name: {clock: [seconds / images for seconds in values] for clock, values in timing.items()}
-        for name, timing in timings.items()
+        name: {clock: [seconds / (batches * batch_size) for seconds in values] for clock, values in timing.items()}
+        for name, timing in alternate(runs, settings.rounds).items()
     }
     return table("From image files to batches", note, timings, base=EXAMPLE if EXAMPLE in runs else None)
 
 
-def augment_as_we_do(rows: Sequence[dict[str, Any]]) -> torch.Tensor:
-    """Rows to pixel values, as the training makes them of a batch."""
+def augmented_batch(rows: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Rows to pixel values, as the training on COCO makes them of a batch."""
     transform = PaperTransform(
         shortest_edges=_EDGES, crop_shortest_edges=_CROP_EDGES, crop_size=_CROP_SIZE, longest_edge=1333
     )
-    images, annotations = [], []
-    for row in rows:
-        sample = transform(row)
-        images.append(sample["image"])
-        corners = sample["boxes"].tolist()
+    samples = [transform(row) for row in rows]
+    annotations = []
+    for row, sample in zip(rows, samples, strict=True):
         boxes = [
             {"category_id": int(label), "bbox": [x0, y0, x1 - x0, y1 - y0]}
-            for (x0, y0, x1, y1), label in zip(corners, sample["labels"], strict=True)
+            for (x0, y0, x1, y1), label in zip(sample["boxes"].tolist(), sample["labels"], strict=True)
         ]
         annotations.append({"image_id": int(row["image_id"]), "annotations": boxes})
+    images = [sample["image"] for sample in samples]
     batch = DrmmImageProcessor(do_resize=False)(images=images, annotations=annotations, return_tensors="pt")
     return batch["pixel_values"]
 
@@ -242,18 +237,16 @@ def augment_as_the_example() -> Callable[[Sequence[dict[str, Any]]], torch.Tenso
     import cv2
 
     cv2.setNumThreads(0)
-    resize = A.SmallestMaxSize(max_size=list(_EDGES), p=1.0)
-    crops = []
+    resize, crops = A.SmallestMaxSize(max_size=list(_EDGES), p=1.0), []
     for edge in _CROP_EDGES:
         # Sizes of a crop are fixed in albumentations: three each way in place of all.
-        heights = np.linspace(_CROP_SIZE[0], min(_CROP_SIZE[1], edge), 3).astype(int).tolist()
-        widths = np.linspace(_CROP_SIZE[0], min(_CROP_SIZE[1], edge * WIDTH // HEIGHT), 3).astype(int).tolist()
-        shrink = A.SmallestMaxSize(max_size=edge, p=1.0)
-        crops += [
-            A.Sequential([shrink, A.RandomCrop(height=height, width=width, p=1.0), resize])
-            for height in heights
-            for width in widths
-        ]
+        heights, widths = (
+            np.linspace(_CROP_SIZE[0], min(_CROP_SIZE[1], side), 3).astype(int).tolist()
+            for side in (edge, edge * WIDTH // HEIGHT)
+        )
+        for height, width in itertools.product(heights, widths):
+            crop = A.RandomCrop(height=height, width=width, p=1.0)
+            crops.append(A.Sequential([A.SmallestMaxSize(max_size=edge, p=1.0), crop, resize]))
     augment = A.Compose(
         [A.OneOf([resize, A.OneOf(crops, p=1.0)], p=1.0), A.HorizontalFlip(p=0.5)],
         bbox_params=A.BboxParams(format="coco", label_fields=["category"], clip=True),
@@ -263,15 +256,20 @@ def augment_as_the_example() -> Callable[[Sequence[dict[str, Any]]], torch.Tenso
     def run(rows: Sequence[dict[str, Any]]) -> torch.Tensor:
         images, annotations = [], []
         for row in rows:
-            objects = row["objects"]
-            pixels = np.array(decode_image(row))
-            output = augment(image=pixels, bboxes=objects["bbox"], category=objects["category"])
+            boxes = row["objects"]
+            output = augment(image=np.array(decode_image(row)), bboxes=boxes["bbox"], category=boxes["category"])
             images.append(output["image"])
-            boxes = [
-                {"image_id": row["image_id"], "category_id": label, "bbox": list(box), "area": area, "iscrowd": 0}
-                for box, label, area in zip(output["bboxes"], output["category"], objects["area"], strict=False)
+            found = [
+                {
+                    "image_id": row["image_id"],
+                    "category_id": c,
+                    "bbox": list(box),
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+                for box, c in zip(output["bboxes"], output["category"], strict=True)
             ]
-            annotations.append({"image_id": row["image_id"], "annotations": boxes})
+            annotations.append({"image_id": row["image_id"], "annotations": found})
         return processor(images=images, annotations=annotations, return_tensors="pt")["pixel_values"]
 
     return run

@@ -16,9 +16,9 @@ from .measure import Settings, alternate, gpu_counts, peak_memory, table
 from .models import (
     DETECTORS,
     NUM_LABELS,
-    PartClock,
     build_detector,
     build_preset,
+    clock_parts,
     inferring,
     random_labels,
     random_pixels,
@@ -62,12 +62,12 @@ def _models(settings: Settings, sizes: dict[str, Any], pixels: Tensor) -> dict[s
     """Whole models, with the time of their parts."""
     models: dict[str, nn.Module] = {name: build_preset(name) for name in sizes["presets"]}
     models |= {name: build_detector(name) for name in sizes["peers"]}
-    clocks = {name: PartClock(model.to(settings.device), settings.device) for name, model in models.items()}
+    clocks = {name: clock_parts(model.to(settings.device), settings.device) for name, model in models.items()}
     runs = {name: inferring(model, pixels) for name, model in models.items()}
     timings = alternate(runs, settings.rounds, device=settings.device)
     extra: dict[str, dict[str, Any]] = {}
     for name, run in runs.items():
-        records = clocks[name].records[-settings.rounds :]
+        records = clocks[name][-settings.rounds :]
         parts = {f"{part} (ms)": statistics.median(r[part] for r in records) * 1e3 for part in records[0]}
         extra[name] = {**parts, "peak (MB)": peak_memory(run, settings.device), **gpu_counts(run, settings.device)}
     note = (

@@ -1,6 +1,7 @@
 """What the suites measure: our presets and transformers' detectors, with random weights and without downloads."""
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,39 +90,32 @@ def stages_of(model: DrmmForObjectDetection, features: Sequence[Tensor]) -> nn.M
     return inner
 
 
-class PartClock:
-    """Seconds that a model spends in its `PARTS`, call by call, by the steady clock.
-
-    Attributes:
-        records: one mapping for each call of the model, of part to seconds; "rest" is what is left.
+def clock_parts(model: nn.Module, device: str = "cpu") -> list[dict[str, float]]:
+    """Watch a model, from now on; the list gets, for each of its calls, the seconds of its `PARTS` by the steady clock,
+    and "rest" for what is left.
     """
+    records: list[dict[str, float]] = []
+    seconds = dict.fromkeys(PARTS, 0.0)
 
-    def __init__(self, model: nn.Module, device: str = "cpu"):
-        self.records: list[dict[str, float]] = []
-        self._device, self._seconds = device, dict.fromkeys(PARTS, 0.0)
-        for part, paths in PARTS.items():
-            for module in _modules_at(model, paths):
-                self._watch(module, lambda seconds, part=part: self._add(part, seconds))
-        self._watch(model, self._finish)
-
-    def _watch(self, module: nn.Module, report: Callable[[float], None]) -> None:
+    def watch(module: nn.Module, report: Callable[[float], None]) -> None:
         started: list[float] = []
-        module.register_forward_pre_hook(lambda *_: started.append(now(self._device)))
-        module.register_forward_hook(lambda *_: report(now(self._device) - started.pop()))
+        module.register_forward_pre_hook(lambda *_: started.append(now(device)))
+        module.register_forward_hook(lambda *_: report(now(device) - started.pop()))
 
-    def _add(self, part: str, seconds: float) -> None:
-        self._seconds[part] += seconds
+    def add(part: str, value: float) -> None:
+        seconds[part] += value
 
-    def _finish(self, total: float) -> None:
-        self.records.append({**self._seconds, "rest": total - sum(self._seconds.values())})
-        self._seconds = dict.fromkeys(PARTS, 0.0)
+    def finish(total: float) -> None:
+        records.append({**seconds, "rest": total - sum(seconds.values())})
+        seconds.update(dict.fromkeys(PARTS, 0.0))
 
-
-def _modules_at(model: nn.Module, paths: Sequence[str]) -> list[nn.Module]:
-    """The modules at the paths that the model has; those in a list in its place."""
     modules = dict(model.named_modules())
-    found = [modules[path] for path in paths if path in modules]
-    return [one for module in found for one in (module if isinstance(module, nn.ModuleList) else [module])]
+    for part, paths in PARTS.items():
+        for found in (modules[path] for path in paths if path in modules):
+            for module in found if isinstance(found, nn.ModuleList) else [found]:
+                watch(module, functools.partial(add, part))
+    watch(model, finish)
+    return records
 
 
 def inferring(model: nn.Module, pixel_values: Tensor, autocast: torch.dtype | None = None) -> Callable[[], Any]:

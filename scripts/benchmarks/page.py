@@ -6,9 +6,11 @@ import os
 import platform
 import statistics
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from markdown_table import markdown_table
 
 from .measure import steady_clock
 
@@ -41,19 +43,11 @@ def render(folder: Path, page: Path) -> None:
         try:
             suite = json.loads(file.read_text(encoding="utf-8"))
             image = draw(file.with_suffix(".png"), suite["figures"]) if suite["figures"] else None
-            parts.append("\n".join(_section(suite, image and Path(os.path.relpath(image, page.parent)))))
+            parts.append(_section(suite, image and Path(os.path.relpath(image, page.parent))))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"no result of scripts/benchmark.py ({type(error).__name__}: {error})"
             raise ValueError(f"{file}: {reason}; remove it or run the suite") from error
     page.write_text("\n".join(parts), encoding="utf-8")
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Lines of a table in Markdown."""
-    yield f"| {' | '.join(header)} |"
-    yield "|" + "---|" * len(header)
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
 
 
 def processor_name() -> str:
@@ -64,30 +58,26 @@ def processor_name() -> str:
     return models[0] if models else platform.machine()
 
 
-def _section(suite: dict[str, Any], image: Path | None) -> Iterator[str]:
+def _section(suite: dict[str, Any], image: Path | None) -> str:
     name, environment = suite["suite"], suite["environment"]
-    yield f"## Suite `{name}`\n"
-    yield f"    {command(name, environment)}\n"
     versions = ", ".join(f"{package} {version}" for package, version in environment["versions"].items())
     threads = "" if environment["device"].startswith("cuda") else f", {environment['threads']} thread(s)"
-    yield _wrapped(
+    made = (
         f"{environment['machine']} ({environment['cores']} cores), {environment['device']}{threads}, "
         f"{environment['rounds']} rounds, {environment['date']}; {versions}."
     )
+    lines = [f"## Suite `{name}`\n", f"    {command(name, environment)}\n", _wrapped(made)]
     if environment["quick"]:
-        yield "**Quick run: small sizes, only to see that everything works.**"
+        lines.append("**Quick run: small sizes, only to see that everything works.**")
     clock = steady_clock(environment["device"], environment["threads"])
     for table in suite["tables"]:
-        yield f"\n### {table['title']}"
-        yield _wrapped(table["note"]) + "\n"
-        yield from suite_table(table, clock)
+        lines += [f"\n### {table['title']}", _wrapped(table["note"]) + "\n", suite_table(table, clock)]
         if table["comparisons"]:
-            yield ""
-            yield from markdown_table(("ratio", "by the clock", "by CPU time"), _comparisons(table))
+            lines += ["", markdown_table(("ratio", "by the clock", "by CPU time"), _comparisons(table))]
     if image is not None:
-        yield f"\n![Curves of the suite {name}]({image.as_posix()})\n"
-        yield from markdown_table(("curve", "exponent"), _exponents(suite["figures"]))
-    yield ""
+        lines.append(f"\n![Curves of the suite {name}]({image.as_posix()})\n")
+        lines.append(markdown_table(("curve", "exponent"), _exponents(suite["figures"])))
+    return "\n".join([*lines, ""])
 
 
 def _wrapped(text: str) -> str:
@@ -103,7 +93,7 @@ def command(name: str, environment: dict[str, Any]) -> str:
     return " ".join(parts)
 
 
-def suite_table(table: dict[str, Any], clock: str) -> Iterator[str]:
+def suite_table(table: dict[str, Any], clock: str) -> str:
     """A suite's table in Markdown: times where rows have them, the ratio to the base by `clock`, further columns."""
     rows, base = table["rows"], table["base"]
     clocks = [clock for clock in _CLOCKS if any((row["timing"] or {}).get(clock) for row in rows.values())]
@@ -115,7 +105,7 @@ def suite_table(table: dict[str, Any], clock: str) -> Iterator[str]:
         if base:
             cells.append("1" if name == base else _ratio(row["timing"], rows[base]["timing"], clock))
         lines.append([*cells, *(_number(row["extra"].get(column)) for column in extra)])
-    yield from markdown_table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _comparisons(table: dict[str, Any]) -> Iterator[list[str]]:

@@ -1,10 +1,11 @@
 """What the tables read off finished runs: one function each, a run to rows."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.measure import saved_memory
@@ -24,12 +25,12 @@ from drmm_hf.evaluation import (
     split_half_report,
     suppress,
 )
-from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.complexity import count_complexity
 from drmm_hf.loading import load_detector
 from drmm_hf.presets import processor_fields
 
-from .tables import Context, Measured, Rows, Run, Table
+from .tables import Context, Rows, Run, Table
 
 # Table 3 and Fig. 8 do not say their threshold; Fig. 7 has its best at 0.7 to 0.9.
 NMS_IOU = 0.7
@@ -42,39 +43,60 @@ _MEMORY_IMAGES, _MEMORY_OBJECTS = 2, 8
 _GIGABYTE = 1e9
 
 
-def measure_table(table: Table, runs: Sequence[Run], context: Context) -> Measured:
+def measure_table(table: Table, runs: Sequence[Run], context: Context) -> dict[str, Any]:
     """Measure the runs of a table; those of other tables' cells are passed over.
 
     A cell with runs of several learning rates counts with the one of the highest mean AP on the evaluation split, the
     smaller one of equals.
+
+    Returns:
+        The parts of the table's json that are measured: `rows` (row -> column -> mean, std over seeds, and seeds ->
+        value), `learning_rates` (cell -> learning rate -> seed -> AP, where a cell was trained with several), `runs`.
     """
-    order = {cell.name: (index, cell) for index, cell in enumerate(table.cells(context.scale))}
-    own = [run for run in runs if run.cell.name in order]
-    # another table may have the same runs under another label
-    own = [Run(order[run.cell.name][1], run.seed, run.learning_rate, run.folder, run.preset) for run in own]
-    own.sort(key=lambda run: (order[run.cell.name][0], run.learning_rate, run.seed))
-    rates: dict[str, dict[float, dict[int, float]]] = {}
+    own = table_runs(table, runs, context.scale)
+    rates: dict[str, dict[float, dict[str, float]]] = {}
     for run in own:
-        rates.setdefault(run.cell.name, {}).setdefault(run.learning_rate, {})[run.seed] = run.metric("AP")
-    best = {
-        name: max(sorted(scores), key=lambda rate: float(np.mean(list(scores[rate].values()))))
-        for name, scores in rates.items()
-    }
-    chosen = tuple(run for run in own if run.learning_rate == best[run.cell.name])
-    values: dict[str, dict[str, dict[int, float]]] = {}
+        rates.setdefault(run.cell.name, {}).setdefault(run.learning_rate, {})[str(run.seed)] = run.metric("AP")
+    best = {name: max(sorted(scores), key=lambda rate: mean(scores[rate].values())) for name, scores in rates.items()}
+    chosen = [run for run in own if run.learning_rate == best[run.cell.name]]
+    values: dict[str, dict[str, dict[str, float]]] = {}
     for run in chosen:
         for row, columns in MEASURES[table.measure](run, context).items():
             for column, value in columns.items():
                 seeds = values.setdefault(row, {}).setdefault(column, {})
                 if math.isfinite(value):
-                    seeds[run.seed] = value
-    return Measured(values, chosen, {name: scores for name, scores in rates.items() if len(scores) > 1})
+                    seeds[str(run.seed)] = value
+    return {
+        "rows": {row: {name: _summary(seeds) for name, seeds in columns.items()} for row, columns in values.items()},
+        "learning_rates": {
+            cell: {f"{rate:g}": seeds for rate, seeds in scores.items()}
+            for cell, scores in rates.items()
+            if len(scores) > 1
+        },
+        "runs": [
+            {"cell": run.cell.name, "seed": run.seed, "learning_rate": run.learning_rate, "folder": str(run.folder)}
+            for run in chosen
+        ],
+    }
+
+
+def table_runs(table: Table, runs: Sequence[Run], scale: str) -> list[Run]:
+    """The runs of its cells, in the table's order, with its labels: another table may have other ones."""
+    order = {cell.name: (index, cell) for index, cell in enumerate(table.cells(scale))}
+    own = [dataclasses.replace(run, cell=order[run.cell.name][1]) for run in runs if run.cell.name in order]
+    return sorted(own, key=lambda run: (order[run.cell.name][0], run.learning_rate, run.seed))
+
+
+def _summary(seeds: dict[str, float]) -> dict[str, Any]:
+    values = list(seeds.values())
+    deviation = stdev(values) if len(values) > 1 else None
+    return {"mean": mean(values) if values else None, "std": deviation, "seeds": seeds}
 
 
 def objectives(run: Run, context: Context) -> Rows:
     """AP, AP50, AP75, AR100, ECE, duplicates an image and what NMS adds to AP (Table 2 has AP only)."""
     accuracy = {name: run.metric(name) for name in ("AP", "AP50", "AP75", "AR100", "ECE")}
-    duplicates = count_duplicates(_truth(context), run.results).duplicates_per_image
+    duplicates = count_duplicates(context.truth, run.results).duplicates_per_image
     return {run.cell.label: {**accuracy, "duplicates": duplicates, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
 
 
@@ -133,7 +155,7 @@ def cost(run: Run, context: Context) -> Rows:
 
 def nms_thresholds(run: Run, context: Context) -> Rows:
     """AP over the threshold of NMS (Fig. 7)."""
-    sweep = nms_sweep(_truth(context), run.results)
+    sweep = nms_sweep(context.truth, run.results)
     values = {f"NMS {threshold:g}": sweep[f"{threshold:g}"]["AP"] for threshold in NMS_THRESHOLDS}
     values |= {NMS_BEST: max(values.values()), NMS_NONE: sweep["none"]["AP"]}
     return {name: {run.cell.label: value} for name, value in values.items()}
@@ -156,7 +178,7 @@ def recalibration(run: Run, context: Context) -> Rows:
 
     Not in the paper.
     """
-    values = split_half_report(_truth(context), run.results).values
+    values = split_half_report(context.truth, run.results).values
     names = {"raw": "", "isotonic": ", isotonic", "temperature": ", temperature"}
     return {
         run.cell.label: {
@@ -167,7 +189,7 @@ def recalibration(run: Run, context: Context) -> Rows:
 
 def duplicates(run: Run, context: Context) -> Rows:
     """Duplicates an image over the lowest score that counts. Not in the paper."""
-    truth = prepare_ground_truth(_truth(context)).coco  # read once for all scores
+    truth = prepare_ground_truth(context.truth).coco  # read once for all scores
     return {
         f"score {score:g}": {
             run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
@@ -178,7 +200,7 @@ def duplicates(run: Run, context: Context) -> Rows:
 
 def ranking(run: Run, context: Context) -> Rows:
     """AP as it is, and with the order of the detections put right by the ground truth. Not in the paper."""
-    report = ranking_report(_truth(context), run.results)
+    report = ranking_report(context.truth, run.results)
     return {
         run.cell.label: {
             "AP": report.ap,
@@ -191,7 +213,7 @@ def ranking(run: Run, context: Context) -> Rows:
 
 def anchors(run: Run, context: Context) -> Rows:
     """Accuracy, calibration and false positives on images without boxes, for `objectness_anchor`. Not in the paper."""
-    truth = _truth(context)
+    truth = context.truth
     row = {name: run.metric(name) for name in ("AP", "AR100", "ECE", "D-ECE")}
     row["OCE"] = object_calibration_report(truth, run.results).oce
     for score in (0.3, 0.5):
@@ -210,7 +232,7 @@ def variants(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 def reliability_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
     """The diagrams' data of every one of `variants`."""
-    return {name: calibration_report(_truth(context), results) for name, results in variants(run).items()}
+    return {name: calibration_report(context.truth, results) for name, results in variants(run).items()}
 
 
 def part_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
@@ -218,7 +240,7 @@ def part_reports(run: Run, context: Context) -> dict[str, CalibrationReport]:
     if run.folder not in context.reports:
         model, processor = load_detector(str(run.folder / "model"))
         found = predict_dataset(model, processor, context.dataset, batch_size=context.batch_size, with_parts=True)
-        reports = part_calibration_report(_truth(context), found)
+        reports = part_calibration_report(context.truth, found)
         context.reports[run.folder] = {label: reports[name] for name, label in _PARTS.items()}
     return context.reports[run.folder]
 
@@ -239,20 +261,16 @@ def false_positives_without_objects(
 def _merged(run: Run, context: Context) -> dict[str, dict[str, float]]:
     found = {}
     for name, results in variants(run).items():
-        numbers = evaluate_coco(_truth(context), results)
-        ece = calibration_report(_truth(context), results).ece
-        d_ece = calibration_report(_truth(context), results, score_threshold=0.3).ece
+        numbers = evaluate_coco(context.truth, results)
+        ece = calibration_report(context.truth, results).ece
+        d_ece = calibration_report(context.truth, results, score_threshold=0.3).ece
         found[name] = {**numbers, "ECE": ece, "D-ECE": d_ece}
     return found
 
 
 def _nms_gain(run: Run, context: Context) -> float:
-    sweep = nms_sweep(_truth(context), run.results, (NMS_IOU,))
+    sweep = nms_sweep(context.truth, run.results, (NMS_IOU,))
     return sweep[f"{NMS_IOU:g}"]["AP"] - sweep["none"]["AP"]
-
-
-def _truth(context: Context) -> Any:
-    return context.dataset.annotations_path
 
 
 def training_memory(config: DrmmConfig, batch_size: int, height: int, width: int) -> float:

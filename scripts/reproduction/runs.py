@@ -72,10 +72,8 @@ def plan_runs(
     seeds: Sequence[int],
     learning_rates: Sequence[float] = (),
 ) -> list[PlannedRun]:
-    """The runs of some tables, each once, however many cells of however many tables need it.
-
-    A run has the name of the first cell of all tables that is the same training, so that one command finds the runs of
-    another.
+    """The runs of some tables, each once under the name of the first cell of all tables that is the same training, so
+    that one command finds the runs of another.
 
     Args:
         tables: what to make.

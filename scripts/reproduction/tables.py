@@ -100,32 +100,50 @@ class Context:
     batch_size: int = 8
     reports: dict[Path, dict[str, CalibrationReport]] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Measured:
-    """A table with its values.
-
-    Attributes:
-        values: row -> column -> seed -> value.
-        runs: those that were measured, each cell's at its best learning rate.
-        learning_rates: cell -> learning rate -> seed -> AP, where a cell was trained with several.
-    """
-
-    values: dict[str, dict[str, dict[int, float]]]
-    runs: tuple[Run, ...]
-    learning_rates: dict[str, dict[float, dict[int, float]]]
+    @property
+    def truth(self) -> Any:
+        """The annotations of the split, as `drmm_hf.evaluation` takes them."""
+        return self.dataset.annotations_path
 
 
 def read_tables() -> dict[str, Table]:
     """All tables by name, in the order of tables.yaml."""
     content = yaml.safe_load(Path(__file__).with_name("tables.yaml").read_text(encoding="utf-8"))
+    settings, sentences = content["settings"], content["notes"]
     tables = {}
-    for name, fields in content.items():
-        cells = fields.pop("cells")
-        scales = cells if isinstance(cells, dict) else {"small": cells, "coco": cells}
-        own = {scale: tuple(Cell(**cell) for cell in members) for scale, members in scales.items()}
-        tables[name] = Table(name, all_cells=own, **{**fields, "notes": tuple(fields.get("notes", ()))})
+    for name, fields in content["tables"].items():
+        cells, grids, paper = fields.pop("cells", None), fields.pop("grid", {}), fields.pop("paper", {})
+        own = {}
+        for scale in ("small", "coco"):
+            if grids:
+                own[scale] = _grid(**grids[scale])
+                continue
+            names = cells.get(scale, cells) if isinstance(cells, dict) else {cell: cell for cell in cells}
+            own[scale] = tuple(Cell(setting, label, **settings[setting]) for label, setting in names.items())
+        if grids:  # a list of the paper has one value for each number of proposals
+            proposals = grids["coco"]["proposals"]
+            paper = {
+                row: {
+                    f"{metric} K {count}": value
+                    for metric, values in metrics.items()
+                    for count, value in zip(proposals, values, strict=False)
+                }
+                for row, metrics in paper.items()
+            }
+        notes = tuple(sentences.get(note, note) for note in fields.pop("notes", ()))
+        tables[name] = Table(name, all_cells=own, paper=paper, notes=notes, **fields)
     return tables
+
+
+def _grid(field: str, name: str, label: str, values: list[float | None], proposals: list[int]) -> tuple[Cell, ...]:
+    """Every value with every number of proposals; without a value, all of the proposals are kept."""
+    cells = []
+    for count in proposals:
+        for value in values:
+            text = f"{1 if value is None else value:g}"
+            config = {field: value, "num_proposals": count}
+            cells.append(Cell(f"{name}{text}-k{count}", f"{label} {text} | K {count}", config))
+    return tuple(cells)
 
 
 TABLES = read_tables()

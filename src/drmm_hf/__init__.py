@@ -4,6 +4,14 @@ Importing this package registers its classes with transformers' Auto classes, so
 `AutoImageProcessor` and `AutoModelForObjectDetection` load D-RMM checkpoints.
 """
 
+import os
+import sys
+
+if "torch" not in sys.modules:  # which reads it once
+    # Threads that wait for work sleep. By default they spin, and beside other busy processes take the cores from the
+    # one that they wait for (docs/train.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 try:
     import torchvision  # noqa: F401  (built for another torch it fails obscurely, deep inside of timm)
 except Exception as error:  # RuntimeError where an operator is missing, OSError where a symbol is undefined

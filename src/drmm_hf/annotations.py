@@ -96,10 +96,14 @@ class Records:
             if first.setdefault(value, index) != index:
                 self.refuse(index, field, f"{self.where(first[value])} has the same: make them different")
 
+    def references(self, field: str) -> Sequence[Any]:
+        """Ids of other records as they are compared: 7, 7.0 and "7" are the same; None for what is no id."""
+        return _plain_ids(self.values(field))
+
     def positions(self, field: str, known: Sequence[Any], wanted: str) -> np.ndarray:
         """(n,) int64, the place among the `known` ids of the one that each record refers to."""
         place = {value: index for index, value in enumerate(known)}
-        ids = _plain_ids(self.values(field))
+        ids = self.references(field)
         found = np.array([-1 if value is None else place.get(value, -1) for value in ids], dtype=np.int64)
         self.require(found >= 0, field, wanted)
         return found
@@ -125,9 +129,13 @@ class Records:
         *,
         width: int | None = None,
         missing: bool = False,
+        values: Sequence[Any] | None = None,
     ) -> np.ndarray:
-        """(n,) float64 from `low` to `high`, or (n, width) of such; with `missing` NaN where there is none."""
-        values = self.values(field)
+        """(n,) float64 from `low` to `high`, or (n, width) of such; with `missing` NaN where there is none.
+
+        `values` replace those of the field.
+        """
+        values = self.values(field) if values is None else values
         numbers = _as_numbers(values, width)
         good = (numbers >= low) & (numbers <= high)
         if missing:
@@ -140,8 +148,12 @@ class Records:
         return self.numbers("area", "a number of square pixels, 0 or more", 0.0, missing=True)
 
     def boxes(self) -> np.ndarray:
-        """(n, 4) float64 of `bbox`, `[x, y, width, height]` in pixels."""
-        boxes = self.numbers("bbox", "four finite numbers [x, y, width, height]", width=4)
+        """(n, 4) float64 of `bbox`, `[x, y, width, height]` in pixels, or around the polygons of `segmentation`."""
+        values = self.values("bbox")
+        for index, value in enumerate(values):
+            if value is None or (isinstance(value, list) and not value):
+                values[index] = _around(self.records[index].get("segmentation"))
+        boxes = self.numbers("bbox", "four finite numbers [x, y, width, height]", width=4, values=values)
         self.require(
             (boxes[:, 2:] >= 0).all(axis=1),
             "bbox",
@@ -195,6 +207,17 @@ def _as_numbers(values: Sequence[Any], width: int | None) -> np.ndarray:
     return numbers
 
 
+def _around(polygons: Any) -> list[float] | None:
+    """The box around polygons `[[x1, y1, x2, y2, ...], ...]`; None where it is anything else."""
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        return None
+    points = np.array([_number(value) for polygon in polygons for value in polygon])
+    if len(points) < 6 or len(points) % 2:
+        return None
+    low, high = points.reshape(-1, 2).min(axis=0), points.reshape(-1, 2).max(axis=0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
 def _number(value: Any) -> float:
     if isinstance(value, bool | np.bool_ | str | bytes):
         return math.nan
@@ -225,19 +248,34 @@ def clean_boxes(
     return np.concatenate([new_low, sides], axis=1), (sides > MIN_SIDE).all(axis=1), moved
 
 
-def frame_problem(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> str | None:
-    """What is wrong with boxes that are in no pixels of their images, or None.
+ARE_THEY_CORNERS = "Most boxes leave their image: are they corners [x1, y1, x2, y2] instead of [x, y, width, height]?"
+
+
+def frame_problem(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, enough: int = 1) -> str | None:
+    """What is wrong with boxes that are in no pixels of their images, or are corners; None where nothing seems to be.
 
     Args:
         boxes: (N, 4) [x, y, width, height], as they came.
         widths, heights: (N,) of their images in pixels.
+        enough: fewer boxes may look like corners by chance.
     """
+    if not len(boxes):
+        return None
     # A sliver that a crop leaves of an object begins at 0 or at a whole pixel.
-    if len(boxes) and boxes.max() <= 1 and (boxes[:, :2] % 1).any() and min(widths.min(), heights.min()) > 2:
+    if boxes.max() <= 1 and (boxes[:, :2] % 1).any() and min(widths.min(), heights.min()) > 2:
         return (
             "no number of any box is above 1, so they seem to be fractions of their images; multiply x and width by "
             "the image's width, y and height by its height"
         )
+    sizes = np.stack([widths, heights], axis=1)
+    leave = (boxes[:, :2] + boxes[:, 2:] > 1.1 * sizes).any(axis=1)
+    if (
+        len(boxes) >= enough
+        and leave.mean() > 0.5
+        and (boxes[:, 2:] > boxes[:, :2]).all()
+        and (boxes[:, 2:] <= sizes + 1).all()
+    ):
+        return f"{ARE_THEY_CORNERS} All would fit as corners; convert them to [x1, y1, x2 - x1, y2 - y1]"
     return None
 
 
@@ -282,6 +320,8 @@ def make_labels(
         "category_id", "a class index from 0 (map names or sparse ids to 0 .. num_labels - 1 first)", 0
     )
     height, width = old_sizes[image_of].T
+    if problem := frame_problem(raw, width, height, enough=4):
+        raise ValueError(f"annotations: {problem}.")
     clipped, kept, _ = clean_boxes(raw, width, height)
     kept &= ~records.flags("iscrowd")
     # float64 until the end, so that a box on the image's border ends exactly at 0 or 1 in float32.

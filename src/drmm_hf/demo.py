@@ -1,7 +1,7 @@
 """A page in the browser that shows detections, their uncertainty, and how much of them to expect to be right.
 
-What the page shows comes from `detect`, `load_measured` and `show`, which need no browser; `demo_page` puts it on a
-page of gradio's.
+What it shows comes from `detect`, `load_measured` and `show`, which need no browser; `build_app` puts it on a page of
+gradio's.
 """
 
 import math
@@ -19,18 +19,31 @@ from torchvision.ops import batched_nms
 from .configuration_drmm import DrmmConfig
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
+from .evaluation.predict import open_upright
 from .files import read_json
+from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 from .postprocessing import box_intervals
 from .visualization import draw_detections, label_color
 
-LEVELS = (0.5, 0.8, 0.9)
-"""Probabilities of the bands to choose from."""
-NMS_IOU = 0.5
-"""Of two boxes of a class that overlap more, NMS would remove the one with the lower score."""
-SIDES = (960, 1600)
-"""The longer side of a drawn picture lies between these pixels, whatever the image has: tags and bands need room."""
+LEVELS = (0.5, 0.8, 0.9)  # probabilities of the bands to choose from
+NMS_IOU = 0.5  # of two boxes of a class that overlap more, NMS would remove the one with the lower score
+SIDES = (960, 1600)  # pixels, of the longer side of a drawn picture, whatever the image has: tags and bands need room
+MAX_UPLOAD = "20mb"  # larger files are refused
+KEEP_FILES = (60, 3600)  # seconds: how often to look for gradio's files of uploads and results, and how old they may be
 _FILL, _EDGE, _GRAY = 72, 190, (150, 150, 150)  # opacity of a band and of its ends, of 255; color of what is removed
+_NO_PICTURE = "Upload a picture, or pick one of the examples."
+_INTRODUCTION = """# D-RMM
+Object detection as a mixture density: a score is the probability that there is an object times that of its class, and
+each edge of a box has a density of its own. There is no NMS."""
+# On a phone the table scrolls inside its frame; without these it stretches the whole page.
+_STYLE = """
+.gradio-container { max-width: min(1280px, 100vw) !important; margin: 0 auto !important; }
+.gradio-container .main, .gradio-container main { min-width: 0 !important; max-width: 100% !important; }
+#table, #table > * { max-width: 100% !important; min-width: 0 !important; }
+#table td, #table th { white-space: nowrap; }
+footer { display: none !important; }
+"""
 
 Detections = Mapping[str, torch.Tensor]
 
@@ -95,15 +108,32 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
     content = read_json(path)
     try:
         entries = {Path(entry["checkpoint"]): entry for entry in content["checkpoints"]}
-        entry = entries.get(Path(checkpoint)) or (next(iter(entries.values())) if len(entries) == 1 else None)
-        measured = None if entry is None else _read(entry, content["data"])
-    except (KeyError, TypeError, StopIteration) as error:
-        raise ValueError(f"{path}: no report of drmm analyze ({type(error).__name__}: {error})") from error
-    if measured is None:
-        raise ValueError(
-            f"{path}: is about {', '.join(map(str, entries)) or 'nothing'}, not about {checkpoint}; name the "
-            "checkpoint as it was named there, or write a report about it alone"
+        only = next(iter(entries.values())) if len(entries) == 1 else None
+        if (entry := entries.get(Path(checkpoint), only)) is None:
+            raise ValueError(
+                f"{path}: is about {', '.join(map(str, entries)) or 'nothing'}, not about {checkpoint}; name the "
+                "checkpoint as it was named there, or write a report about it alone"
+            )
+        bins, uncertainty = entry["calibration"]["reliability"], entry["uncertainty"]
+        fitted = uncertainty["factor"] is not None and uncertainty["coverage_after"] is not None
+        covered = zip(uncertainty["levels"], uncertainty["coverage_after" if fitted else "coverage"], strict=True)
+        # an empty bin has None, which becomes nan
+        edges, counts, confidences, precisions = (
+            np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies")
         )
+        measured = Measured(
+            edges,
+            counts,
+            confidences,
+            precisions,
+            thresholds={name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()},
+            factor=float(uncertainty["factor"]) if fitted else 1.0,
+            coverage={float(level): float(share) for level, share in covered if share is not None},
+            images=int(content["data"]["images"]),
+            settings=f"IoU {bins['iou_threshold']:g}",
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no report of drmm analyze ({type(error).__name__}: {error})") from error
     if not set(classes) <= set(measured.thresholds):
         raise ValueError(
             f"{path}: is about the classes {', '.join(measured.thresholds)}, the model knows {', '.join(classes)}; "
@@ -112,36 +142,13 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
     return measured
 
 
-def _read(entry: Mapping[str, Any], data: Mapping[str, Any]) -> Measured:
-    bins, uncertainty = entry["calibration"]["reliability"], entry["uncertainty"]
-    fitted = uncertainty["factor"] is not None and uncertainty["coverage_after"] is not None
-    covered = zip(uncertainty["levels"], uncertainty["coverage_after" if fitted else "coverage"], strict=True)
-    # an empty bin has None, which becomes nan
-    arrays = {name: np.array(bins[f"bin_{name}"], dtype=float) for name in ("edges", "counts", "confidences")}
-    return Measured(
-        **arrays,
-        precisions=np.array(bins["bin_accuracies"], dtype=float),
-        thresholds={name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()},
-        factor=float(uncertainty["factor"]) if fitted else 1.0,
-        coverage={float(level): float(share) for level, share in covered if share is not None},
-        images=int(data["images"]),
-        settings=f"IoU {bins['iou_threshold']:g}",
-    )
-
-
 @dataclass(frozen=True)
 class Options:
-    """What the user chose.
+    """What the user chose."""
 
-    Attributes:
-        threshold: scores above it are shown, in [0, 1].
-        level: probability that the bands of the edges stand for; None for no bands.
-        nms: whether to show what NMS would remove.
-    """
-
-    threshold: float = 0.3
-    level: float | None = 0.8
-    nms: bool = False
+    threshold: float = 0.3  # scores above it are shown, in [0, 1]
+    level: float | None = 0.8  # probability that the bands of the edges stand for; None for no bands
+    nms: bool = False  # whether to show what NMS would remove
 
 
 @dataclass(frozen=True)
@@ -155,91 +162,65 @@ class View:
 
 
 def detect(model: DrmmForObjectDetection, processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
-    """The 100 best detections of one image, on the CPU.
-
-    Args:
-        model, processor: a detector and its image processor.
-        image: of any mode.
-
-    Returns:
-        `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy and, where the model predicts a density, `scales` (n, 4) γ of
-        the edges, both in pixels of `image`; best first.
-    """
+    """The 100 best detections of one image of any mode, on the CPU and best first, as `predict_images` gives them."""
     return predict_images(model, processor, [image.convert("RGB")])[0]
 
 
 def show(
-    image: Image.Image,
-    detections: Detections,
-    config: DrmmConfig,
-    options: Options,
-    measured: Measured | None = None,
+    image: Image.Image, detections: Detections, config: DrmmConfig, options: Options, measured: Measured | None = None
 ) -> View:
     """Everything the page shows of one image.
 
     Args:
-        image: what `detect` was given.
-        detections: what it returned.
+        image, detections: what `detect` was given, and what it returned.
         config: of the model.
         options: the user's choice.
         measured: of the model's report, if there is one; its factor widens or narrows the bands.
     """
     found = {name: values[detections["scores"] > options.threshold] for name, values in detections.items()}
     names = {int(label): name for label, name in (config.id2label or {}).items()}
-    intervals, removed, sentences = None, None, []
-    number = len(found["scores"])
-    if number:
-        sentences.append(
-            f"**{number} detection{'s' * (number > 1)}** above {options.threshold:.2f}. Their scores add up to "
-            f"{float(found['scores'].sum()):.1f}: so many of them are right, if the scores are calibrated."
-        )
-    else:
-        sentences.append(f"**No detection** has a score above {options.threshold:.2f}.")
+    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    text = [f"**No detection** has a score above {options.threshold:.2f}."]
+    if scores:
+        text = [
+            f"**{len(scores)} detection{'s' * (len(scores) > 1)}** above {options.threshold:.2f}. Their scores add up "
+            f"to {sum(scores):.1f}: so many of them are right, if the scores are calibrated."
+        ]
+    columns = {"class": [names.get(label, str(label)) for label in labels], "score": [f"{s:.2f}" for s in scores]}
+    if measured:
+        columns["expected precision"] = [f"{measured.precision_at(score):.0%}" for score in scores]
+    removed = intervals = None
     if options.nms:
-        removed = torch.ones(number, dtype=torch.bool)
+        removed = torch.ones(len(scores), dtype=torch.bool)
         removed[batched_nms(found["boxes"], found["scores"], found["labels"], NMS_IOU)] = False
         crossed = int(removed.sum())
         outcome = f"remove {crossed} of them, crossed out in gray" if crossed else "change nothing here"
-        sentences.append(f"NMS at IoU {NMS_IOU:g} would {outcome}.")
+        text.append(f"NMS at IoU {NMS_IOU:g} would {outcome}.")
     if options.level is not None and "scales" in found:
         scales = (measured.factor if measured else 1.0) * found["scales"]
         ends = box_intervals(found["boxes"], scales, options.level, config.density, config.student_t_dof)
         intervals = torch.stack(ends, dim=1)
-        sentences.append(_band_sentence(options.level, measured))
-    columns, rows = _table(found, names, intervals, removed, measured)
-    text = "\n\n".join(sentences if number else sentences[:1])
-    return View(draw_view(image, found, names, intervals=intervals, removed=removed), columns, rows, text)
+        text.append(_band_text(options.level, measured))
+    for edge, name in enumerate(("left", "top", "right", "bottom")):
+        places = found["boxes"][:, edge]
+        columns[name] = [f"{place:.1f}" for place in places.tolist()]
+        if intervals is not None:
+            halves = (intervals[:, 1, edge] - places).tolist()
+            columns[name] = [f"{place} ± {half:.1f}" for place, half in zip(columns[name], halves, strict=True)]
+    if removed is not None:
+        columns["NMS"] = ["removed" if one else "kept" for one in removed.tolist()]
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return View(
+        draw_view(image, found, names, intervals=intervals, removed=removed), list(columns), rows, "\n\n".join(text)
+    )
 
 
-def _band_sentence(level: float, measured: Measured | None) -> str:
-    sentence = f"The bands hold each edge with a probability of {level:.0%}, says the predicted density"
-    if measured is None:
-        return f"{sentence}."
-    if measured.factor != 1.0:
-        sentence += f" with γ times {measured.factor:.2f}, which the report fitted"
-    covered = measured.coverage.get(level)
-    return f"{sentence}." if covered is None else f"{sentence}. Measured: {covered:.0%} of the edges inside."
-
-
-def _table(
-    found: Detections,
-    names: Mapping[int, str],
-    intervals: torch.Tensor | None,
-    removed: torch.Tensor | None,
-    measured: Measured | None,
-) -> tuple[list[str], list[list[str]]]:
-    columns = ["class", "score", *(["expected precision"] if measured else []), "left", "top", "right", "bottom"]
-    columns += [] if removed is None else ["NMS"]
-    rows = []
-    for index, (score, label) in enumerate(zip(found["scores"].tolist(), found["labels"].tolist(), strict=True)):
-        row = [names.get(label, str(label)), f"{score:.2f}"]
-        if measured:
-            row.append(f"{measured.precision_at(score):.0%}")
-        for edge, position in enumerate(found["boxes"][index].tolist()):
-            half = "" if intervals is None else f" ± {float(intervals[index, 1, edge]) - position:.1f}"
-            row.append(f"{position:.1f}{half}")
-        rows.append(row if removed is None else [*row, "removed" if removed[index] else "kept"])
-    return columns, rows
+def _band_text(level: float, measured: Measured | None) -> str:
+    text = f"The bands hold each edge with a probability of {level:.0%}, says the predicted density"
+    if measured and measured.factor != 1.0:
+        text += f" with γ times {measured.factor:.2f}, which the report fitted"
+    covered = measured.coverage.get(level) if measured else None
+    return f"{text}." if covered is None else f"{text}. Measured: {covered:.0%} of the edges inside."
 
 
 def threshold_text(threshold: float, measured: Measured | None) -> str:
@@ -285,7 +266,7 @@ def draw_view(
     pixels = torch.tensor([canvas.width / image.width, canvas.height / image.height] * 2)
     boxes = detections["boxes"] * pixels
     kept = torch.ones(len(boxes), dtype=torch.bool) if removed is None else ~removed
-    pen = ImageDraw.Draw(canvas)
+    pen = ImageDraw.Draw(canvas, "RGBA")
     for left, top, right, bottom in boxes[~kept].tolist():
         if right > left and bottom > top:
             pen.rectangle((left, top, right, bottom), outline=_GRAY, width=3)
@@ -294,26 +275,13 @@ def draw_view(
     if intervals is not None:
         for index in reversed(kept.nonzero()[:, 0].tolist()):  # the surest last, on top of the others
             color = label_color(int(detections["labels"][index]))
-            canvas = _draw_bands(canvas, boxes[index].tolist(), (intervals[index] * pixels).tolist(), color)
+            left, top, right, bottom = boxes[index].tolist()
+            for edge, (low, high) in enumerate(zip(*(intervals[index] * pixels).tolist(), strict=True)):
+                strip = (low, top, high, bottom) if edge % 2 == 0 else (left, low, right, high)
+                if strip[0] <= strip[2] and strip[1] <= strip[3]:
+                    pen.rectangle(strip, fill=(*color, _FILL), outline=(*color, _EDGE))
     shown = {name: detections[name][kept] for name in ("labels", "scores")} | {"boxes": boxes[kept]}
     return draw_detections(canvas, shown, id2label, threshold=0.0)
-
-
-def _draw_bands(
-    canvas: Image.Image, box: Sequence[float], ends: Sequence[Sequence[float]], color: tuple[int, int, int]
-) -> Image.Image:
-    """Four strips: where the left, top, right and bottom edge may lie, each as long as the box is."""
-    layer = Image.new("RGBA", canvas.size)
-    pen = ImageDraw.Draw(layer)
-    for edge, (low, high) in enumerate(zip(*ends, strict=True)):
-        vertical = edge % 2 == 0
-        start, stop = (box[1], box[3]) if vertical else (box[0], box[2])
-        if high < low or stop < start:
-            continue
-        pen.rectangle((low, start, high, stop) if vertical else (start, low, stop, high), fill=(*color, _FILL))
-        for end in (low, high):
-            pen.line((end, start, end, stop) if vertical else (start, end, stop, end), fill=(*color, _EDGE))
-    return Image.alpha_composite(canvas.convert("RGBA"), layer).convert("RGB")
 
 
 def example_scenes(classes: Collection[str], number: int = 6) -> list[Image.Image]:
@@ -326,10 +294,135 @@ def example_scenes(classes: Collection[str], number: int = 6) -> list[Image.Imag
     return [Image.fromarray(render_scene(generator, 288, 384, **sizes).image) for generator in generators]
 
 
-def example_files(folder: str, most: int = 12) -> list[str]:
-    """The first pictures of a folder, in the order of their names; FileNotFoundError if there are none."""
-    suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-    found = sorted(str(file) for file in Path(folder).glob("*") if file.suffix.lower() in suffixes)
-    if not found:
-        raise FileNotFoundError(f"{folder}: no folder with images ({', '.join(suffixes)})")
-    return found[:most]
+def import_gradio() -> Any:
+    """The gradio module; ImportError with the name of the extra if it is not installed."""
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError("the demo needs gradio: pip install 'drmm-hf[demo]'") from error
+    return gradio
+
+
+def build_app(
+    model: DrmmForObjectDetection,
+    processor: Any,
+    measured: Measured | None = None,
+    examples: Sequence[Image.Image | str] = (),
+) -> Any:
+    """The page as a `gradio.Blocks`, ready for `launch_app`.
+
+    Args:
+        model, processor: as `load_detector` gives them.
+        measured: of the model's report, if there is one.
+        examples: pictures to pick from.
+
+    Raises:
+        ImportError: gradio is not installed.
+    """
+    gr = import_gradio()
+    start, with_bands = Options(), "scales" in predicted(model)
+    bands = [("off", None), *((f"{level:.0%}", level) for level in LEVELS)]
+
+    def detect_picture(image: Image.Image | None) -> Any:
+        return None if image is None else (image, detect(model, processor, image))
+
+    def redraw(found: Any, threshold: float, level: float | None, nms: bool) -> tuple[Any, ...]:
+        said = threshold_text(threshold, measured)
+        if found is None:
+            return None, _NO_PICTURE, said, gr.Dataframe(value=None)
+        image, detections = found
+        view = show(image, detections, model.config, Options(threshold, level, nms), measured)
+        return view.picture, view.text, said, gr.Dataframe(value=view.rows, headers=view.columns)
+
+    with gr.Blocks(
+        title="D-RMM object detection", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
+    ) as app:
+        gr.Markdown(_INTRODUCTION)
+        found = gr.State()
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                image = _picture_input(gr)
+                if examples:
+                    gr.Examples(
+                        [[one] for one in examples], image, label="Examples", elem_id="examples", examples_per_page=12
+                    )
+            # The controls stand below what they change, so that both are in sight on a phone.
+            with gr.Column(scale=3, min_width=320):
+                picture = gr.Image(
+                    label="Detections", show_label=False, interactive=False, format="png", elem_id="output",
+                    buttons=["download", "fullscreen"], alt_text="The picture with its detections",
+                )  # fmt: skip
+                text = gr.Markdown(_NO_PICTURE, elem_id="summary")
+                threshold = gr.Slider(
+                    0.0, 1.0, start.threshold, step=0.01, label="Show scores above", elem_id="threshold"
+                )
+                expected = gr.Markdown(threshold_text(start.threshold, measured), elem_id="expected")
+                level = gr.Radio(
+                    bands, value=start.level if with_bands else None, visible=with_bands, elem_id="level",
+                    label="Uncertainty of the edges: bands of probability",
+                )  # fmt: skip
+                nms = gr.Checkbox(start.nms, label=f"Show what NMS would remove (IoU {NMS_IOU:g})", elem_id="nms")
+        table = gr.Dataframe(
+            label="Detections, pixels of the picture", headers=["class", "score"], interactive=False, type="array",
+            elem_id="table",
+        )  # fmt: skip
+        controls = [threshold, level, nms]
+        shown = {"fn": redraw, "inputs": [found, *controls], "outputs": [picture, text, expected, table]}
+        image.change(detect_picture, image, found).then(**shown)
+        for control in controls:
+            # Dragging the slider asks more often than can be answered: the last position counts.
+            control.change(**shown, trigger_mode="always_last", show_progress="hidden")
+    return app
+
+
+def _picture_input(gr: Any) -> Any:
+    """Gradio's picture to upload, opened by this package: it refuses what may harm, and says what is wrong."""
+
+    def preprocess(payload: Any) -> Image.Image | None:
+        if payload is None:
+            return None
+        try:
+            return open_upload(payload.path)
+        except (OSError, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    component = gr.Image(type="pil", sources=["upload", "clipboard"], label="Picture", height=300, elem_id="input")
+    # Not by a subclass: gradio writes an interface file beside the source of each.
+    component.preprocess = preprocess
+    return component
+
+
+def open_upload(path: str) -> Image.Image:
+    """An uploaded file as an RGB image, turned as the browser shows it.
+
+    Raises:
+        OSError, ValueError: as `open_image`; the message has the file's name without its folders, which are the
+            server's own.
+    """
+    try:
+        return open_upright(Path(path))
+    except (OSError, ValueError) as error:
+        raise type(error)(str(error).replace(str(path), Path(path).name).partition("; replace the file")[0]) from None
+
+
+def launch_app(app: Any, port: int | None = None, share: bool = False) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        app: from `build_app`.
+        port: by default the environment's GRADIO_SERVER_PORT, or the first free one from 7860 on.
+        share: also give it a public address through gradio's servers.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    gr = import_gradio()
+    # Fonts of the browser, so that the page loads nothing from elsewhere.
+    theme = gr.themes.Default(
+        font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
+        font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    )
+    app.launch(
+        server_port=port, share=share, theme=theme, css=_STYLE, max_file_size=MAX_UPLOAD, footer_links=[],
+        ssr_mode=False,
+    )  # fmt: skip

@@ -5,58 +5,29 @@ import datetime
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from .export_graph import STRIDE, DetectorGraph, Deviation, GraphSettings, Run, capture, check_parity
-from .files import write_json, writing
+from .export_graph import AXES, STRIDE, DetectorGraph, GraphSettings, Run, capture
+from .files import read_json, write_json, writing
 from .image_processing_drmm import DrmmImageProcessor
 from .loading import label_names
 from .modeling_drmm import DrmmForObjectDetection
 
-__all__ = [
-    "EXPORT_FORMATS",
-    "PRECISIONS",
-    "DetectorGraph",
-    "Deviation",
-    "Export",
-    "ExportedDetector",
-    "GraphSettings",
-    "capture",
-    "check_parity",
-    "export_detector",
-    "load_run",
-    "quantize_onnx",
-    "write_onnx",
-]
+__all__ = ["EXPORT_FORMATS", "PRECISIONS", "ExportedDetector", "GraphSettings", "export_detector", "processor_settings"]
 
 EXPORT_FORMATS = {"onnx": "model.onnx", "torch_export": "model.pt2"}
 PRECISIONS = ("fp32", "fp16", "int8")
 SIDECAR = "export.json"
-TOLERANCE = 1e-4
-"""Largest deviation of an fp32 file from the checkpoint that counts as the same model."""
 # RoiAlign reads half-pixel coordinates from opset 16 on; below 18 torch's exporter converts down, which can fail.
 MIN_OPSET, DEFAULT_OPSET = 18, 20
 _PACKAGES = ("drmm-hf", "torch", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class Export:
-    """What `export_detector` wrote: the model's file `path`, the `graph` in it, what its `settings` leave dynamic, and
-    the fields of the image `processor` that makes its inputs."""
-
-    path: Path
-    graph: DetectorGraph
-    settings: GraphSettings
-    processor: dict[str, Any]
 
 
 def export_detector(
@@ -68,18 +39,21 @@ def export_detector(
     settings: GraphSettings | None = None,
     precision: str = "fp32",
     opset: int = DEFAULT_OPSET,
-) -> Export:
+) -> Path:
     """Write `model.onnx` or `model.pt2`, and `export.json` with all that a program needs beside it.
 
     Args:
-        model: on the CPU; stays as it is.
+        model: on the CPU, in any precision; stays as it is.
         processor: its image processor.
         folder: an existing folder.
         format: `onnx` or `torch_export`.
         settings: dynamic batch and size and raw outputs unless given.
         precision: `fp32`; `fp16`, weights and features in half precision, coordinates in float32; `int8`, weights of
             the linear layers as bytes (ONNX only). Inputs and outputs are float32 in all of them.
-        opset: ONNX operators.
+        opset: of ONNX's operators, at least 18.
+
+    Returns:
+        The model's file.
 
     Raises:
         ImportError: ONNX without the extra `export`.
@@ -95,7 +69,9 @@ def export_detector(
         raise ValueError("precision int8 is onnxruntime's: it needs format onnx.")
     fields = processor_settings(processor, settings)
     if format == "onnx":
-        _import_onnx()
+        newest = _import_onnx().defs.onnx_opset_version()
+        if not MIN_OPSET <= opset <= newest:
+            raise ValueError(f"opset is {opset}: give one of {MIN_OPSET}..{newest}.")
     # The attention written out: torch's fused operators of a CPU do not all translate to ONNX.
     graph = DetectorGraph(model, settings.top_k, "eager" if format == "onnx" else None)
     if precision == "fp16":
@@ -104,9 +80,9 @@ def export_detector(
     path = folder / EXPORT_FORMATS[format]
     with writing(path):
         if format == "onnx":
-            write_onnx(program, path, graph.output_names, opset)
+            _write_onnx(program, path, graph.output_names, opset)
             if precision == "int8":
-                quantize_onnx(path)
+                _quantize_onnx(path)
         else:  # in memory first: torch's own writer ends the process when the disk is full
             content = io.BytesIO()
             torch.export.save(program, content)
@@ -132,7 +108,7 @@ def export_detector(
         "date": datetime.date.today().isoformat(),
     }
     write_json(folder / SIDECAR, sidecar)
-    return Export(path, graph, settings, fields)
+    return path
 
 
 def processor_settings(processor: DrmmImageProcessor, settings: GraphSettings) -> dict[str, Any]:
@@ -157,29 +133,60 @@ def processor_settings(processor: DrmmImageProcessor, settings: GraphSettings) -
     return fields
 
 
-def canvas_size(fields: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels of the canvas that the processor's fields make of a 4:3 image."""
-    image = Image.new("RGB", (640, 480))
-    height, width = DrmmImageProcessor.from_dict(fields)(image, return_tensors="pt")["pixel_values"].shape[-2:]
-    return height, width
+class ExportedDetector(nn.Module):
+    """An exported file on the CPU; without ranking it takes the place of a model for `evaluation.predict_dataset`.
 
-
-def write_onnx(program: ExportedProgram, path: Path, output_names: list[str], opset: int = DEFAULT_OPSET) -> None:
-    """Write a program as one ONNX file, weights included.
+    Attributes:
+        run: a function from inputs by name to the outputs in order.
+        processor: the image processor that makes the inputs.
 
     Args:
-        program: captured from a `DetectorGraph` with `attention="eager"`: the fused attention operators that torch
-            inserts on a CPU do not all translate.
-        path, output_names: file to write, and `DetectorGraph.output_names`.
-        opset: version of the operators, at least 18.
+        folder: what `export_detector` wrote.
 
     Raises:
-        ImportError: one of onnx, onnxscript and onnxruntime is missing.
-        ValueError: an opset that is too old, or that the exporter does not know.
+        ImportError: ONNX without the extra `export`.
     """
-    newest = _import_onnx().defs.onnx_opset_version()
-    if not MIN_OPSET <= opset <= newest:
-        raise ValueError(f"opset is {opset}: give one of {MIN_OPSET}..{newest}.")
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        sidecar = read_json(folder / SIDECAR)
+        self.processor = DrmmImageProcessor.from_dict(sidecar["image_processor"])
+        self.output_names: list[str] = sidecar["outputs"]
+        load = _load_onnx if sidecar["format"] == "onnx" else _load_program
+        self.run: Run = load(folder / sidecar["file"], self.output_names)
+        # says where inputs go and in which type
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Any]:
+        """`logits`, `pred_boxes` and the other outputs of the file by name, as post-processing takes them."""
+        # inference tensors cannot be passed to a captured program
+        inputs = {"pixel_values": pixel_values.clone(), "pixel_mask": pixel_mask.clone()}
+        return dict(zip(self.output_names, self.run(inputs), strict=True))
+
+
+def _load_onnx(path: Path, output_names: list[str]) -> Run:
+    _import_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors: its warnings speak of its own optimizations
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        found = session.run(output_names, {name: value.numpy() for name, value in inputs.items()})
+        return [torch.from_numpy(value) for value in found]
+
+    return run
+
+
+def _load_program(path: Path, output_names: list[str]) -> Run:
+    module = torch.export.load(path).module()
+    return torch.no_grad()(lambda inputs: module(**inputs))
+
+
+def _write_onnx(program: ExportedProgram, path: Path, output_names: list[str], opset: int) -> None:
+    """Write a program as one ONNX file, weights included, whose dynamic axes are called batch, height and width."""
     with _quiet():
         exported = torch.onnx.export(
             program,
@@ -191,16 +198,28 @@ def write_onnx(program: ExportedProgram, path: Path, output_names: list[str], op
             verbose=False,
         )
         assert exported is not None  # with dynamo=True there is a program
+        _name_axes(exported.model.graph)
         exported.save(path)
 
 
-def quantize_onnx(path: Path) -> None:
-    """Replace the weights of the linear layers in the ONNX file `path` by bytes, one scale per output channel.
+def _name_axes(graph: Any) -> None:
+    """Call the dynamic axes of an onnx_ir graph batch, height and width; the exporter's names are such as 32*s87."""
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        names |= {str(value.shape[axis]): name for axis, name in AXES[value.name].items()}
+    outputs = (value for node in graph.all_nodes() for value in node.outputs if value.shape is not None)
+    for shape in (value.shape for value in (*graph.inputs, *outputs)):
+        for axis, size in enumerate(shape):
+            if not isinstance(size, int) and str(size) in names:
+                shape[axis] = names[str(size)]
+
+
+def _quantize_onnx(path: Path) -> None:
+    """Replace the weights of the linear layers in an ONNX file by bytes, one scale per output channel.
 
     Their inputs are quantized as they come (dynamic quantization), so that no calibration images are needed;
     convolutions stay as they are.
     """
-    _import_onnx()
     from onnxruntime.quantization import quantize_dynamic
 
     with _quiet():
@@ -235,47 +254,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def load_run(path: Path, output_names: Sequence[str]) -> Run:
-    """A function from inputs by name to the outputs in order, of a `.onnx` or a `.pt2` file, on the CPU.
-
-    Args:
-        path: the file; its ending says which kind it is.
-        output_names: of the outputs of an ONNX file, in the order wanted.
-
-    Raises:
-        ImportError: see `write_onnx`.
-    """
-    if path.suffix == ".onnx":
-        _import_onnx()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors: its warnings speak of its own optimizations
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-        def run_onnx(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-            found = session.run(list(output_names), {name: value.numpy() for name, value in inputs.items()})
-            return [torch.from_numpy(value) for value in found]
-
-        return run_onnx
-    module = torch.export.load(path).module()
-    return torch.no_grad()(lambda inputs: module(**inputs))
-
-
-class ExportedDetector(nn.Module):
-    """An exported file without ranking in the place of a model, for `evaluation.predict_dataset`."""
-
-    def __init__(self, run: Run, output_names: Sequence[str]):
-        super().__init__()
-        self.run, self.output_names = run, list(output_names)
-        # says where inputs go and in which type
-        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
-
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> dict[str, Any]:
-        """`logits`, `pred_boxes` and the other outputs of the file by name, as post-processing takes them."""
-        # inference tensors cannot be passed to a captured program
-        inputs = {"pixel_values": pixel_values.clone(), "pixel_mask": pixel_mask.clone()}
-        return dict(zip(self.output_names, self.run(inputs), strict=True))

@@ -1,8 +1,8 @@
-"""The detector as a function of tensors alone, which is what leaves Python, and whether a file computes the same."""
+"""The detector as a function of tensors alone, which is what leaves Python, and how far another one is from it."""
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,12 @@ from .postprocessing import best_pairs
 STRIDE = DrmmImageProcessor.size_divisor
 # A coarsest map of one row or column makes torch.export take another path through memory formats.
 MIN_SIDE = 2 * STRIDE
+AXES = {
+    "pixel_values": {0: "batch", 2: "height", 3: "width"},
+    "pixel_mask": {0: "batch", 1: "height", 2: "width"},
+    "target_sizes": {0: "batch"},
+}
+"""Axes of the inputs that can be dynamic; of the outputs it is the first."""
 
 Run = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 """An exported file: inputs by name to outputs in the order of its graph."""
@@ -52,7 +58,7 @@ class GraphSettings:
 
 
 class DetectorGraph(nn.Module):
-    """A detector whose inputs and outputs are tensors with fixed names; a copy, the given model stays as it is.
+    """A detector whose inputs and outputs are tensors with fixed names; a copy in float32, the model stays as it is.
 
     Inputs:
         pixel_values: (B, 3, H, W) float32 as the image processor makes them.
@@ -72,23 +78,15 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, model: DrmmForObjectDetection, top_k: int | None = None, attention: str | None = None):
         super().__init__()
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
         # A batch is computed as one canvas: images of several canvases are no graph.
         self.model.config.isolate_images = False
         if attention is not None:
             self.model.set_attn_implementation(attention)
         self.top_k = top_k
-
-    @property
-    def input_names(self) -> list[str]:
-        """Names of the inputs in the order of `forward`; target_sizes only where the graph ranks."""
-        return ["pixel_values", "pixel_mask", *(["target_sizes"] if self.top_k else [])]
-
-    @property
-    def output_names(self) -> list[str]:
-        """Names of the outputs in their order; that of the scales only where the model predicts a density."""
-        names = ["scores", "labels", "boxes", "scales"] if self.top_k else ["logits", "pred_boxes", "pred_scales"]
-        return names if self.model.config.head == "mixture" else names[:-1]
+        self.input_names = ["pixel_values", "pixel_mask", *(["target_sizes"] if top_k else [])]
+        names = ["scores", "labels", "boxes", "scales"] if top_k else ["logits", "pred_boxes", "pred_scales"]
+        self.output_names = names if model.config.head == "mixture" else names[:-1]
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, target_sizes: Tensor | None = None) -> tuple:
         """Tensors by `input_names` to tensors by `output_names`."""
@@ -132,80 +130,39 @@ def capture(graph: DetectorGraph, settings: GraphSettings) -> ExportedProgram:
             "the graph of this backbone holds for one size only: fix it (--size HxW), or use a convolutional backbone "
             "of timm."
         )
+    dims = {} if settings.batch else {"batch": Dim("batch", min=1)}
+    if settings.size is None:
+        dims |= {name: STRIDE * Dim(name, min=MIN_SIDE // STRIDE) for name in ("height", "width")}
+    shapes = {name: {axis: dims[dim] for axis, dim in AXES[name].items() if dim in dims} for name in graph.input_names}
     inputs = example_inputs(graph.input_names, settings.batch or 2, settings.size or (160, 224))
-    batch = {0: Dim("batch", min=1)} if settings.batch is None else {}
-    sides = [STRIDE * Dim(f"{name}_{STRIDE}", min=MIN_SIDE // STRIDE) for name in ("height", "width")]
-    spatial = {} if settings.size else dict(enumerate(sides))
-    shapes = {
-        "pixel_values": batch | {2 + i: side for i, side in spatial.items()},
-        "pixel_mask": batch | {1 + i: side for i, side in spatial.items()},
-        "target_sizes": batch,
-    }
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own tracing
-        return torch.export.export(
-            graph, (), kwargs=inputs, dynamic_shapes={name: shapes[name] for name in inputs}, strict=False
-        )
+        return torch.export.export(graph, (), kwargs=inputs, dynamic_shapes=shapes, strict=False)
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """Largest absolute deviations from the model on one batch; boxes and scales as fractions of the image.
-
-    Attributes:
-        batch, size: images, and their padded (height, width) in pixels.
-        values: by output name; of a graph that ranks, `scores`, `boxes` and `scales`.
-    """
-
-    batch: int
-    size: tuple[int, int]
-    values: dict[str, float]
-
-    @property
-    def largest(self) -> float:
-        """The largest of all deviations."""
-        return max(self.values.values())
-
-
-def check_parity(
-    run: Run, reference: DetectorGraph, settings: GraphSettings, canvas: tuple[int, int]
-) -> Iterator[Deviation]:
-    """Compare on random images, the last of several padded: batches of 1 and 2, a quarter, half and all of `canvas`.
+def deviations(
+    run: Run, reference: DetectorGraph, batch: int, size: tuple[int, int], top_k: int | None = None
+) -> dict[str, float]:
+    """Largest absolute deviations of a file from the model on random images, the last of several padded.
 
     Args:
         run: the exported file.
         reference: graph of the model without ranking, run as it is (eagerly).
-        settings: of the exported file; what it fixes is not varied.
-        canvas: (height, width) the image processor makes of an image, pixels.
+        batch: images.
+        size: their (height, width), pixels.
+        top_k: what the file ranks, None for raw outputs.
+
+    Returns:
+        By output name; of a file that ranks, of `scores`, `boxes` and `scales`. Boxes and scales are fractions of the
+        image.
     """
-    sizes = [settings.size] if settings.size else [_part_of(canvas, share) for share in (0.25, 0.5, 1.0)]
-    names = [*reference.input_names, *(["target_sizes"] if settings.top_k else [])]
-    for size in sizes:
-        for batch in [settings.batch] if settings.batch else [1, 2]:
-            inputs = example_inputs(names, batch, size)
-            with torch.no_grad():
-                expected = reference(**{name: inputs[name] for name in reference.input_names})
-            if settings.top_k:
-                inputs["target_sizes"] = torch.ones_like(inputs["target_sizes"])  # boxes as fractions
-                values = _ranked_deviations(run(inputs), expected)
-            else:
-                pairs = zip(reference.output_names, run(inputs), expected, strict=True)
-                values = {name: (found - wanted).abs().max().item() for name, found, wanted in pairs}
-            yield Deviation(batch, size, values)
-
-
-def rounding(model: DrmmForObjectDetection, place: Deviation) -> Deviation:
-    """What rounding to float32 costs the model itself on the inputs of `place`: float64 layers against float32 ones.
-
-    A deviation of an exported file of this order is the rounding of another order of sums, not a fault.
-    """
-    precise, settings = DetectorGraph(model).double(), GraphSettings(place.batch, place.size)
-    return next(check_parity(lambda inputs: precise(**inputs), DetectorGraph(model), settings, place.size))
-
-
-def _part_of(canvas: tuple[int, int], share: float) -> tuple[int, int]:
-    height, width = (max(MIN_SIDE, round(side * share / STRIDE) * STRIDE) for side in canvas)
-    return height, width
+    inputs = example_inputs(reference.input_names, batch, size)
+    with torch.no_grad():
+        expected = reference(**inputs)
+    if top_k:
+        return _ranked_deviations(run({**inputs, "target_sizes": torch.ones(batch, 2, dtype=torch.int64)}), expected)
+    pairs = zip(reference.output_names, run(inputs), expected, strict=True)
+    return {name: (found - wanted).abs().max().item() for name, found, wanted in pairs}
 
 
 def _ranked_deviations(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:

@@ -79,7 +79,7 @@ def test_what_is_generated_is_like_coco(tmp_path) -> None:
 
 def test_our_batches_are_those_of_a_training(tmp_path) -> None:
     rows = data.photos(tmp_path, 2).dataset
-    pixels = data.augment_as_we_do([rows[0], rows[1]])
+    pixels = data.augmented_batch([rows[0], rows[1]])
     assert pixels.shape[:2] == (2, 3)
     assert all(side % 32 == 0 and side > 400 for side in pixels.shape[2:])
     assert pixels.abs().max() < 3
@@ -89,7 +89,7 @@ def test_our_batches_are_those_of_a_training(tmp_path) -> None:
 def test_data() -> None:
     suite = data.measure_data(Settings(rounds=1, quick=True), num_images=5)
     rows = {name: row for table in suite["tables"] for name, row in table["rows"].items()}
-    assert {data.OURS, data.PYCOCOTOOLS} <= set(rows)  # the third wants albumentations
+    assert {data.OURS, data.PYCOCOTOOLS} <= set(rows)
     assert all(len(row["timing"]["cpu"]) == 1 for row in rows.values())
 
 

@@ -80,14 +80,15 @@ def test_objectness_is_the_first_row(checkpoints) -> None:
     assert torch.equal(head.classifier.weight, matrix[1:])
 
 
-def test_bare_state_dicts_and_safetensors_are_read(tmp_path) -> None:
-    preset = "sparse-rcnn-tiny"
-    state = {key: value.contiguous() for key, value in released_state_dict(tiny(preset)).items()}
-    torch.save(state, tmp_path / "bare.pth")
-    save_file(state, tmp_path / "weights.safetensors")
-    for name in ("bare.pth", "weights.safetensors"):
-        converted = convert_checkpoint(tmp_path / name, preset)
-        assert converted.model.config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
+@pytest.mark.parametrize("name", ["bare.pth", "weights.safetensors"])
+def test_bare_state_dicts_and_safetensors_are_read_without_the_counters_that_old_files_lack(tmp_path, name) -> None:
+    state = {key: value.contiguous() for key, value in released_state_dict(tiny("sparse-rcnn-tiny")).items()}
+    old = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    (torch.save if name.endswith("pth") else save_file)(old, tmp_path / name)
+    converted = convert_checkpoint(tmp_path / name, "sparse-rcnn-tiny")
+    assert converted.model.config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
+    assert len(converted.report.added) == len(state) - len(old) > 0
+    assert converted.report.used == len(old)
 
 
 def test_eighty_classes_without_names_are_cocos(tmp_path) -> None:
@@ -97,36 +98,21 @@ def test_eighty_classes_without_names_are_cocos(tmp_path) -> None:
     assert (names[0], names[11], names[79]) == ("person", "stop sign", "toothbrush")
 
 
-def test_counters_that_old_files_lack_are_added(tmp_path) -> None:
-    state = released_state_dict(tiny("sparse-rcnn-tiny"))
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    torch.save(state, tmp_path / "old.pth")
-    report = convert_checkpoint(tmp_path / "old.pth", "sparse-rcnn-tiny").report
-    assert report.added
-    assert all(key.endswith("num_batches_tracked") for key in report.added)
-
-
-class TestMovingAverage:
-    def test_mmcvs_buffers_are_left_out_or_taken(self, tmp_path) -> None:
-        model = tiny("sparse-rcnn-tiny")
-        state = released_state_dict(model)
-        average = {
-            "ema_" + key.replace(".", "_"): value + 1 for key, value in state.items() if value.is_floating_point()
-        }
-        torch.save({"state_dict": {**state, **average}}, tmp_path / "ema.pth")
-        raw = convert_checkpoint(tmp_path / "ema.pth", "sparse-rcnn-tiny")
-        assert len(raw.report.skipped) == len(average)
-        assert torch.equal(raw.model.model.proposals.features, model.model.proposals.features)
-        ema = convert_checkpoint(tmp_path / "ema.pth", "sparse-rcnn-tiny", weights="ema")
-        assert torch.equal(ema.model.model.proposals.features, model.model.proposals.features + 1)
-
-    def test_a_state_dict_of_its_own_is_taken(self, tmp_path) -> None:
-        model = tiny("sparse-rcnn-tiny")
-        state = released_state_dict(model)
-        average = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
-        torch.save({"state_dict": state, "ema_state_dict": average}, tmp_path / "two.pth")
-        ema = convert_checkpoint(tmp_path / "two.pth", "sparse-rcnn-tiny", weights="ema")
-        assert torch.equal(ema.model.model.proposals.features, model.model.proposals.features + 1)
+@pytest.mark.parametrize("form", ["buffers of mmcv", "state dict of its own"])
+def test_a_moving_average_is_left_out_or_taken(tmp_path, form) -> None:
+    model = tiny("sparse-rcnn-tiny")
+    state = released_state_dict(model)
+    average = {key: value + 1 for key, value in state.items() if value.is_floating_point()}
+    if form == "buffers of mmcv":
+        content = {"state_dict": {**state, **{f"ema_{key.replace('.', '_')}": v for key, v in average.items()}}}
+    else:
+        content = {"state_dict": state, "ema_state_dict": {**state, **average}}
+    torch.save(content, tmp_path / "ema.pth")
+    for weights, expected in (("raw", 0.0), ("ema", 1.0)):
+        converted = convert_checkpoint(tmp_path / "ema.pth", "sparse-rcnn-tiny", weights=weights)
+        assert torch.equal(converted.model.model.proposals.features, model.model.proposals.features + expected)
+        skipped = len(average) if form == "buffers of mmcv" and weights == "raw" else 0
+        assert len(converted.report.skipped) == skipped
 
 
 class TestRefusals:
@@ -150,9 +136,8 @@ class TestRefusals:
 
     def test_another_depth(self, checkpoints, monkeypatch) -> None:
         deeper = {**PRESETS["sparse-rcnn-tiny"], "backbone_kwargs": {"layers": [1, 1, 2, 1], "stem_width": 8}}
-        monkeypatch.setitem(
-            PRESETS, "deeper", {**deeper, "backbone_config": PRESETS["sparse-rcnn-r50"]["backbone_config"]}
-        )
+        deeper["backbone_config"] = PRESETS["sparse-rcnn-r50"]["backbone_config"]
+        monkeypatch.setitem(PRESETS, "deeper", deeper)
         with pytest.raises(ValueError, match=r"\d+ keys missing: .* \d+ tensors of another shape"):
             convert_checkpoint(checkpoints["sparse-rcnn-tiny"], "deeper")
 
@@ -256,12 +241,11 @@ class TestCommand:
         assert all(torch.equal(value, original[f"module.{key}"]) for key, value in back["state_dict"].items())
 
     def test_a_mistake_is_one_line(self, checkpoints, tmp_path, capsys) -> None:
-        assert main(["convert", str(tmp_path / "none.pth"), str(tmp_path / "o"), "--preset", "sparse-rcnn-tiny"]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert main(["convert", str(checkpoints["sparse-rcnn-tiny"]), str(tmp_path / "o")]) == 2
-        assert "--preset is missing" in capsys.readouterr().err
+        for source, options in (("none.pth", ["--preset", "sparse-rcnn-tiny"]), (checkpoints["sparse-rcnn-tiny"], [])):
+            assert main(["convert", str(tmp_path / source), str(tmp_path / "o"), *options]) == 2
+            error = capsys.readouterr().err
+            assert error.startswith("error: ")
+            assert error.count("\n") == 1
 
 
 class TestWarmStart:

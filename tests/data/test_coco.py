@@ -175,7 +175,8 @@ BAD_VALUES = {
         *("", 3, "../c.jpg", "x/../../c.jpg", "/etc/c.jpg", "C:\\c.jpg", "..\\c.jpg", "c\0.jpg", None),
     ],
     "categories[2].id": [9, "9", None],
-    "categories[2].name": ["dog", 3, None],
+    "categories[1].name": ["dog"],
+    "categories[2].name": [3, None],
 }
 
 
@@ -255,8 +256,8 @@ def test_files_that_are_not_coco(coco, write, content):
 
 def test_missing_files_are_named(coco, write, tmp_path):
     root = write(coco)
-    with pytest.raises(FileNotFoundError, match=r"instances_val\.json.*instances_train\.json"):
-        load_detection_dataset(root, "val")
+    with pytest.raises(ValueError, match=r"'dev'.*'train'"):
+        load_detection_dataset(root, "dev")
     with pytest.raises(FileNotFoundError, match=r"mine\.json"):
         load_detection_dataset(root, annotations="mine.json")
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -124,14 +124,6 @@ def test_processes_have_together_every_image_once(processes, parquet):
     assert {len(part) for part in parts} == {12 // processes}
 
 
-def test_a_process_reads_only_its_own_shards(parquet):
-    data = load_streaming_dataset(parquet(*shards_of(4)))
-    parts = [ids(data.epoch(0, seed=1, num_processes=2, process_index=rank)) for rank in range(2)]
-    shards = [{image_id // 10 for image_id in part} for part in parts]
-    assert shards[0] | shards[1] == {0, 1, 2, 3}
-    assert not shards[0] & shards[1]
-
-
 @pytest.mark.parametrize("buffer_size", [1, 4, 1000])
 def test_the_order_follows_seed_and_epoch(parquet, buffer_size):
     data = load_streaming_dataset(parquet(*shards_of(3)))

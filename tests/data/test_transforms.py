@@ -81,7 +81,12 @@ def test_boxes_follow_the_pixels(tmp_path: Path, kind: str, source: str) -> None
         path = tmp_path / ("image.png" if source == "png" else "image.jpg")
         row["image"].save(path, quality=95)
         row["image"] = {"path": str(path), "bytes": None}
-    options = {"vertical_flip": 0.5, "scale_range": (0.4, 1.6), "color_jitter": 0.0, "cache": source == "cache"}
+    options = {
+        "vertical_flip": 0.5,
+        "scale_range": (0.4, 1.6),
+        "color_jitter": 0.0,
+        "cache_bytes": 10**9 if source == "cache" else 0,
+    }
     transform = TrainTransform((237, 322), **options) if kind == "affine" else PaperTransform(**SMALL)
     widths = []
     for seed in range(40):
@@ -162,13 +167,12 @@ def test_views_are_always_inside(height: int, width: int, translate: float, zoom
     ("name", "value"),
     [
         *(("size", (240,)), ("size", (240, 0)), ("horizontal_flip", 1.5), ("color_jitter", -0.1)),
-        *(("scale_range", (1.2, 0.8)), ("scale_range", (0.0, 1.0)), ("min_box_size", -1), ("fill", (0, 0, 256))),
-        ("cache_bytes", 0),
+        *(("scale_range", (1.2, 0.8)), ("scale_range", (0.0, 1.0)), ("cache_bytes", -1), ("fill", (0, 0, 256))),
     ],
 )
 def test_bad_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=name):
-        TrainTransform(**({"size": (240, 320), "cache": True} | {name: value}))
+        TrainTransform(**({"size": (240, 320)} | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +299,7 @@ def test_workers_draw_different_values() -> None:
 
 def test_cache_gives_nearly_the_same_and_reads_once(scenes: Path) -> None:
     rows = list(load_detection_dataset(scenes).dataset)[:6]
-    fresh, cached = TrainTransform((48, 64)), TrainTransform((48, 64), cache=True)
+    fresh, cached = TrainTransform((48, 64)), TrainTransform((48, 64), cache_bytes=10**9)
     for row in rows:
         cached(row)
     assert cached.cache.used_bytes == 6 * 60 * 80 * 3
@@ -309,7 +313,7 @@ def test_cache_gives_nearly_the_same_and_reads_once(scenes: Path) -> None:
 
 
 def test_cache_is_bounded(tmp_path: Path) -> None:
-    transform = TrainTransform((240, 320), **PLAIN, cache=True, cache_bytes=2 * 240 * 320 * 3)
+    transform = TrainTransform((240, 320), **PLAIN, cache_bytes=2 * 240 * 320 * 3)
     row = rectangle((9, 9, 99, 99))
     transform(row)
     assert transform.cache.used_bytes == 0, "without a path"

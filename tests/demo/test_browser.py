@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from drmm_hf.data.scenes import CATEGORIES
-from drmm_hf.demo_page import KEEP_FILES, MAX_UPLOAD, build_app
+from drmm_hf.demo import KEEP_FILES, MAX_UPLOAD, build_app
 from drmm_hf.loading import load_detector
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,13 +14,12 @@ from drmm_hf.demo import (
     Options,
     detect,
     draw_view,
-    example_files,
     example_scenes,
     load_measured,
+    open_upload,
     show,
     threshold_text,
 )
-from drmm_hf.demo_page import open_upload
 from drmm_hf.loading import load_detector
 from model_fixtures import small_config
 
@@ -121,19 +120,11 @@ def test_detections_of_any_kind_of_image(checkpoint: Path, mode: str) -> None:
     assert len(show(image, found, model.config, Options(0.0)).rows) == len(found["scores"])
 
 
-def test_examples_are_always_the_same_and_only_for_their_classes(tmp_path: Path) -> None:
+def test_examples_are_always_the_same_and_only_for_their_classes() -> None:
     first, again = example_scenes(CATEGORIES, 2), example_scenes(CATEGORIES, 3)
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=False))
     assert not np.array_equal(*first)
     assert example_scenes(["disc", "ring"]) == []
-    for name in ("b.png", "a.JPG", "c.txt"):
-        (tmp_path / name).touch()
-    assert [Path(file).name for file in example_files(str(tmp_path))] == ["a.JPG", "b.png"]
-    with pytest.raises(FileNotFoundError, match="none"):
-        example_files(str(tmp_path / "none"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="empty"):
-        example_files(str(tmp_path / "empty"))
 
 
 def test_an_upload_is_turned_as_the_browser_shows_it(tmp_path: Path) -> None:

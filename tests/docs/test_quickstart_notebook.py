@@ -29,11 +29,6 @@ def test_it_is_a_notebook_of_format_4_without_outputs() -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells("code"))
 
 
-def test_the_official_schema_accepts_it() -> None:
-    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
-    nbformat.validate(nbformat.read(NOTEBOOK, as_version=4))
-
-
 def test_it_names_no_absolute_path_and_every_link_exists() -> None:
     assert not re.search(r"(?<![\w.:/])(/[a-z]+/\w|[A-Z]:\\|~/)", NOTEBOOK.read_text())
     links = [target for cell in cells("markdown") for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text(cell))]

@@ -24,7 +24,7 @@ from drmm_hf.evaluation.analysis import (
     rank_images,
     result_names,
 )
-from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from evaluation_fixtures import MIXED_RESULTS as RESULTS
 from evaluation_fixtures import MIXED_TRUTH as TRUTH
 from evaluation_fixtures import detection

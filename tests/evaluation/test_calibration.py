@@ -24,14 +24,27 @@ from evaluation_fixtures import ON_CROWD, found, make_truth, scene
 
 
 def test_ece_by_hand() -> None:
-    # bin [.9, 1]: 2 of 3 right at .95, gap .28333 · 3/5; bin [.2, .3): 0 of 2 right at .25, gap .25 · 2/5
-    results = [found(0.95, 0), found(0.95, 20), found(0.95, 300), found(0.25, 300), found(0.25, 300), ON_CROWD]
-    report = calibration_report(make_truth((7, 0), (7, 20), crowd=True), results)
-    assert report.ece == pytest.approx(0.6 * (0.95 - 2 / 3) + 0.4 * 0.25)
-    assert (report.num_detections, report.num_ignored) == (5, 1)
-    assert report.bin_counts == (0, 0, 2, 0, 0, 0, 0, 0, 0, 3)
+    # bin [.9, 1]: 2 of 3 right at .95, gap .28333 · 3/6; bin [.2, .3): a duplicate and one of the wrong class at .25,
+    # gap .25 · 2/6; bin [.7, .8): right at .75
+    results = [
+        found(0.95, 0),
+        found(0.95, 20),
+        found(0.95, 300),
+        found(0.25, 0),
+        found(0.25, 0, category_id=9),
+        ON_CROWD,
+    ]
+    truth = make_truth((7, 0), (7, 20), (7, 40), crowd=True)
+    report = calibration_report(truth, [*results, found(0.75, 40)])
+    assert report.ece == pytest.approx((3 * (0.95 - 2 / 3) + 2 * 0.25 + 0.25) / 6)
+    assert (report.num_detections, report.num_ignored) == (6, 1)
+    assert report.bin_counts == (0, 0, 2, 0, 0, 0, 0, 1, 0, 3)
     assert report.bin_confidences[2] == pytest.approx(0.25)
+    assert (report.bin_accuracies[2], report.bin_accuracies[7]) == (0.0, 1.0)
     assert math.isnan(report.bin_accuracies[0])
+    assert report.settings == "IoU 0.5, 10 bins, score >= 0, maxDets 100"
+    even = calibration_report(truth, [found(0.75, x) for x in (0, 20, 40, 300)])
+    assert even.ece == pytest.approx(0.0), "precision equal to confidence"
 
 
 def test_thresholds() -> None:
@@ -45,43 +58,39 @@ def test_thresholds() -> None:
 
 @pytest.mark.parametrize("num_bins", [1, 3, 10, 100])
 def test_a_score_on_an_edge_belongs_to_the_bin_above(num_bins: int) -> None:
-    for edge in range(num_bins):
-        report = calibration_report(make_truth(), [found(edge / num_bins, 300)], num_bins=num_bins)
-        assert report.bin_counts[edge] == 1
+    report = calibration_report(
+        make_truth(), [found(edge / num_bins, 300) for edge in range(num_bins)], num_bins=num_bins
+    )
+    assert report.bin_counts == (1,) * num_bins
 
 
 @pytest.mark.parametrize(
-    "report", [calibration_report, localization_calibration_report, brier_report, object_calibration_report]
-)
-def test_without_detections_or_objects_and_with_bad_input(report: Any) -> None:
+    ("report", "value", "setting"),
+    [
+        (calibration_report, "ece", {"num_bins": 0}), (localization_calibration_report, "laece", {"num_bins": 0}),
+        (brier_report, "brier", {"num_bins": 0}), (object_calibration_report, "oce", {"iou_thresholds": (0.5, 0.0)}),
+        (object_calibration_report, "oce", {"iou_thresholds": ()}),
+    ],
+)  # fmt: skip
+def test_without_detections_or_objects_and_with_bad_input(report: Any, value: str, setting: dict[str, Any]) -> None:
     nothing = report(make_truth(), [])
-    assert math.isnan(
-        next(nothing.__dict__[name] for name in ("ece", "laece", "brier", "oce") if hasattr(nothing, name))
-    )
+    assert math.isnan(getattr(nothing, value))
     json.dumps(nothing.to_dict(), allow_nan=False)
     with pytest.raises(ValueError, match=r"3\.5"):
         report(make_truth((7, 0)), [found(3.5, 0)])
-    bad = [{"score_threshold": 1.5}, {"max_detections": 0}, {"image_ids": [5]}]
-    bad += [{"iou_thresholds": (0.5, 0.0)}, {"iou_thresholds": ()}] if "oce" in nothing.__dict__ else [{"num_bins": 0}]
-    for options in bad:
+    for options in (setting, {"score_threshold": 1.5}, {"max_detections": 0}, {"image_ids": [5]}):
         with pytest.raises(ValueError, match=next(iter(options))):
             report(make_truth((7, 0)), [], **options)
 
 
-def test_reports_carry_their_settings() -> None:
-    options: dict[str, Any] = {"iou_threshold": 0, "num_bins": 15, "score_threshold": 0.3, "max_detections": 50}
-    for measure in (calibration_report, localization_calibration_report, brier_report):
-        report = measure(make_truth(), [], **options)
-        assert report.settings == "IoU > 0, 15 bins, score >= 0.3, maxDets 50"
-        assert {name: report.to_dict()[name] for name in options} == options
-    assert localization_calibration_report(make_truth(), []).iou_threshold == 0.1
-    report = object_calibration_report(make_truth(), [])
-    assert report.settings == "mean over IoU 0.5, 0.75, score >= 0.3, maxDets 100"
-
-
 @settings(max_examples=20, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 60), st.floats(1, 20)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.floats(0, 1), st.floats(0, 60), st.floats(1, 20)),
+        min_size=1,
+        max_size=12,
+        unique_by=lambda row: row[0],
+    ),
     st.integers(1, 30),
 )
 def test_bounds(rows: list[tuple[float, float, float]], num_bins: int) -> None:
@@ -91,6 +100,8 @@ def test_bounds(rows: list[tuple[float, float, float]], num_bins: int) -> None:
     report = calibration_report(matches, num_bins=num_bins)
     assert 0.0 <= report.ece <= 1.0
     assert sum(report.bin_counts) == len(rows)
+    again = calibration_report(truth, results[::-1], num_bins=num_bins)
+    assert again.ece == pytest.approx(report.ece, abs=1e-12), "whatever the order"
     # One bin is the coarsest view: |precision - mean score| never exceeds the error over finer bins.
     assert calibration_report(matches, num_bins=1).ece <= report.ece + 1e-12
     located = localization_calibration_report(truth, results, iou_threshold=0, num_bins=num_bins)
@@ -100,40 +111,31 @@ def test_bounds(rows: list[tuple[float, float, float]], num_bins: int) -> None:
     assert brier.resolution <= brier.uncertainty + 1e-12 <= 0.25 + 2e-12
 
 
-def with_parts(x: float, class_probability: float, objectness: float) -> dict[str, Any]:
-    return found(class_probability * objectness, x) | {"objectness": objectness}
-
-
-# Two right, a duplicate with a high p and a low o, one on nothing, one on the crowd region, which does not count.
+# (p, o): two right, a duplicate with a high p and a low o, one on nothing, one on the crowd region that does not count.
 PARTS = [
-    with_parts(0, 0.95, 0.85), with_parts(20, 0.85, 0.75), with_parts(0, 0.95, 0.15), with_parts(300, 0.45, 0.25),
-    {**ON_CROWD, "objectness": 1.0},
+    {**where, "score": p * o, "objectness": o}
+    for where, p, o in (
+        (found(1, 0), 0.95, 0.85), (found(1, 20), 0.85, 0.75), (found(1, 0), 0.95, 0.15), (found(1, 300), 0.45, 0.25),
+        (ON_CROWD, 0.99, 1.0),
+    )
 ]  # fmt: skip
 PARTS_TRUTH = make_truth((7, 0), (7, 20), crowd=True)
 
 
-def test_parts_of_the_score_by_hand(tmp_path: Path) -> None:
+def test_parts_of_the_score_by_hand() -> None:
     parts = part_calibration_report(PARTS_TRUTH, PARTS)
     # p: bin .9 has a right and a wrong one at .95, gap .45 · 2/4; bin .8 gap .15/4; bin .4 gap .45/4
     assert parts["class_probability"].ece == pytest.approx(0.9 / 4 + 0.15 / 4 + 0.45 / 4)
     assert parts["objectness"].ece == pytest.approx((0.15 + 0.25 + 0.15 + 0.25) / 4)
     assert {(part.num_detections, part.num_ignored) for part in parts.values()} == {(4, 1)}
     assert parts["score"].to_dict() == calibration_report(PARTS_TRUTH, PARTS).to_dict()
-    above = part_calibration_report(PARTS_TRUTH, PARTS, score_threshold=0.3)
-    assert {(part.num_detections, part.score_threshold) for part in above.values()} == {(2, 0.3)}
-    assert above["objectness"].ece == pytest.approx((0.15 + 0.25) / 2)
-    (tmp_path / "saved.json").write_text(json.dumps(PARTS))
-    again = part_calibration_report(PARTS_TRUTH, tmp_path / "saved.json")
-    assert {name: part.ece for name, part in again.items()} == {name: part.ece for name, part in parts.items()}
-    zero = part_calibration_report(PARTS_TRUTH, [with_parts(0, 1.0, 0.0)])
+    zero = part_calibration_report(PARTS_TRUTH, [{**PARTS[0], "score": 0.0, "objectness": 0.0}])
     assert [part.ece for part in zero.values()] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("value", [None, 1.5, "1", 0.1])
 def test_bad_objectness_is_named(value: Any, tmp_path: Path) -> None:
-    rows = [dict(one) for one in PARTS]
-    rows[1]["objectness"] = value
-    (tmp_path / "bad.json").write_text(json.dumps(rows))
+    (tmp_path / "bad.json").write_text(json.dumps([PARTS[0], {**PARTS[1], "objectness": value}]))
     with pytest.raises(ValueError, match=r"bad\.json.*\[1\]\.objectness"):
         part_calibration_report(PARTS_TRUTH, tmp_path / "bad.json")
 
@@ -249,24 +251,21 @@ def test_uq_detr_gives_the_same(seed: int) -> None:
         assert ours.oce == pytest.approx(library.oce(kept, objects).score, abs=1e-9)
 
 
-def diagram_report() -> Any:
-    """Ten bins: two of four right at .95, both of two right at .65, none of three right at .05."""
-    rows = [(0.95, 0), (0.95, 20), (0.65, 40), (0.65, 60), *[(0.95, 300)] * 2, *[(0.05, 300)] * 3]
-    return calibration_report(make_truth((7, 0), (7, 20), (7, 40), (7, 60)), [found(*row) for row in rows])
-
-
-def test_the_diagram_draws_what_the_report_says(tmp_path: Path) -> None:
+def test_the_diagram_draws_what_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    figure = save_reliability_diagram(tmp_path / "diagram.svg", {"model": diagram_report(), "p·o": diagram_report()})
+    # two of four right at .95, both of two right at .65, none of three right at .05
+    rows = [(0.95, 0), (0.95, 20), (0.65, 40), (0.65, 60), *[(0.95, 300)] * 2, *[(0.05, 300)] * 3]
+    report = calibration_report(make_truth((7, 0), (7, 20), (7, 40), (7, 60)), [found(*row) for row in rows])
+    figure = save_reliability_diagram(tmp_path / "diagram.svg", {"model": report, "p·o": report})
     assert "<svg" in (tmp_path / "diagram.svg").read_text(encoding="utf-8")
     top, bottom = figure.axes[0], figure.axes[2]
     drawn = {
-        container.get_label(): {
+        bars.get_label(): {
             index: (bar.get_y(), bar.get_y() + bar.get_height())
-            for index, bar in enumerate(container)
+            for index, bar in enumerate(bars)
             if not np.isnan(bar.get_height())
         }
-        for container in top.containers
+        for bars in top.containers
     }
     assert drawn["precision"] == {0: (0, 0), 6: (0, 1), 9: (0, 0.5)}
     assert drawn["too confident"] == {0: (0, pytest.approx(0.05)), 9: (0.5, pytest.approx(0.95))}
@@ -275,12 +274,9 @@ def test_the_diagram_draws_what_the_report_says(tmp_path: Path) -> None:
     assert "model" in top.get_title()
     with pytest.raises(ValueError, match="reports"):
         save_reliability_diagram(tmp_path / "none.png", {})
-
-
-def test_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"drmm-hf\[plots\]"):
-        save_reliability_diagram(tmp_path / "figure.png", {"model": diagram_report()})
+        save_reliability_diagram(tmp_path / "figure.png", {"model": report})
 
 
 @pytest.mark.parametrize("score_threshold", [0.0, 0.3])
@@ -295,16 +291,3 @@ def test_hotcoco_gives_the_same_ece(score_threshold: float, tmp_path: Path) -> N
     evaluation.evaluate()
     value = evaluation.calibration(n_bins=10, iou_threshold=0.5)["ece"]
     assert calibration_report(truth, results, score_threshold=score_threshold).ece == pytest.approx(value, abs=1e-9)
-
-
-def test_precision_equal_to_confidence_is_zero() -> None:
-    truth = make_truth((7, 0), (7, 20), (7, 40))
-    report = calibration_report(truth, [found(0.75, x) for x in (0, 20, 40, 300)])
-    assert report.ece == pytest.approx(0.0)
-    assert report.bin_accuracies[7] == pytest.approx(0.75)
-    assert calibration_report(truth, [found(1.0, 0), found(1.0, 20)]).ece == 0.0
-
-
-def test_duplicates_and_other_classes_are_wrong() -> None:
-    report = calibration_report(make_truth((7, 0)), [found(0.15, 0), found(0.85, 0), found(0.5, 0, category_id=9)])
-    assert (report.bin_accuracies[8], report.bin_accuracies[1], report.bin_accuracies[5]) == (1.0, 0.0, 0.0)

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,134 +28,111 @@ PUBLISHED = {
 }  # fmt: skip
 DATA = os.environ.get("DRMM_TEST_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set DRMM_TEST_DATA to the folder of the real test data")
+# 100 images of COCO and the results that pycocotools' authors give with their numbers
+FILES = [
+    Path(DATA or "") / "coco_eval" / name
+    for name in ("instances_val2014_100.json", "instances_val2014_fakebbox100_results.json")
+]
 
 
-def make_truth() -> dict:
+def make_truth() -> dict[str, Any]:
     """Two images, classes 3 and 7; a 50x50 box in each image, and a crowd region in the second."""
+    columns = (
+        (10, 3, [10, 10, 50, 50], 2500, 0), (20, 7, [5, 5, 50, 50], 2500, 0), (20, 7, [100, 0, 90, 90], 8100, 1),
+    )  # fmt: skip
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
     return {
         "images": [{"id": 10}, {"id": 20}, {"id": 30}],
         "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
-        "annotations": [
-            {"id": 0, "image_id": 10, "category_id": 3, "bbox": [10, 10, 50, 50], "area": 2500, "iscrowd": 0},
-            {"id": 1, "image_id": 20, "category_id": 7, "bbox": [5, 5, 50, 50], "area": 2500, "iscrowd": 0},
-            {"id": 2, "image_id": 20, "category_id": 7, "bbox": [100, 0, 90, 90], "area": 8100, "iscrowd": 1},
-        ],
+        "annotations": [{"id": n, **dict(zip(names, one, strict=True))} for n, one in enumerate(columns)],
     }
 
 
-def make_result(image_id=10, category_id=3, bbox=(10, 10, 50, 50), score=0.9) -> dict:
+def make_result(image_id=10, category_id=3, bbox=(10, 10, 50, 50), score=0.9) -> dict[str, Any]:
     return {"image_id": image_id, "category_id": category_id, "bbox": list(bbox), "score": score}
 
 
 PERFECT = [make_result(), make_result(20, 7, (5, 5, 50, 50), 0.8)]
+BESIDE = make_result(bbox=(200, 200, 9, 9), score=0.95)
 
 
 @needs_data
-def test_published_numbers():
-    folder = Path(DATA) / "coco_eval"
-    metrics = evaluate_coco(
-        folder / "instances_val2014_100.json", folder / "instances_val2014_fakebbox100_results.json"
-    )
-    assert {name: round(value, 3) for name, value in metrics.items()} == PUBLISHED
+def test_published_numbers() -> None:
+    assert {name: round(value, 3) for name, value in evaluate_coco(*FILES).items()} == PUBLISHED
 
 
-def test_all_numbers_in_one_go(capsys):
+def test_all_numbers_in_one_go(capsys: pytest.CaptureFixture) -> None:
     truth, results = scene(crowd=True)
     report = evaluate_detections(truth, results, per_class=True, details=True, num_bins=7)
     assert report.metrics == evaluate_coco(truth, results, per_class=True)
-    assert [part.score_threshold for part in report.calibration] == [0.0, 0.3]
     expected = [
-        calibration_report(truth, results, num_bins=7), localization_calibration_report(truth, results),
-        localization_calibration_report(truth, results, iou_threshold=0), lrp_report(truth, results),
+        calibration_report(truth, results, num_bins=7),
+        calibration_report(truth, results, num_bins=7, score_threshold=0.3),
+        localization_calibration_report(truth, results),
+        localization_calibration_report(truth, results, iou_threshold=0),
+        lrp_report(truth, results),
         brier_report(truth, results, num_bins=7),
-    ]  # fmt: skip
-    measured = [report.calibration[0], *report.localization, report.lrp, report.brier]
+    ]
+    measured = [*report.calibration, *report.localization, report.lrp, report.brier]
     assert [one.to_dict() for one in measured] == [one.to_dict() for one in expected]
     assert capsys.readouterr().out == ""
     plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert set(plain) == {"metrics", "calibration", "localization", "lrp", "brier"}
-    with_parts = [{**one, "objectness": 1.0} for one in results]
-    assert set(evaluate_detections(truth, with_parts, details=True).parts["objectness"].to_dict()) >= {
-        "ece",
-        "num_bins",
-    }
+    with_parts = evaluate_detections(truth, [{**one, "objectness": 1.0} for one in results], details=True).to_dict()
+    assert set(with_parts["parts"]["objectness"]) >= {"ece", "num_bins"}
     assert set(evaluate_detections(truth, results).to_dict()) == {"metrics", "calibration"}
 
 
-def test_a_second_limit_of_detections():
-    results = [make_result(bbox=(200, 200, 9, 9), score=0.95), *PERFECT]
-    report = evaluate_detections(make_truth(), results, max_detections=(1,), also_at=2)
-    assert report.metrics["AP"] == evaluate_coco(make_truth(), results, max_detections=(1,))["AP"] == pytest.approx(0.5)
-    assert report.metrics["AP@2"] == evaluate_coco(make_truth(), results, max_detections=(2,))["AP"]
+def test_a_second_limit_of_detections() -> None:
+    report = evaluate_detections(make_truth(), [BESIDE, *PERFECT], max_detections=(1,), also_at=2)
+    alone, both = (evaluate_coco(make_truth(), [BESIDE, *PERFECT], max_detections=(limit,))["AP"] for limit in (1, 2))
+    assert report.metrics["AP"] == alone == pytest.approx(0.5)
+    assert report.metrics["AP@2"] == both
     assert (report.metrics["AR1"], report.metrics["AR2"], report.calibration[0].num_detections) == (0.5, 1.0, 3)
 
 
-def test_perfect_results_with_annotation_id_zero():
-    metrics = evaluate_coco(make_truth(), PERFECT)
-    assert metrics["AP"] == pytest.approx(1.0)
-    assert metrics["AR100"] == pytest.approx(1.0)
+def test_perfect_results_with_annotation_id_zero_and_input_left_alone() -> None:
+    truth, results = make_truth(), copy.deepcopy(PERFECT)
+    metrics = evaluate_coco(truth, results)
+    assert (truth, results) == (make_truth(), PERFECT)
+    assert (metrics["AP"], metrics["AR100"]) == pytest.approx((1.0, 1.0))
     assert metrics["APs"] == -1.0  # no small objects
     assert all(type(value) is float for value in metrics.values())
-
-
-def test_input_is_left_alone():
-    truth, results = make_truth(), copy.deepcopy(PERFECT)
-    evaluate_coco(truth, results)
-    assert truth == make_truth()
-    assert results == PERFECT
-
-
-def test_no_detections_give_zeros():
-    metrics = evaluate_coco(make_truth(), [])
-    assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["APm"] == 0.0
-
-
-def test_no_annotations_at_all():
-    truth = make_truth() | {"annotations": []}
-    assert set(evaluate_coco(truth, PERFECT).values()) == {-1.0}
-
-
-def test_crowd_detection_is_ignored_and_elsewhere_is_wrong():
-    on_crowd = make_result(20, 7, (110, 10, 40, 40), 0.99)
-    beside = make_result(20, 7, (300, 300, 40, 40), 0.99)
-    assert evaluate_coco(make_truth(), [*PERFECT, on_crowd])["AP"] == pytest.approx(1.0)
-    assert evaluate_coco(make_truth(), [*PERFECT, beside])["AP"] == pytest.approx(0.75)
-
-
-def test_missing_area_crowd_flag_and_info_are_filled():
-    truth = make_truth()
     for annotation in truth["annotations"][:2]:
         del annotation["area"], annotation["iscrowd"]
-    metrics = evaluate_coco(truth, PERFECT)
-    assert metrics["APm"] == pytest.approx(1.0)  # 2500 px is a medium object
-    assert metrics["APl"] == -1.0
+    assert evaluate_coco(truth, PERFECT) == metrics  # both are filled in; 2500 px is a medium object
+    assert metrics["APm"] == pytest.approx(1.0)
 
 
-def test_iou_decides_which_thresholds_count():
-    results = [make_result(bbox=(10, 10, 50, 35))]  # IoU 0.7
-    metrics = evaluate_coco(make_truth(), results, per_class=True)
-    assert metrics["AP/cat"] == pytest.approx(0.5)  # .50, .55, .60, .65, .70 of ten
-    assert metrics["AP/dog"] == 0.0
-    assert metrics["AP50"] == pytest.approx(0.5)
-    assert metrics["AP75"] == 0.0
+def test_no_detections_give_zeros_and_no_objects_no_numbers() -> None:
+    metrics = evaluate_coco(make_truth(), [])
+    assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == metrics["APm"] == 0.0
+    assert set(evaluate_coco(make_truth() | {"annotations": []}, PERFECT).values()) == {-1.0}
 
 
-def test_max_detections_and_image_ids():
-    crowded = [make_result(bbox=(200, 200, 9, 9), score=0.95), *PERFECT]
-    metrics = evaluate_coco(make_truth(), crowded, max_detections=(1, 2, 300))
-    assert metrics["AR1"] == pytest.approx(0.5)
-    assert metrics["AR2"] == metrics["AR300"] == pytest.approx(1.0)
-    assert evaluate_coco(make_truth(), crowded, image_ids=[20])["AP"] == pytest.approx(1.0)
+def test_crowds_overlaps_limits_and_images() -> None:
+    def ap(*results: dict[str, Any], **options: Any) -> dict[str, float]:
+        return evaluate_coco(make_truth(), list(results), **options)
+
+    assert ap(*PERFECT, make_result(20, 7, (110, 10, 40, 40), 0.99))["AP"] == pytest.approx(1.0), "on the crowd region"
+    assert ap(*PERFECT, make_result(20, 7, (300, 300, 40, 40), 0.99))["AP"] == pytest.approx(0.75), "beside it"
+    loose = ap(make_result(bbox=(10, 10, 50, 35)), per_class=True)  # IoU 0.7
+    assert loose["AP/cat"] == pytest.approx(0.5)  # .50, .55, .60, .65, .70 of ten
+    assert (loose["AP/dog"], loose["AP50"], loose["AP75"]) == (0.0, pytest.approx(0.5), 0.0)
+    limited = ap(BESIDE, *PERFECT, max_detections=(1, 2, 300))
+    assert limited["AR1"] == pytest.approx(0.5)
+    assert limited["AR2"] == limited["AR300"] == pytest.approx(1.0)
+    assert ap(BESIDE, *PERFECT, image_ids=[20])["AP"] == pytest.approx(1.0)
 
 
-def test_repeated_category_names_stay_apart():
+def test_repeated_category_names_stay_apart() -> None:
     truth = make_truth()
     truth["categories"][1]["name"] = "cat"
     metrics = evaluate_coco(truth, PERFECT[:1], per_class=True)
     assert (metrics["AP/cat (3)"], metrics["AP/cat (7)"]) == (pytest.approx(1.0), 0.0)
 
 
-def test_detections_to_coco():
+def test_detections_to_coco() -> None:
     detections = [
         {
             "scores": torch.tensor([0.75, 0.5], requires_grad=True),
@@ -169,14 +147,13 @@ def test_detections_to_coco():
         make_result(20, 3, (5.0, 5.0, 0.0, 1.0), 0.5),  # an inverted edge has no width
     ]
     json.dumps(results)
-
-
-def test_detections_to_coco_rejects_other_lengths_and_labels():
-    detection = {"scores": torch.ones(1), "labels": torch.tensor([2]), "boxes": torch.ones(1, 4)}
-    with pytest.raises(ValueError, match="2 image_ids"):
-        detections_to_coco([detection], [1, 2], [3, 7])
-    with pytest.raises(ValueError, match=r"image 1.*labels"):
-        detections_to_coco([detection], [1], [3, 7])
+    assert detections_to_coco(detections, [20, 10], [-1, 7]) == results[:1]
+    with pytest.raises(ValueError, match="1 image_ids"):
+        detections_to_coco(detections, [1], [3, 7])
+    with pytest.raises(ValueError, match=r"image 20.*labels"):
+        detections_to_coco(detections, [20, 10], [3])
+    with pytest.raises(ValueError, match=r"image 20.*scales"):
+        detections_to_coco(detections, [20, 10], [3, 7], with_scales=True)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +164,7 @@ def test_detections_to_coco_rejects_other_lengths_and_labels():
         {"bbox": [1, 2, "3", 4]}, {"bbox": [9, 9, -3, 4]}, {"bbox": None}, {"bbox": [[1, 2, 3, 4]]},
     ],
 )  # fmt: skip
-def test_bad_results_are_named(change, tmp_path):
+def test_bad_results_are_named(change: dict[str, Any], tmp_path: Path) -> None:
     rows = [make_result(), make_result() | change]
     where = re.escape(f"results[1].{next(iter(change))}")
     with pytest.raises(ValueError, match=where):
@@ -199,7 +176,7 @@ def test_bad_results_are_named(change, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[1, 2", "[1]", json.dumps(make_truth()), "7", b"\xff\xd8\xff\xe0", "[" * 99999])
-def test_files_that_hold_something_else_are_named(content, tmp_path):
+def test_files_that_hold_something_else_are_named(content: str | bytes, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=r"mine\.json"):
@@ -232,22 +209,25 @@ ANNOTATION = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3, 4]}
         ("annotations", [7], "annotations[0]"),
     ],
 )
-def test_bad_ground_truth_is_named(section, value, named):
+def test_bad_ground_truth_is_named(section: str, value: Any, named: str) -> None:
     with pytest.raises(ValueError, match=re.escape(named)):
         evaluate_coco(make_truth() | {section: value}, [])
 
 
-def test_bad_settings():
-    with pytest.raises(ValueError, match="max_detections"):
-        evaluate_coco(make_truth(), [], max_detections=(100, 10))
-    with pytest.raises(ValueError, match="image_ids: 11"):
-        evaluate_coco(make_truth(), [], image_ids=[10, 11])
-    with pytest.raises(ValueError, match="also_at"):
-        evaluate_detections(make_truth(), [], also_at=100)
+@pytest.mark.parametrize(
+    ("measure", "options"),
+    [
+        (evaluate_coco, {"max_detections": (100, 10)}), (evaluate_coco, {"image_ids": [10, 11]}),
+        (evaluate_detections, {"also_at": 100}),
+    ],
+)  # fmt: skip
+def test_bad_settings(measure: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        measure(make_truth(), [], **options)
 
 
 @pytest.mark.parametrize("as_written", [str, float], ids=["text", "float"])
-def test_ids_of_digits_and_whole_numbers_are_the_integers_that_data_sets_read(as_written):
+def test_ids_of_digits_and_whole_numbers_are_the_integers_that_data_sets_read(as_written: type) -> None:
     truth = make_truth()
     for section in ("images", "categories", "annotations"):
         for entry in truth[section]:
@@ -258,15 +238,13 @@ def test_ids_of_digits_and_whole_numbers_are_the_integers_that_data_sets_read(as
 
 
 @needs_data
-def test_hotcoco_gives_the_same():
+def test_hotcoco_gives_the_same() -> None:
     library = pytest.importorskip("hotcoco")
-    folder = Path(DATA) / "coco_eval"
-    files = [folder / "instances_val2014_100.json", folder / "instances_val2014_fakebbox100_results.json"]
-    annotations = library.COCO(str(files[0]))
-    evaluation = library.COCOeval(annotations, annotations.loadRes(str(files[1])), "bbox")
+    annotations = library.COCO(str(FILES[0]))
+    evaluation = library.COCOeval(annotations, annotations.loadRes(str(FILES[1])), "bbox")
     # the file is of images whose results are there
-    evaluation.params.imgIds = sorted({image["id"] for image in json.loads(files[0].read_text())["images"]})
+    evaluation.params.imgIds = sorted({image["id"] for image in json.loads(FILES[0].read_text())["images"]})
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    assert list(evaluate_coco(*files).values()) == pytest.approx(list(evaluation.stats), abs=1e-12)
+    assert list(evaluate_coco(*FILES).values()) == pytest.approx(list(evaluation.stats), abs=1e-12)

@@ -31,6 +31,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture = Path(dataset.dataset[0]["image"]["path"])
     Image.open(picture).convert("RGB").save(tmp_path / "picture.jpg")
     content = json.loads(dataset.annotations_path.read_text())
+    stem = Path(content["images"][0]["file_name"]).stem
+    (tmp_path / "predictions.json").write_text(
+        json.dumps([{"image_id": stem, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5}])
+    )
     del content["annotations"]
     content["images"] = [{**content["images"][0], "file_name": "1.jpg"}]
     (tmp_path / "FOLDER/annotations/image_info_test-dev2017.json").write_text(json.dumps(content))
@@ -63,7 +67,7 @@ def simulate(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_commands_and_snippets_run(home: Path, capsys: pytest.CaptureFixture) -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         # `python scripts/NAME.py ...` or `drmm NAME ...`
         _, name, *arguments = shlex.split(command)

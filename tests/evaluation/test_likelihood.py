@@ -2,8 +2,8 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +12,10 @@ from PIL import Image
 from drmm_hf.configuration_drmm import DrmmConfig
 from drmm_hf.data import load_detection_dataset
 from drmm_hf.evaluation import likelihood_report
+from drmm_hf.evaluation.predict import object_records
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from drmm_hf.mixture import MixtureParameters
-from drmm_hf.modeling_drmm import DrmmForObjectDetection
+from drmm_hf.modeling_drmm import DrmmForObjectDetection, DrmmModelOutput
 
 NAMES = {0: "cat", 1: "dog", 2: "emu"}
 
@@ -38,15 +39,17 @@ def dataset(tmp_path):
     sizes = {1: (80, 60), 2: (60, 80), 3: (80, 60)}
     for image_id, size in sizes.items():
         Image.new("RGB", size, (40 * image_id, 90, 60)).save(tmp_path / "images" / f"{image_id}.png")
+    objects = [
+        (1, 9, [10, 10, 30, 30], 0),
+        (1, 4, [30, 5, 40, 50], 0),
+        (1, 4, [0, 0, 80, 60], 1),
+        (2, 9, [5, 20, 50, 50], 0),
+    ]
+    names = ("image_id", "category_id", "bbox", "iscrowd")
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": w, "height": h} for i, (w, h) in sizes.items()],
         "categories": [{"id": 4, "name": "cat"}, {"id": 9, "name": "emu"}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 9, "bbox": [10, 10, 30, 30]},
-            {"id": 2, "image_id": 1, "category_id": 4, "bbox": [30, 5, 40, 50]},
-            {"id": 3, "image_id": 1, "category_id": 4, "bbox": [0, 0, 80, 60], "iscrowd": 1},
-            {"id": 4, "image_id": 2, "category_id": 9, "bbox": [5, 20, 50, 50]},
-        ],
+        "annotations": [{"id": n, **dict(zip(names, one, strict=True))} for n, one in enumerate(objects, start=1)],
     }
     (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(content))
     return load_detection_dataset(tmp_path, "val", id2label=NAMES)
@@ -55,20 +58,14 @@ def dataset(tmp_path):
 def test_means_are_those_of_the_training_loss(processor, dataset):
     model = make_model(loss_reduction="mean").eval()
     report = likelihood_report(model, processor, dataset, batch_size=2)
-    sums = {f"{name}_stage_{i}": 0.0 for name in ("nll", "mcm") for i in (1, 2)}
+    sums = Counter()
     for row in list(dataset.dataset)[:2]:
-        objects = row["objects"]
-        keys = ("bbox", "category", "iscrowd")
-        records = [
-            dict(zip(("bbox", "category_id", "iscrowd"), values, strict=True))
-            for values in zip(*(objects[key] for key in keys), strict=True)
-        ]
         with Image.open(row["image"]["path"]) as image:
-            inputs = processor(images=image, annotations={"image_id": 1, "annotations": records}, return_tensors="pt")
+            annotations = {"image_id": 1, "annotations": object_records(row)}
+            inputs = processor(images=image, annotations=annotations, return_tensors="pt")
         with torch.no_grad():
             losses = model(**inputs).loss_dict
-        count = len(inputs["labels"][0]["class_labels"])
-        sums = {name: value + count * losses[name].item() for name, value in sums.items()}
+        sums.update({name: len(inputs["labels"][0]["class_labels"]) * value.item() for name, value in losses.items()})
     assert (report.num_objects, report.num_images) == (3, 3)  # without the crowd region, with the empty image
     for i, stage in enumerate(report.stages, start=1):
         assert stage.nll == pytest.approx(sums[f"nll_stage_{i}"] / 3, rel=1e-4)
@@ -81,14 +78,12 @@ def test_means_are_those_of_the_training_loss(processor, dataset):
 def test_batches_modes_and_gradients(processor, dataset):
     model = make_model()
     model.train()
-    before = [module.training for module in model.modules()]
-    one = likelihood_report(model, processor, dataset, batch_size=1)
-    three = likelihood_report(model, processor, dataset, batch_size=3)
-    for stage, other in zip(one.stages, three.stages, strict=True):
-        assert (stage.nll, stage.mcm, stage.max_share) == pytest.approx(
-            (other.nll, other.mcm, other.max_share), rel=1e-3
-        )
+    before, loss_function = [module.training for module in model.modules()], model.loss_function
+    stages = [likelihood_report(model, processor, dataset, batch_size=size).stages for size in (1, 3)]
+    values = [[value for stage in one for value in (stage.nll, stage.mcm, stage.max_share)] for one in stages]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
     assert [module.training for module in model.modules()] == before
+    assert model.loss_function is loss_function
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.is_grad_enabled()
 
@@ -99,8 +94,8 @@ def with_boxes(monkeypatch, boxes):
     boxes = torch.tensor(boxes)
     shape = boxes.shape[:2]
     stage = MixtureParameters(boxes, torch.full_like(boxes, 10.0), torch.zeros(*shape, 3), torch.zeros(shape))
-    outputs = SimpleNamespace(stages=(stage,), image_sizes=torch.tensor([[60.0, 80.0]]).expand(shape[0], 2))
-    monkeypatch.setattr(model.model, "forward", lambda pixel_values, pixel_mask: outputs)
+    outputs = DrmmModelOutput(stages=(stage,), image_sizes=torch.tensor([[60.0, 80.0]]).expand(shape[0], 2))
+    monkeypatch.setattr(model.model, "forward", lambda *_, **__: outputs)
     return model
 
 
@@ -127,18 +122,11 @@ def test_the_share_is_averaged_over_objects(processor, dataset, monkeypatch):
     assert report.stages[0].mcm == pytest.approx(math.log(2.0) / 2)
 
 
-def test_no_objects_have_no_likelihood(processor, dataset):
-    data = replace(dataset, dataset=dataset.dataset.select([2]))
-    report = likelihood_report(make_model(), processor, data)
-    assert report.num_objects == 0
-    assert math.isnan(report.stages[1].nll)
-    assert report.to_dict()["stages"][0] == {"nll": None, "mcm": None, "max_share": None}
-
-
-def test_settings_are_those_of_the_model(processor, dataset):
+def test_settings_are_those_of_the_model_and_no_objects_have_no_likelihood(processor, dataset):
     model = make_model(density="student_t", student_t_dof=3.0, min_scale_ratio=0.1)
-    report = likelihood_report(model, processor, dataset)
-    assert all(part in report.settings for part in ("student_t", "3 degrees", "0.1 of the box", "3 objects"))
+    report = likelihood_report(model, processor, replace(dataset, dataset=dataset.dataset.select([2])))
+    assert all(part in report.settings for part in ("student_t", "3 degrees", "0.1 of the box", "0 objects"))
+    assert report.to_dict()["stages"] == [{"nll": None, "mcm": None, "max_share": None}] * 2
 
 
 def test_what_cannot_be_scored_is_named(processor, dataset):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from drmm_hf.evaluation import (
     ScoreCalibration,
+    brier_report,
     calibration_report,
     localization_calibration_report,
     match_detections,
@@ -41,14 +42,10 @@ def scene(num_images: int = 8, *, sharpen: float = 1.0) -> tuple[dict, list[dict
 def test_isotonic_by_hand():
     # .3 and .4 violate the order (1, 0) and are pooled to 1/2; .1 twice (0, 0); .9: 1
     curve = fit_isotonic(np.array([0.4, 0.1, 0.9, 0.3, 0.1]), np.array([0.0, 0.0, 1.0, 1.0, 0.0]))
-    assert curve.scores == (0.1, 0.3, 0.4, 0.9)
-    assert curve.values == (0.0, 0.5, 0.5, 1.0)
+    assert (curve.scores, curve.values) == ((0.1, 0.3, 0.4, 0.9), (0.0, 0.5, 0.5, 1.0))
     # constant outside of the fitted scores, linear between them
     np.testing.assert_allclose(curve(np.array([0.0, 0.2, 0.35, 0.65, 1.0])), [0.0, 0.25, 0.5, 0.75, 1.0])
-
-
-def test_equal_scores_are_weighed_together():
-    # .2: mean 1/2 of four, .6: 0 of one; pooled 2/5, not the 1/4 of unweighted levels
+    # equal scores weigh together: .2 has mean 1/2 of four, .6 has 0 of one; pooled 2/5, not 1/4
     curve = fit_isotonic(np.array([0.2, 0.2, 0.2, 0.2, 0.6]), np.array([1.0, 1.0, 0.0, 0.0, 0.0]))
     assert curve.values == pytest.approx((0.4, 0.4))
 
@@ -95,7 +92,6 @@ def test_per_class_curves_and_the_pooled_one_for_the_rest():
     fit = ScoreCalibration.fit(truth, results, per_class=True)
     rows = [{"image_id": 0, "category_id": c, "bbox": [0, 0, 1, 1], "score": 0.8} for c in (3, 7, 9)]
     assert [row["score"] for row in fit.apply(rows)] == pytest.approx([0.4, 0.8, 0.0])
-    assert "per class" in fit.settings
 
 
 def test_fitting_to_iou_cures_the_localisation_aware_error():
@@ -126,14 +122,19 @@ def test_split_half_report_of_a_sharpened_scene():
     truth, results = scene(4, sharpen=2.0)
     report = split_half_report(truth, results, seed=3)
     assert set(report.values) == {"raw", "isotonic", "temperature"}
-    assert set(report.values["raw"]) == {"ECE", "D-ECE", "LaECE", "LaECE_0", "LaACE_0", "Brier"}
     # All images are alike, so each half is the whole: raw values are those of all images, and the fits are exact.
-    assert report.values["raw"]["ECE"] == pytest.approx(calibration_report(truth, results).ece)
+    any_overlap = localization_calibration_report(truth, results, iou_threshold=0)
     d_ece = calibration_report(truth, results, score_threshold=0.3)
-    assert report.values["raw"]["D-ECE"] == pytest.approx(d_ece.ece)
-    laece = localization_calibration_report(truth, results, iou_threshold=0)
-    assert report.values["raw"]["LaECE_0"] == pytest.approx(laece.laece)
-    assert report.values["raw"]["LaACE_0"] == pytest.approx(laece.laace)
+    expected = {
+        "ECE": calibration_report(truth, results).ece,
+        "D-ECE": d_ece.ece,
+        "LaECE": localization_calibration_report(truth, results).laece,
+        "LaECE_0": any_overlap.laece,
+        "LaACE_0": any_overlap.laace,
+        "Brier": brier_report(truth, results).brier,
+    }
+    assert report.values["raw"] == pytest.approx(expected)
+    assert report.metric_settings["D-ECE"] == d_ece.settings
     for method in ("isotonic", "temperature"):
         for metric in ("ECE", "D-ECE", "LaECE", "LaECE_0"):
             assert report.values[method][metric] == pytest.approx(0.0, abs=1e-6)
@@ -141,9 +142,6 @@ def test_split_half_report_of_a_sharpened_scene():
         assert report.values[method]["Brier"] == pytest.approx(0.19, abs=1e-6)
         assert [half.ece for half in report.reports[method]] == pytest.approx([0, 0], abs=1e-6)
     assert report.num_images == (2, 2)
-    assert report.metric_settings["D-ECE"] == d_ece.settings
-    assert report.metric_settings["LaECE"] == localization_calibration_report(truth, results).settings
-    assert "halves of 2 and 2 images, seed 3" in report.settings
     json.dumps(report.to_dict(), allow_nan=False)
 
 
@@ -203,19 +201,22 @@ def test_iou_as_the_target_stays_a_probability():
         assert max(row["score"] for row in fitted) <= 1.0
 
 
-@pytest.mark.parametrize("options", [{"method": "platt"}, {"target": "recall"}, {"iou_threshold": 2.0}])
-def test_bad_settings(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        ScoreCalibration.fit(*scene(1), **options)
+BAD_SETTINGS = ({"method": "platt"}, {"target": "recall"}, {"iou_threshold": 2.0})
 
 
-def test_nothing_to_fit_or_to_halve():
+@pytest.mark.parametrize(
+    ("measure", "options", "named"),
+    [
+        *[(ScoreCalibration.fit, one, next(iter(one))) for one in BAD_SETTINGS],
+        (ScoreCalibration.fit, {"results": []}, "no detections"),
+        (split_half_report, {"image_ids": [1]}, "image_ids"),
+        (split_half_report, {"image_ids": [0, 9]}, "image_ids"),
+    ],
+)
+def test_bad_settings_and_nothing_to_fit_or_to_halve(measure, options, named):
     truth, results = scene(2)
-    with pytest.raises(ValueError, match="no detections"):
-        ScoreCalibration.fit(truth, [])
-    for image_ids in ([1], [0, 9]):
-        with pytest.raises(ValueError, match="image_ids"):
-            split_half_report(truth, results, image_ids=image_ids)
+    with pytest.raises(ValueError, match=named):
+        measure(**{"ground_truth": truth, "results": results, **options})
 
 
 def sample() -> tuple[np.ndarray, np.ndarray]:
@@ -228,15 +229,9 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
 GRID = (0.0, 0.05, 0.21, 0.33, 0.5, 0.77, 0.9, 1.0)
 # What sklearn.isotonic.IsotonicRegression(out_of_bounds="clip") 1.9.1 gave for `sample()` on GRID
 SKLEARN_ISOTONIC = (
-    0.11764705882352941,
-    0.11764705882352941,
-    0.3191489361702128,
-    0.3345744680851064,
-    0.5274725274725275,
-    0.5274725274725275,
-    0.5274725274725275,
-    1.0,
-)
+    0.11764705882352941, 0.11764705882352941, 0.3191489361702128, 0.3345744680851064,
+    0.5274725274725275, 0.5274725274725275, 0.5274725274725275, 1.0,
+)  # fmt: skip
 # 1 / coefficient of sklearn.linear_model.LogisticRegression(C=inf, fit_intercept=False, tol=1e-10) of the log-odds
 SKLEARN_TEMPERATURE = 2.9827206251986613
 

@@ -10,7 +10,7 @@ from PIL import Image
 from drmm_hf.cli import main
 from drmm_hf.evaluation import evaluate_coco, part_calibration_report
 from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results, describe_data
-from drmm_hf.evaluation.coco import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.report import compared_cells, render_report
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from evaluation_fixtures import MIXED_RESULTS as RESULTS

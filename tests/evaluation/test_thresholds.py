@@ -90,16 +90,18 @@ def test_uq_detr_gives_the_same_lrp(iou_threshold: float, score_threshold: float
     truth["annotations"] = [one for one in truth["annotations"] if one["category_id"] == 7]
     results = [one for one in results if one["category_id"] == 7]
 
+    def boxes(rows: list[dict[str, Any]], image: dict[str, Any]) -> np.ndarray:
+        return np.array([row["bbox"] for row in rows if row["image_id"] == image["id"]]).reshape(-1, 4)
+
     def value(threshold: float) -> float:
+        kept = [row for row in results if row["score"] >= threshold]
         detections, objects = [], []
         for image in truth["images"]:
-            rows = [r for r in results if r["image_id"] == image["id"] and r["score"] >= threshold]
-            boxes = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
-            scores, labels = np.array([row["score"] for row in rows]), np.zeros(len(rows), dtype=int)
-            detections.append(library.Detections.from_xywh(boxes, scores, labels=labels))
-            rows = [row for row in truth["annotations"] if row["image_id"] == image["id"]]
-            boxes = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
-            objects.append(library.GroundTruth.from_xywh(boxes, np.zeros(len(boxes), dtype=int)))
+            scores = np.array([row["score"] for row in kept if row["image_id"] == image["id"]])
+            labels = np.zeros(len(scores), dtype=int)
+            detections.append(library.Detections.from_xywh(boxes(kept, image), scores, labels=labels))
+            present = boxes(truth["annotations"], image)
+            objects.append(library.GroundTruth.from_xywh(present, np.zeros(len(present), dtype=int)))
         return library.lrp(detections, objects, iou_threshold=iou_threshold).score
 
     thresholds = [row["score"] for row in results] if score_threshold is None else [score_threshold]
@@ -117,7 +119,6 @@ def test_operating_points_by_hand() -> None:
     assert [point.precision for point in points[:3]] == pytest.approx([0.5, 2 / 3, 1.0])
     assert [point.recall for point in points] == pytest.approx([2 / 3, 2 / 3, 2 / 3, 0.0])
     assert points[3].to_dict()["precision"] is points[3].to_dict()["expected_precision"] is None
-    assert points[0].settings == "IoU 0.5, maxDets 100, classes together"
     assert math.isnan(operating_points(make_truth(), results[:1], (0.5,))[0].recall)
 
 

@@ -1,7 +1,6 @@
-"""Small detectors whose scores spread, captured once for all tests."""
+"""Small detectors whose scores spread, and one that is exported once for all tests."""
 
 import contextlib
-import functools
 import io
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 
 from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor
 from drmm_hf.cli import main
-from drmm_hf.export import DetectorGraph, GraphSettings, capture
 from model_fixtures import small_model
 
 DECODERS = {"sparse_rcnn": {}, "adamixer": {"decoder": "adamixer", "num_sampling_points": 8, "num_mixing_points": 8}}
@@ -23,28 +21,9 @@ def spread_model(objectness: float = 0.0, **overrides) -> DrmmForObjectDetection
         for head in model.model.heads:
             head.box.weight.normal_(std=0.2)
             head.classifier.weight.mul_(2)
-            if hasattr(head, "objectness"):
-                head.objectness.weight.mul_(2)
-                head.objectness.bias.fill_(objectness)
+            head.objectness.weight.mul_(2)
+            head.objectness.bias.fill_(objectness)
     return model
-
-
-@functools.cache
-def capture_once(decoder: str):
-    """Model, graph and dynamic program of a decoder; objectness as low as a sigmoid in float32 resolves badly."""
-    model = spread_model(objectness=-14.0, **DECODERS[decoder])
-    graph = DetectorGraph(model, attention="eager")
-    return model, graph, capture(graph, GraphSettings())
-
-
-@pytest.fixture(scope="session", params=DECODERS)
-def captured(request):
-    return capture_once(request.param)
-
-
-@pytest.fixture
-def sparse_rcnn_program():
-    return capture_once("sparse_rcnn")[2]
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,22 @@
-"""`drmm export` as a user calls it."""
+"""`drmm export` as a user calls it, and as docs/export.md does."""
 
 import json
+import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.cli import main
-from drmm_hf.commands import export as command
+from drmm_hf.commands.export import parser
 from drmm_hf.data import generate_scenes
-from drmm_hf.export import DetectorGraph, Export, GraphSettings, processor_settings
-from drmm_hf.loading import load_checkpoint
-from model_fixtures import small_model
+from drmm_hf.export import ExportedDetector
+from export.conftest import spread_model
+
+TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+COMMANDS = re.findall(r"^ {4}python scripts/export\.py (.+)$", TEXT, flags=re.MULTILINE)
 
 
 def test_an_export_is_checked_and_described(exported: Path) -> None:
@@ -34,9 +39,15 @@ def test_an_export_is_checked_and_described(exported: Path) -> None:
         (["--size", "100x96"], "100x96"),
         (["--precision", "int8"], "int8"),
         (["--with-postprocessing", "--data", "x"], "--with-postprocessing"),
+        (["--format", "onnx", "--opset", "17"], "17"),
+        (["--format", "onnx"], "drmm-hf[export]"),
     ],
 )
-def test_a_mistake_is_one_line(checkpoint: Path, tmp_path: Path, capsys, arguments: list[str], named: str) -> None:
+def test_a_mistake_is_one_line(
+    checkpoint: Path, tmp_path: Path, capsys, monkeypatch, arguments: list[str], named: str
+) -> None:
+    if "[" in named:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", str(checkpoint), str(tmp_path / "out"), "--format", "torch_export", *arguments]) == 2
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     [line] = [line for line in lines if line.strip() and not line.startswith("Loading weights")]  # its bar
@@ -50,20 +61,15 @@ def test_a_size_that_is_none(size: str, capsys) -> None:
     assert "--size" in capsys.readouterr().err
 
 
-def test_a_processor_that_pads_to_other_sizes(checkpoint: Path, tmp_path: Path, capsys) -> None:
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
-    DrmmImageProcessor(size_divisor=1).save_pretrained(tmp_path)
-    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "torch_export"]) == 2
-    assert "preprocessor_config.json: size_divisor is 1" in capsys.readouterr().err
-
-
 def test_a_deviation_is_reported_beside_float32_rounding(checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    model, processor = load_checkpoint(str(checkpoint))
-    graph, settings = DetectorGraph(model.eval()), GraphSettings(size=(64, 96))
-    written = Export(tmp_path, graph, settings, processor_settings(processor, settings))
-    monkeypatch.setattr(command, "export_detector", lambda *_, **__: written)
-    monkeypatch.setattr(command, "load_run", lambda *_: lambda inputs: [value + 2e-3 for value in graph(**inputs)])
+    intact = ExportedDetector.__init__
+
+    def damaged(self, folder) -> None:
+        intact(self, folder)
+        run = self.run
+        self.run = lambda inputs: [value + 2e-3 for value in run(inputs)]
+
+    monkeypatch.setattr(ExportedDetector, "__init__", damaged)
     assert main(["export", str(checkpoint), str(tmp_path), "--format", "torch_export", "--size", "64x96"]) == 1
     [line] = [line for line in capsys.readouterr().out.splitlines() if "EXCEEDS" in line]
     assert "EXCEEDS 1e-04; the checkpoint itself in float64 deviates from float32 there by logits" in line
@@ -76,12 +82,12 @@ def test_lower_precisions_and_accuracy_on_data(checkpoint: Path, tmp_path: Path,
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     data = generate_scenes(tmp_path / "scenes", num_train=1, num_val=4, image_size=(96, 128))
     names = json.loads((data / "annotations/instances_val.json").read_text())["categories"]
-    model = tmp_path / "model"
     id2label = dict(enumerate(category["name"] for category in names))
-    small_model(id2label=id2label, label2id={name: i for i, name in id2label.items()}).save_pretrained(model)
-    (model / "preprocessor_config.json").write_bytes((checkpoint / "preprocessor_config.json").read_bytes())
-    arguments = ["--precision", precision, "--data", str(data)]
-    assert main(["export", str(model), str(tmp_path / "out"), "--format", "onnx", *arguments]) == 0
+    model = spread_model(id2label=id2label, label2id={name: i for i, name in id2label.items()})
+    model.half().save_pretrained(tmp_path / "model")
+    DrmmImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "model")
+    arguments = ["--format", "onnx", "--precision", precision, "--data", str(data)]
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out"), *arguments]) == 0
     printed = capsys.readouterr().out
     assert f"{precision} has no bound" in printed
     assert "exported: AP" in printed
@@ -95,3 +101,22 @@ def test_a_fixed_size_and_batch(checkpoint: Path, tmp_path: Path, capsys) -> Non
     settings = json.loads((tmp_path / "export.json").read_text())
     assert (settings["batch"], settings["size"]) == (3, [64, 96])
     assert settings["image_processor"]["pad_size"] == {"height": 64, "width": 96}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_documented_command_is_understood(command: str) -> None:
+    assert parser().parse_args(shlex.split(command, comments=True)).checkpoint
+
+
+@pytest.mark.slow
+def test_the_documented_snippets_run(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    load, write = re.findall(r"^```python\n(.+?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(checkpoint), "exported", "--format", "torch_export"]) == 0
+    names: dict = {}
+    exec(load, names)
+    assert names["pred_boxes"].shape == (1, 12, 4)
+    (tmp_path / "CHECKPOINT").symlink_to(checkpoint)
+    exec(write, {})
+    assert json.loads((tmp_path / "exported/export.json").read_text())["top_k"] == 50
+    assert isinstance(ExportedDetector(tmp_path / "exported").processor, DrmmImageProcessor)

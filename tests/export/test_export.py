@@ -1,7 +1,6 @@
-"""Graphs and files: same values as the model, ranked as the image processor ranks, captured for any size."""
+"""Files: same values as the model for every size, ranked as the image processor ranks, axes with names."""
 
-import shutil
-import sys
+import json
 from pathlib import Path
 
 import pytest
@@ -9,68 +8,73 @@ import torch
 from transformers import ResNetConfig
 
 from drmm_hf import DrmmImageProcessor
-from drmm_hf.export import (
-    DetectorGraph,
-    GraphSettings,
-    canvas_size,
-    capture,
-    check_parity,
-    load_run,
-    processor_settings,
-    quantize_onnx,
-    write_onnx,
-)
-from drmm_hf.export_graph import example_inputs
+from drmm_hf.export import ExportedDetector, GraphSettings, export_detector, processor_settings
+from drmm_hf.export_graph import DetectorGraph, deviations, example_inputs
 from drmm_hf.postprocessing import select_detections
 from drmm_hf.presets import preset_fields
+from export.conftest import DECODERS, spread_model
 from model_fixtures import small_model
 
 STAGES = [f"stage{i}" for i in range(1, 5)]
+TINY_SWIN = {
+    "backbone_config": preset_fields("drmm-sparse-rcnn-swin-t")["backbone_config"],
+    "backbone_kwargs": {"strict_img_size": False, "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1] * 4},
+}
+PLACES = [(batch, size) for size in ((64, 64), (96, 128), (192, 256)) for batch in (1, 2, 3)]
 
 
-def test_a_saved_program_agrees_on_three_sizes_and_two_batches(captured, tmp_path) -> None:
-    model, graph, program = captured
-    torch.export.save(program, tmp_path / "model.pt2")
-    run = load_run(tmp_path / "model.pt2", graph.output_names)
-    found = list(check_parity(run, DetectorGraph(model), GraphSettings(), (192, 256)))
-    assert [(d.batch, d.size) for d in found] == [
-        (batch, size) for size in ((64, 64), (96, 128), (192, 256)) for batch in (1, 2)
-    ]
-    assert all(set(d.values) == {"logits", "pred_boxes", "pred_scales"} for d in found)
-    assert max(d.largest for d in found) < 1e-4
+def written(folder: Path, model, **options) -> ExportedDetector:
+    """What an export leaves, read again."""
+    if options.get("format", "onnx") == "onnx":
+        pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+    export_detector(model, DrmmImageProcessor(), folder, **options)
+    return ExportedDetector(folder)
 
 
-@pytest.fixture(scope="module")
-def onnx_file(captured, tmp_path_factory):
-    """Model, graph and ONNX file of each decoder."""
-    pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
-    model, graph, program = captured
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    write_onnx(program, path, graph.output_names)
-    return model, graph, path
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_file_agrees_on_sizes_and_batches(decoder: str, format: str, tmp_path: Path) -> None:
+    model = spread_model(objectness=-14.0, **DECODERS[decoder])  # where a sigmoid in float32 resolves badly
+    run, reference = written(tmp_path, model, format=format).run, DetectorGraph(model)
+    for batch, size in PLACES:
+        values = deviations(run, reference, batch, size)
+        assert set(values) == {"logits", "pred_boxes", "pred_scales"}
+        assert max(values.values()) < 1e-4, (batch, size)
 
 
-def test_onnxruntime_agrees_on_three_sizes_and_two_batches(onnx_file) -> None:
-    model, graph, path = onnx_file
-    found = list(check_parity(load_run(path, graph.output_names), DetectorGraph(model), GraphSettings(), (192, 256)))
-    assert len(found) == 6
-    assert max(d.largest for d in found) < 1e-4
+@pytest.mark.parametrize("settings", [GraphSettings(), GraphSettings(top_k=9), GraphSettings(size=(64, 96), batch=2)])
+def test_axes_of_an_onnx_file_have_names(settings: GraphSettings, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    written(tmp_path, small_model(), settings=settings)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+
+    def axes(values) -> dict[str, list]:
+        return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+
+    batch, height, width = (settings.batch or "batch", *(settings.size or ("height", "width")))
+    expected = {"pixel_values": [batch, 3, height, width], "pixel_mask": [batch, height, width]}
+    assert axes(graph.input) == expected | ({"target_sizes": [batch, 2]} if settings.top_k else {})
+    assert [value.name for value in graph.input] == json.loads((tmp_path / "export.json").read_text())["inputs"]
+    n = {"scores": [batch, 9], "labels": [batch, 9], "boxes": [batch, 9, 4], "scales": [batch, 9, 4]}
+    raw = {"logits": [batch, 12, 3], "pred_boxes": [batch, 12, 4], "pred_scales": [batch, 12, 4]}
+    assert axes(graph.output) == (n if settings.top_k else raw)
 
 
-def test_bytes_make_the_file_smaller_and_the_boxes_hardly_worse(onnx_file, tmp_path) -> None:
-    model, graph, path = onnx_file
-    copy = Path(shutil.copy(path, tmp_path))
-    quantize_onnx(copy)
-    assert copy.stat().st_size < path.stat().st_size
-    run = load_run(copy, graph.output_names)
-    for deviation in check_parity(run, DetectorGraph(model), GraphSettings(), (64, 96)):
-        assert 0 < deviation.values["pred_boxes"] < 0.1
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+def test_a_checkpoint_in_half_precision_is_exported_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = small_model().to(dtype)
+    exported = written(tmp_path, model, format="torch_export", settings=GraphSettings(size=(64, 96)))
+    assert max(deviations(exported.run, DetectorGraph(model), 2, (64, 96)).values()) < 1e-4
+    assert model.dtype == dtype
 
 
-def test_a_missing_package_names_the_extra(monkeypatch, tmp_path) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"drmm-hf\[export\]"):
-        quantize_onnx(tmp_path / "model.onnx")
+def test_bytes_make_the_file_smaller_and_the_boxes_hardly_worse(tmp_path: Path) -> None:
+    model, settings = spread_model(), GraphSettings(size=(64, 96), batch=2)
+    written(tmp_path, model, settings=settings)
+    size = (tmp_path / "model.onnx").stat().st_size
+    exported = written(tmp_path, model, settings=settings, precision="int8")
+    assert (tmp_path / "model.onnx").stat().st_size < size
+    assert 0 < deviations(exported.run, DetectorGraph(model), 2, (64, 96))["pred_boxes"] < 0.1
 
 
 @pytest.mark.parametrize("top_k", [9, 1000])
@@ -96,29 +100,20 @@ def test_the_baselines_have_no_scales(top_k: int | None) -> None:
     assert len(outputs) == len(graph.output_names)
 
 
-def test_the_model_is_left_as_it_was() -> None:
+@pytest.mark.parametrize("top_k", [None, 10])
+def test_a_deviation_is_seen(top_k: int | None) -> None:
     model = small_model().train()
-    DetectorGraph(model, attention="eager").half()
-    assert model.training
-    assert model.dtype == torch.float32
+    graph, reference = DetectorGraph(model, top_k), DetectorGraph(model)
+    assert model.training, "the model is left as it was"
     assert model.config.isolate_images
 
-
-@pytest.mark.parametrize("top_k", [None, 10])
-def test_parity_sees_a_deviation(top_k: int | None) -> None:
-    model, settings = small_model(), GraphSettings(top_k=top_k, size=(64, 64))
-    graph = DetectorGraph(model, top_k)
-
     def shifted(inputs: dict) -> list[torch.Tensor]:
-        outputs = list(graph(**inputs))
-        place = graph.output_names.index("boxes" if top_k else "pred_boxes")
-        outputs[place] = outputs[place] + 1e-3
-        return outputs
+        names = zip(graph.output_names, graph(**inputs), strict=True)
+        return [value + 1e-3 if "boxes" in name else value for name, value in names]
 
-    exact = list(check_parity(lambda inputs: graph(**inputs), DetectorGraph(model), settings, (64, 64)))
-    assert max(d.largest for d in exact) < 1e-6
-    for deviation in check_parity(shifted, DetectorGraph(model), settings, (64, 64)):
-        assert deviation.values["boxes" if top_k else "pred_boxes"] == pytest.approx(1e-3, rel=0.01)
+    assert max(deviations(lambda inputs: graph(**inputs), reference, 2, (64, 64), top_k).values()) < 1e-6
+    values = deviations(shifted, reference, 2, (64, 64), top_k)
+    assert values["boxes" if top_k else "pred_boxes"] == pytest.approx(1e-3, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -133,37 +128,29 @@ def test_settings_that_no_graph_can_have(fields: dict) -> None:
     "fields",
     [
         {"backbone_config": ResNetConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=STAGES)},
-        {
-            "backbone_config": preset_fields("drmm-sparse-rcnn-swin-t")["backbone_config"],
-            "backbone_kwargs": {"strict_img_size": False, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4},
-        },
+        TINY_SWIN,
     ],
     ids=["no stated strides", "windows"],
 )
-def test_a_backbone_that_needs_a_fixed_size(fields: dict) -> None:
-    graph = DetectorGraph(small_model(**{"backbone_kwargs": {}, "frozen_stages": 0, **fields}))
+def test_a_backbone_that_needs_a_fixed_size(fields: dict, tmp_path: Path) -> None:
+    model = small_model(**{"backbone_kwargs": {}, "frozen_stages": 0, **fields})
     with pytest.raises(ValueError, match="--size"):
-        capture(graph, GraphSettings())
+        written(tmp_path, model, format="torch_export")
 
 
 @pytest.mark.slow
-def test_windows_of_a_fixed_size() -> None:
-    fields = preset_fields("drmm-sparse-rcnn-swin-t")
-    small = {"strict_img_size": False, "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1] * 4}
-    model = small_model(backbone_config=fields["backbone_config"], backbone_kwargs=small, frozen_stages=0)
-    graph, settings = DetectorGraph(model), GraphSettings(size=(96, 128))
-    module = capture(graph, settings).module()
-    for deviation in check_parity(lambda inputs: module(**inputs), graph, settings, (96, 128)):
-        assert deviation.largest < 1e-4
+def test_windows_of_a_fixed_size(tmp_path: Path) -> None:
+    model, settings = small_model(**TINY_SWIN, frozen_stages=0), GraphSettings(size=(96, 128))
+    exported = written(tmp_path, model, format="torch_export", settings=settings)
+    assert max(deviations(exported.run, DetectorGraph(model), 2, (96, 128)).values()) < 1e-4
 
 
 def test_the_processor_of_a_fixed_size_fits_and_pads() -> None:
     fields = processor_settings(DrmmImageProcessor(), GraphSettings(size=(96, 160)))
-    assert (fields["size"], fields["pad_size"]) == (
-        {"max_height": 96, "max_width": 160},
-        {"height": 96, "width": 160},
-    )
-    assert canvas_size(fields) == (96, 160)
+    image = torch.zeros(3, 480, 640, dtype=torch.uint8)
+    inputs = DrmmImageProcessor.from_dict(fields)(image, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 96, 160)
+    assert inputs["pixel_mask"].sum() == 96 * 128
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,19 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from drmm_hf.cli import main
-from drmm_hf.hub import checkpoint_card, plan_upload, preset_card, write_preset_cards
-from drmm_hf.hub.card import read_card_data
+from drmm_hf.hub import checkpoint_card, plan_upload, write_preset_cards
 from drmm_hf.training import parse_config
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "model_cards" / "data"
-NAMES = sorted(path.stem for path in DATA.glob("*.yaml"))
-MEASURED = [name for name in NAMES if name.endswith("-tiny")]
+FACTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(DATA.glob("*.yaml"))}
 CHECKPOINT = ROOT / "checkpoints" / "drmm-adamixer-tiny-bccd"
-COLUMNS = ("AP", "AP50", "AP75", "AR100", "ECE", "D-ECE")
 METRICS = {"AP": 0.6122, "AP50": 0.8943, "AP75": 0.7082, "AR100": 0.7202, "ECE": 0.0165, "D-ECE": 0.0752, "seed": 3}
 
 
 def place(name: str, root: Path = ROOT) -> Path:
     """The folder of the card."""
-    return root / read_card_data(DATA / f"{name}.yaml").folder
+    return root / FACTS[name].get("checkpoint", f"model_cards/{name}")
 
 
 def section(name: str, heading: str) -> str:
@@ -41,73 +38,69 @@ def indexed(card: ModelCard, split: str = "val") -> dict[str, float]:
     return {result.metric_name.split()[0]: result.metric_value for result in results}
 
 
-class TestPresets:
-    def test_the_committed_cards_are_those_that_the_command_writes(self, tmp_path) -> None:
-        pytest.importorskip("matplotlib")
-        assert write_preset_cards(ROOT, tmp_path) == [place(name, tmp_path) / "README.md" for name in NAMES]
-        for name in NAMES:
-            assert (place(name) / "README.md").read_text() == (place(name, tmp_path) / "README.md").read_text(), name
-        for name in MEASURED:
-            old, new = (Image.open(place(name, root) / "images" / "reliability.png") for root in (ROOT, tmp_path))
-            if old.info["Software"] == new.info["Software"]:  # other versions of matplotlib draw a little differently
-                assert np.array_equal(np.asarray(old), np.asarray(new))
+def test_the_committed_cards_are_those_that_the_command_writes(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    assert write_preset_cards(ROOT, tmp_path) == [place(name, tmp_path) / "README.md" for name in FACTS]
+    for name in FACTS:
+        assert (place(name) / "README.md").read_text() == (place(name, tmp_path) / "README.md").read_text(), name
+        if not FACTS[name].get("measured"):
+            continue
+        old, new = (Image.open(place(name, root) / "images" / "reliability.png") for root in (ROOT, tmp_path))
+        if old.info["Software"] == new.info["Software"]:  # other versions of matplotlib draw a little differently
+            assert np.array_equal(np.asarray(old), np.asarray(new))
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_only_what_was_measured_is_in_the_model_index(self, name) -> None:
-        card = ModelCard.load(place(name) / "README.md")
-        assert card.data.model_name == place(name).name
-        if name not in MEASURED:
-            assert card.data.eval_results is None
-            assert "not reproduced here" in card.text
-            return
-        run = json.loads((ROOT / read_card_data(DATA / f"{name}.yaml").measured.runs[0]).read_text())
-        assert indexed(card) == {column: run[column] for column in COLUMNS}
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_preset_has_the_results_that_were_measured_and_a_training_command_that_is_understood(name) -> None:
+    card, measured = ModelCard.load(place(name) / "README.md"), FACTS[name].get("measured")
+    assert card.data.model_name == place(name).name
+    [command] = re.findall(r"^ {4}.*train(?:\.py)? (.+)$", section(name, "Training"), flags=re.MULTILINE)
+    config = parse_config(shlex.split(command))
+    assert config.preset == name
+    if measured:
+        run = json.loads((ROOT / measured["runs"][0]).read_text())
+        assert indexed(card) == {column: run[column] for column in METRICS if column != "seed"}
         extract = json.loads((DATA / f"{name}-test.json").read_text())
         assert indexed(card, "test")["AP"] == round(extract["accuracy"]["metrics"]["AP"], 4)
+        assert (config.train_images, config.seed) == (run["train_images"], run["seed"])
+    else:
+        assert card.data.eval_results is None
+        assert "not reproduced here" in card.text
 
-    @pytest.mark.parametrize("name", NAMES)
-    def test_training_commands_are_understood_and_train_the_preset(self, name) -> None:
-        commands = re.findall(r"^ {4}.*train(?:\.py)? (.+)$", section(name, "Training"), flags=re.MULTILINE)
-        assert len(commands) == 1
-        config = parse_config(shlex.split(commands[0]))
-        assert config.preset == name
-        if name in MEASURED:
-            run = json.loads((ROOT / read_card_data(DATA / f"{name}.yaml").measured.runs[0]).read_text())
-            assert (config.train_images, config.seed) == (run["train_images"], run["seed"])
 
-    @pytest.mark.parametrize("name", ["drmm-sparse-rcnn-r50", "drmm-adamixer-tiny"])
-    def test_the_snippet_runs(self, name, checkpoint, tmp_path, monkeypatch) -> None:
-        snippet = re.search(r"```python\n(.*?)```", section(name, "Use"), flags=re.DOTALL).group(1)
-        folder = tmp_path / re.search(r'model="([^"]+)"', snippet).group(1)
-        folder.parent.mkdir(parents=True)
-        folder.symlink_to(CHECKPOINT if read_card_data(DATA / f"{name}.yaml").checkpoint else checkpoint)
-        Image.new("RGB", (96, 64), (120, 30, 30)).save(tmp_path / "picture.jpg")
-        monkeypatch.chdir(tmp_path)
-        exec(snippet, found := {})
-        assert found["detector"].model.config.model_type == "drmm"
+@pytest.mark.parametrize("name", ["drmm-sparse-rcnn-r50", "drmm-adamixer-tiny"])
+def test_the_snippet_runs(name, checkpoint, tmp_path, monkeypatch) -> None:
+    snippet = re.search(r"```python\n(.*?)```", section(name, "Use"), flags=re.DOTALL).group(1)
+    folder = tmp_path / re.search(r'model="([^"]+)"', snippet).group(1)
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(CHECKPOINT if "checkpoint" in FACTS[name] else checkpoint)
+    Image.new("RGB", (96, 64), (120, 30, 30)).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, found := {})
+    assert found["detector"].model.config.model_type == "drmm"
 
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "preset: drmm-adamixer-tiny\nAP: 47\n",
-            "preset: drmm-adamixer-tny\nrecipe: scratch-small\n",
-            "- 1\n",
-            "",
-            "preset: [\n",
-            "preset: sparse-rcnn-r50\nrecipe: sparse-rcnn-r50-3x\npaper: [{table: 1, mAP: 4}]\n",
-            "preset: sparse-rcnn-r50\n",
-            "preset: sparse-rcnn-r50\nrecipe: sparse-rcnn-r50-3x\ncheckpoint: checkpoints/x\n",
-            "preset: drmm-adamixer-tiny\nmeasured: {runs: [], split: val}\n",
-        ],
-    )
-    def test_wrong_data_is_named(self, text, tmp_path) -> None:
-        (tmp_path / "x.yaml").write_text(text)
-        with pytest.raises(ValueError, match=r"x\.yaml"):
-            preset_card(tmp_path / "x.yaml", ROOT)
 
-    def test_the_command_outside_of_the_repository(self, tmp_path, capsys) -> None:
-        assert main(["cards", "--root", str(tmp_path)]) == 2
-        assert str(tmp_path) in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "text",
+    [
+        "preset: drmm-adamixer-tiny\nAP: 47\n",
+        "preset: drmm-adamixer-tny\nrecipe: scratch-small\n",
+        "- 1\n",
+        "",
+        "preset: [\n",
+        "preset: sparse-rcnn-r50\nrecipe: sparse-rcnn-r50-3x\npaper: [{table: 1, mAP: 4}]\n",
+        "preset: sparse-rcnn-r50\n",
+        "preset: sparse-rcnn-r50\nrecipe: sparse-rcnn-r50-3x\ncheckpoint: checkpoints/x\n",
+        "preset: drmm-adamixer-tiny\nmeasured: {runs: [], split: val}\n",
+    ],
+)
+def test_wrong_data_is_named(text, tmp_path, capsys) -> None:
+    assert main(["cards", "--root", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    (tmp_path / "model_cards" / "data").mkdir(parents=True)
+    (tmp_path / "model_cards" / "data" / "x.yaml").write_text(text)
+    assert main(["cards", "--root", str(tmp_path)]) == 2
+    assert "x.yaml" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -133,73 +126,72 @@ def run(checkpoint: Path, tmp_path: Path) -> Path:
     return output
 
 
-class TestRun:
-    def test_the_card_of_a_run_can_be_published(self, run, capsys) -> None:
-        pytest.importorskip("matplotlib")
-        analysis = str(CHECKPOINT / "analysis.json")
-        assert main(["cards", str(run), "--analysis", analysis, "--repo-id", "me/stars"]) == 0
-        card = ModelCard.load(run / "model" / "README.md")
-        assert "secret-home" not in card.content
-        assert "for Discs\\_and\\|stars" in card.text
-        assert indexed(card) == {name: METRICS[name] for name in COLUMNS}
-        assert "| WBC | 87 | 0.508 |" in card.text
-        assert "disc, ring, star" in card.text
-        assert 'model="me/stars", revision="COMMIT"' in card.text
-        with plan_upload(run / "model") as plan:
-            assert {"README.md", "images/reliability.png"} <= set(plan.files)
-        assert main(["cards", str(run)]) == 2, "a card that is there is kept"
-        assert "README.md" in capsys.readouterr().err
+def test_the_card_of_a_run_can_be_published(run, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    options = ["--analysis", str(CHECKPOINT / "analysis.json"), "--repo-id", "me/stars", "--license", "cc-by-nc-4.0"]
+    assert main(["cards", str(run), *options]) == 0
+    card = ModelCard.load(run / "model" / "README.md")
+    assert "secret-home" not in card.content
+    assert "for Discs\\_and\\|stars" in card.text
+    assert indexed(card) == {name: value for name, value in METRICS.items() if name != "seed"}
+    assert "| WBC | 87 | 0.508 |" in card.text
+    assert "disc, ring, star" in card.text
+    assert 'model="me/stars", revision="COMMIT"' in card.text
+    assert card.data.license == "cc-by-nc-4.0"
+    assert "The weights: cc-by-nc-4.0." in card.text
+    assert {"README.md", "images/reliability.png"} <= set(plan_upload(run / "model").files)
+    for options in ([], ["--overwrite", "--license", "CC BY 4.0"]):
+        assert main(["cards", str(run), *options]) == 2
+    assert "README.md" in capsys.readouterr().err, "a card that is there is kept"
 
-    def test_the_recipe_on_the_card_repeats_the_training(self, run, tmp_path) -> None:
-        text = re.search(r"```yaml\n(.*?)```", checkpoint_card(run).text, flags=re.DOTALL).group(1)
-        (tmp_path / "shown.yaml").write_text(text)
-        shown = parse_config(["--recipe", str(tmp_path / "shown.yaml"), "--output", "out"])
-        data = ["--data", "Discs_and|stars", "--output", "out"]
-        assert shown == parse_config(["--recipe", str(run / "recipe.yaml"), *data])
 
-    def test_a_checkpoint_alone_says_what_is_not_known(self, run) -> None:
-        for name in ("recipe.yaml", "metrics.json"):
-            (run / name).unlink()
-        card = checkpoint_card(run / "model")
-        assert card.data.eval_results is None
-        assert "recipe is not known" in card.text
-        assert "nothing was measured" in card.text
+def test_the_recipe_on_the_card_repeats_the_training(run, tmp_path) -> None:
+    text = re.search(r"```yaml\n(.*?)```", checkpoint_card(run).text, flags=re.DOTALL).group(1)
+    (tmp_path / "shown.yaml").write_text(text)
+    shown = parse_config(["--recipe", str(tmp_path / "shown.yaml"), "--output", "out"])
+    data = ["--data", "Discs_and|stars", "--output", "out"]
+    assert shown == parse_config(["--recipe", str(run / "recipe.yaml"), *data])
 
-    def test_an_analysis_of_another_model_is_refused(self, run) -> None:
-        (run / "metrics.json").write_text(json.dumps({**METRICS, "AP": 0.3}))
-        with pytest.raises(ValueError, match=r"analysis\.json.*metrics\.json"):
-            checkpoint_card(run, analysis=CHECKPOINT / "analysis.json")
 
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("model/config.json", '{"model_type": "detr"}'),
-            ("model/config.json", "{"),
-            ("metrics.json", "{"),
-            ("recipe.yaml", "epochs: ["),
-            ("recipe.yaml", "data: x\nepoch: 3\n"),
-            ("analysis.json", '{"AP": 0.6}'),
-            ("analysis.json", "[]"),
-        ],
-    )
-    def test_wrong_files_are_one_line(self, run, name, text, capsys) -> None:
-        (run / name).write_text(text)
-        analysis = ["--analysis", str(run / name)] if "analysis" in name else []
-        assert main(["cards", str(run), *analysis]) == 2
-        error = capsys.readouterr().err
-        assert name in error
-        assert error.count("\n") == 1
+def test_a_checkpoint_alone_says_what_is_not_known(run) -> None:
+    for name in ("recipe.yaml", "metrics.json"):
+        (run / name).unlink()
+    card = checkpoint_card(run / "model")
+    assert card.data.eval_results is None
+    assert "recipe is not known" in card.text
+    assert "nothing was measured" in card.text
 
-    def test_the_license_of_the_weights(self, run) -> None:
-        assert main(["cards", str(run), "--license", "cc-by-nc-4.0"]) == 0
-        assert main(["cards", str(run), "--overwrite", "--license", "CC BY 4.0"]) == 2
-        card = ModelCard.load(run / "model" / "README.md")
-        assert card.data.license == "cc-by-nc-4.0"
-        assert "The weights: cc-by-nc-4.0." in card.text
 
-    def test_an_extract_names_no_picture_and_makes_the_same_card(self, run, tmp_path) -> None:
-        extract = tmp_path / "extract.json"
-        assert main(["cards", "--extract", str(extract), "--analysis", str(CHECKPOINT / "analysis.json")]) == 0
-        assert "jpg" not in extract.read_text()
-        cards = [checkpoint_card(run, analysis=path) for path in (extract, CHECKPOINT / "analysis.json")]
-        assert cards[0].content == cards[1].content
+def test_an_analysis_of_another_model_is_refused(run) -> None:
+    (run / "metrics.json").write_text(json.dumps({**METRICS, "AP": 0.3}))
+    with pytest.raises(ValueError, match=r"analysis\.json.*metrics\.json"):
+        checkpoint_card(run, analysis=CHECKPOINT / "analysis.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("model/config.json", '{"model_type": "detr"}'),
+        ("model/config.json", "{"),
+        ("metrics.json", "{"),
+        ("recipe.yaml", "epochs: ["),
+        ("recipe.yaml", "data: x\nepoch: 3\n"),
+        ("analysis.json", '{"AP": 0.6}'),
+        ("analysis.json", "[]"),
+    ],
+)
+def test_wrong_files_are_one_line(run, name, text, capsys) -> None:
+    (run / name).write_text(text)
+    analysis = ["--analysis", str(run / name)] if "analysis" in name else []
+    assert main(["cards", str(run), *analysis]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
+
+
+def test_an_extract_names_no_picture_and_makes_the_same_card(run, tmp_path) -> None:
+    extract = tmp_path / "extract.json"
+    assert main(["cards", "--extract", str(extract), "--analysis", str(CHECKPOINT / "analysis.json")]) == 0
+    assert "jpg" not in extract.read_text()
+    cards = [checkpoint_card(run, analysis=path) for path in (extract, CHECKPOINT / "analysis.json")]
+    assert cards[0].content == cards[1].content

@@ -74,95 +74,71 @@ def test_regions_are_boxes_again(seed: int, width: float, height: float) -> None
         torch.testing.assert_close(coding.decode(regions), boxes)
 
 
-def scene(random: Random) -> dict:
-    """COCO content with sparse ids."""
-    images = [
-        {"id": random.randrange(10**6) * 10 + i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(4)
-    ]
-    categories = [{"id": 7 * i + random.randrange(7), "name": name} for i, name in enumerate("abc")]
-    annotations = [
-        {
-            "id": i * 3 + 1,
-            "image_id": random.choice(images)["id"],
-            "category_id": random.choice(categories)["id"],
-            "bbox": [random.uniform(0, 8), random.uniform(0, 6), random.uniform(1, 8), random.uniform(1, 6)],
-            "iscrowd": int(random.random() < 0.2),
-        }
-        for i in range(8)
-    ]
-    return {"images": images, "annotations": annotations, "categories": categories}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("set")
-    (root / "images").mkdir()
-    (root / "annotations").mkdir()
+    for name in ("images", "annotations"):
+        (root / name).mkdir()
     for i in range(4):
         PIL.Image.new("RGB", (16, 12)).save(root / f"images/{i}.png")
     return root
-
-
-def read(folder: Path, content: dict) -> dict:
-    """Boxes by image id and annotation id, and the labels."""
-    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
-    data = load_detection_dataset(folder)
-    rows = {}
-    for row in data.dataset:
-        objects = row["objects"]
-        fields = zip(objects["bbox"], objects["category"], objects["area"], objects["iscrowd"], strict=True)
-        rows[row["image_id"]] = dict(zip(objects["id"], fields, strict=True))
-    return {"rows": rows, "names": data.id2label, "ids": data.category_ids, "report": data.report}
 
 
 @few_examples
 @given(seeds)
 def test_the_order_in_a_coco_file_does_not_matter(folder: Path, seed: int) -> None:
     random = Random(seed)
-    content = scene(random)
-    expected = read(folder, content)
+    image_ids, category_ids = random.sample(range(10**6), 4), random.sample(range(30), 3)
+    content = {
+        "images": [{"id": one, "file_name": f"{i}.png", "width": 16, "height": 12} for i, one in enumerate(image_ids)],
+        "categories": [{"id": one, "name": name} for one, name in zip(category_ids, "abc", strict=True)],
+        "annotations": [
+            {
+                "id": 3 * i + 1,
+                "image_id": random.choice(image_ids),
+                "category_id": random.choice(category_ids),
+                "bbox": [random.uniform(0, 8), random.uniform(0, 6), random.uniform(1, 8), random.uniform(1, 6)],
+                "iscrowd": int(random.random() < 0.2),
+            }
+            for i in range(8)
+        ],
+    }
+
+    def read(content: dict) -> tuple:
+        """Boxes by image id and annotation id, the labels and the report."""
+        (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+        data, rows = load_detection_dataset(folder), {}
+        for row in data.dataset:
+            fields = zip(*(row["objects"][name] for name in ("bbox", "category", "area", "iscrowd")), strict=True)
+            rows[row["image_id"]] = dict(zip(row["objects"]["id"], fields, strict=True))
+        return rows, data.id2label, data.category_ids, data.report
+
     shuffled = {
         section: [
             dict(random.sample(list(record.items()), len(record))) for record in random.sample(records, len(records))
         ]
         for section, records in random.sample(list(content.items()), 3)
     }
-    assert read(folder, shuffled) == expected
-
-
-def detections(seed: int, images: int, right: float | None) -> tuple[dict, list[dict]]:
-    """One object and one detection an image, on it with its score as the probability, or with probability `right`."""
-    rng = np.random.default_rng(seed)
-    scores = rng.uniform(0, 1, images)
-    hits = rng.uniform(0, 1, images) < (scores if right is None else right)
-    truth = {
-        "images": [{"id": i, "width": 100, "height": 100} for i in range(images)],
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400} for i in range(images)
-        ],
-    }
-    results = [
-        {"image_id": i, "category_id": 1, "bbox": [10, 10, 20, 20] if hit else [60, 60, 20, 20], "score": float(score)}
-        for i, (hit, score) in enumerate(zip(hits, scores, strict=True))
-    ]
-    return truth, results
-
-
-@few_examples
-@given(seeds, st.integers(1, 30), st.floats(0, 1), st.integers(1, 20))
-def test_calibration_error_is_a_fraction_whatever_the_order(seed: int, images: int, right: float, bins: int) -> None:
-    truth, results = detections(seed, images, right)
-    report = calibration_report(truth, results, num_bins=bins)
-    assert 0.0 <= report.ece <= 1.0
-    assert sum(report.bin_counts) == images
-    shuffled = Random(seed).sample(results, images)
-    assert calibration_report(truth, shuffled, num_bins=bins).ece == pytest.approx(report.ece, abs=1e-12)
+    assert read(shuffled) == read(content)
 
 
 def test_right_probabilities_have_next_to_no_calibration_error() -> None:
-    """The error that remains is of the sample: about sqrt(0.17 / 400) = 0.02 in each of ten bins of 400."""
-    truth, results = detections(0, 4000, None)
+    """An object and a detection an image, on it with its score as the probability.
+
+    The error that remains is of the sample: about sqrt(0.17 / 400) = 0.02 in each of ten bins of 400.
+    """
+    rng = np.random.default_rng(0)
+    scores, box, beside = rng.uniform(0, 1, 4000), [10, 10, 20, 20], [60, 60, 20, 20]
+    hits = rng.uniform(0, 1, 4000) < scores
+    truth = {
+        "images": [{"id": i} for i in range(4000)],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": box} for i in range(4000)],
+    }
+    results = [
+        {"image_id": i, "category_id": 1, "bbox": box if hit else beside, "score": float(score)}
+        for i, (hit, score) in enumerate(zip(hits, scores, strict=True))
+    ]
     assert calibration_report(truth, results).ece < 0.03
     overconfident = [{**one, "score": one["score"] ** 0.25} for one in results]
     assert calibration_report(truth, overconfident).ece > 0.2

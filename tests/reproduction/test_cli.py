@@ -32,9 +32,7 @@ def test_a_table_from_nothing(table3: Path) -> None:
     assert [recipe["config"]["objective"] for recipe in objectives] == ["nll", "nll_max", "nll_mcm"]
 
 
-def test_finished_runs_are_not_trained_again(
-    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_are_not_trained_again(words: Words, table3: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "runs/nll_max-seed0")
     before = (tmp_path / "runs/nll-seed0/metrics.json").stat().st_mtime_ns
@@ -43,17 +41,7 @@ def test_finished_runs_are_not_trained_again(
     assert (tmp_path / "runs/nll-seed0/metrics.json").stat().st_mtime_ns == before
 
 
-def test_other_settings_are_refused_by_name(words: Words, table3: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words(table3, images="4")) == 2
-    error = capsys.readouterr().err
-    assert "nll-seed0" in error
-    assert "train_images" in error
-    assert error.count("\n") == 1
-
-
-def test_an_interrupted_run_wants_resume_and_goes_on(
-    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_run_wants_resume_and_goes_on(words: Words, table3: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
     run = tmp_path / "runs/nll-seed0"
     recipe = read_recipe(str(run / "recipe.yaml"))
@@ -66,9 +54,7 @@ def test_an_interrupted_run_wants_resume_and_goes_on(
 
 
 @pytest.mark.slow
-def test_a_training_that_cannot_go_on_leaves_the_others(
-    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_training_that_cannot_go_on_leaves_the_others(words: Words, tmp_path: Path, capsys) -> None:
     arguments = words(tmp_path, "--learning-rates", "1e-3", "1e30", table="table9", images="6")
     cut = arguments.index("--config")
     assert main([*arguments[:cut], "--max-bad-steps", "1", "--log-every", "1", *arguments[cut:]]) == 1
@@ -79,9 +65,7 @@ def test_a_training_that_cannot_go_on_leaves_the_others(
     assert len(json.loads((tmp_path / "table9.json").read_text())["runs"]) == 2
 
 
-def test_dry_run_lists_the_runs_and_writes_nothing(
-    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_lists_the_runs_and_writes_nothing(words: Words, tmp_path: Path, capsys) -> None:
     more = ("--seeds", "0", "1", "2", "--learning-rates", "1e-3", "2e-3", "--dry-run")
     assert main(words(tmp_path / "out", *more, images="100")) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -94,7 +78,7 @@ def test_dry_run_lists_the_runs_and_writes_nothing(
     ("preset", "shared"), [("drmm-sparse-rcnn-tiny", "beta1-k64"), ("drmm-adamixer-tiny", "beta0.5-k64")]
 )
 def test_one_training_under_several_names_is_planned_once(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], preset: str, shared: str
+    scenes: Path, tmp_path: Path, capsys, preset: str, shared: str
 ) -> None:
     arguments = ["--data", str(scenes), "--output", str(tmp_path), "--preset", preset, "--dry-run"]
     assert main(["table8", "fig11", "table7", *arguments]) == 0
@@ -107,9 +91,7 @@ def test_one_training_under_several_names_is_planned_once(
     assert "nll_mcm-seed0" in capsys.readouterr().out  # the name does not depend on the tables asked for
 
 
-def test_finished_runs_of_a_folder_make_another_figure(
-    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_runs_of_a_folder_make_another_figure(words: Words, table3: Path, tmp_path: Path, capsys) -> None:
     assert main(words(tmp_path, "--runs", str(table3 / "runs"), table="fig7")) == 0
     text = (tmp_path / "fig7.md").read_text()
     assert "Not here, because there is no finished run: set_prediction." in text
@@ -129,16 +111,6 @@ def test_runs_measured_by_other_tables(words: Words, table3: Path, tmp_path: Pat
     assert all(cell["seeds"] for row in rows.values() for name, cell in row.items() if not name.startswith(absent))
 
 
-def test_runs_of_another_model_are_refused(
-    scenes: Path, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["table2", "--data", str(scenes), "--output", str(tmp_path), "--runs", str(table3 / "runs")]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert "no finished run of table2; the nearest:" in error
-    assert "num_proposals=16 where" in error
-
-
 def test_the_weight_of_mcm_says_nothing_of_a_run_without_mcm(words: Words, table3: Path, tmp_path: Path) -> None:
     for name in ("nll", "nll_mcm"):
         shutil.copytree(table3 / f"runs/{name}-seed0", tmp_path / name)
@@ -149,13 +121,19 @@ def test_the_weight_of_mcm_says_nothing_of_a_run_without_mcm(words: Words, table
     assert list(json.loads((tmp_path / "out/table2.json").read_text())["rows"]) == ["nll"]
 
 
-def test_the_same_run_twice_is_refused(
-    words: Words, table3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(table3 / "runs/nll-seed0", tmp_path / "a")
-    shutil.copytree(table3 / "runs/nll-seed0", tmp_path / "b")
-    assert main(words(tmp_path / "out", "--runs", str(tmp_path))) == 2
-    assert "a and b" in capsys.readouterr().err
+def test_runs_that_do_not_fit_are_refused_by_name(words: Words, table3: Path, tmp_path: Path, capsys) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(table3 / "runs/nll-seed0", tmp_path / name)
+    other_model = words(tmp_path / "out", "--runs", str(table3 / "runs"), table="table2")
+    for command, *named in (
+        (words(table3, images="4"), "nll-seed0", "train_images"),
+        (words(tmp_path / "out", "--runs", str(tmp_path)), "a and b"),
+        (other_model[: other_model.index("--")], "table2", "num_proposals=16"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert all(name in error for name in named)
+        assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -186,7 +164,7 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys, arguments: list[str], nam
     ("table", "library", "extra"), [("fig7", "matplotlib", "plots"), ("table2", "scipy", "baselines")]
 )
 def test_a_missing_extra_is_named_before_the_training(
-    words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    words: Words, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch,
     table: str, library: str, extra: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == library else object())
@@ -195,7 +173,7 @@ def test_a_missing_extra_is_named_before_the_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands_of_the_document_are_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_the_document_are_understood(tmp_path: Path, capsys) -> None:
     text = (ROOT / "docs/reproduce.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"^    (?:\w+ launch |python )scripts/reproduce\.py (.+)$", text, flags=re.MULTILINE)
     assert len(commands) >= 5

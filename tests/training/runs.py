@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS":
 def fields(data: Path, output: Path, **more: Any) -> dict[str, Any]:
     """Settings of eight steps on the CPU, without evaluation and checkpoints."""
     own = {"data": str(data), "output": str(output), "train_images": 16, "batch_size": 2, "log_every": 1, "cpu": True}
-    return {**own, "eval_split": "", "save_every": 0, "config": SMALL, **more}
+    return {**own, "image_size": [96], "eval_split": "", "save_every": 0, "config": SMALL, **more}
 
 
 def settings(data: Path, output: Path, **more: Any) -> TrainConfig:

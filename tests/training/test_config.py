@@ -27,6 +27,9 @@ from drmm_hf.training import TrainConfig, parse_config, read_recipe, recipe_name
         ({"mixed_precision": "int8"}, "mixed_precision"),
         ({"model": "a", "warm_start": "b"}, "warm_start"),
         ({"epoch_images": 5}, "epoch_images"),
+        ({"image_size": [640, 640, 3]}, "image_size"),
+        ({"image_size": [16]}, "image_size"),
+        ({"image_size": [64, 96], "augmentation": "resize"}, "image_size"),
         ({"streaming": True, "shuffle_buffer": 0}, "shuffle_buffer"),
     ],
 )
@@ -37,8 +40,9 @@ def test_a_bad_value_is_refused_by_name(change: dict[str, Any], named: str) -> N
 
 def test_options_in_both_spellings() -> None:
     words = "--data d --epochs 1.5 --batch-size 3 --learning_rate 1e-4 --no-cache-images --cpu --model m --classes a b"
+    words += " --image-size 480 640"
     expected = {"data": "d", "epochs": 1.5, "batch_size": 3, "learning_rate": 1e-4, "cache_images": False, "cpu": True}
-    assert parse_config(words.split()) == TrainConfig(**expected, model="m", classes=["a", "b"])
+    assert parse_config(words.split()) == TrainConfig(**expected, model="m", classes=["a", "b"], image_size=[480, 640])
 
 
 def test_fields_of_the_model_are_given_as_assignments() -> None:

@@ -19,7 +19,7 @@ CASES: dict[str, dict[str, Any]] = {
     "accumulated": {"config": FIXED, "gradient_accumulation": 2, "train_images": 24},
 }
 # a rate that does not depend on the length of the training
-STEADY = {"schedule": "constant_with_warmup", "warmup_steps": 0, "learning_rate": 1e-4, "config": FIXED}
+STEADY = {"schedule": "constant_with_warmup", "warmup_steps": 0, "config": FIXED}
 
 
 @pytest.fixture(scope="module")

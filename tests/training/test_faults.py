@@ -67,9 +67,9 @@ def test_the_mean_of_a_line_is_that_of_its_good_steps(scenes, tmp_path, monkeypa
     poison(monkeypatch, {2})
     train(settings(scenes, tmp_path / "two", train_images=4, log_every=2))
     each, [two] = lines(tmp_path / "each"), lines(tmp_path / "two")
-    assert {k: v for k, v in two.items() if k not in ("step", "learning_rate")} == {
-        k: v for k, v in each[0].items() if k not in ("step", "learning_rate")
-    }
+    different = {"step", "learning_rate", "objects", "dropped_boxes"}
+    assert {name: two[name] for name in two.keys() - different} == {k: each[0][k] for k in each[0].keys() - different}
+    assert two["objects"] == each[0]["objects"] + each[1]["objects"]
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_training(scenes, tmp_path, monkeypatch) -> None:
@@ -77,6 +77,34 @@ def test_too_many_bad_steps_in_a_row_stop_the_training(scenes, tmp_path, monkeyp
     with pytest.raises(TrainingStopped, match="--learning-rate"):
         train(settings(scenes, tmp_path, max_bad_steps=3))
     assert len(lines(tmp_path)) == 5
+
+
+def test_a_rate_that_ruins_the_weights_stops_the_training(scenes, tmp_path) -> None:
+    with pytest.raises(TrainingStopped, match=r"--learning-rate"):
+        train(settings(scenes, tmp_path, learning_rate=1.0, train_images=80, warmup_steps=0, max_bad_steps=10))
+    assert len(lines(tmp_path)) < 30
+
+
+def resized_boxes(scenes: Path, folder: Path, side: float | None) -> Path:
+    """The scenes with boxes of one size in the middle, or without boxes but one."""
+    content = json.loads((scenes / "annotations/instances_train.json").read_text())
+    for box in content["annotations"]:
+        box["bbox"] = [60.0, 40.0, side or 9.0, side or 9.0]
+    if side is None:
+        del content["annotations"][1:]
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(scenes / "images")
+    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(("side", "steps", "named"), [(None, 60, "--skip-empty-images")])
+def test_steps_without_any_object_stop_the_training(scenes, tmp_path, side, steps: int, named: str) -> None:
+    data = resized_boxes(scenes, tmp_path / "data", side)
+    few = {"train_images": 200, "batch_size": 1, "learning_rate": 1e-6, "max_bad_steps": 3 if side else 1}
+    with pytest.raises(TrainingStopped, match=named):
+        train(settings(data, tmp_path / "out", **few))
+    assert len(lines(tmp_path / "out")) < steps
 
 
 def spoil(scenes: Path, folder: Path, count: int) -> list[str]:
@@ -135,7 +163,7 @@ def test_no_memory_in_a_step_names_the_sizes(scenes: Path, tmp_path: Path, monke
             raise error
 
     change_forward(monkeypatch, fail)
-    with pytest.raises(TrainingStopped, match=r"2 images .* 288x384 .* 16 proposals .*--batch-size.*--resume"):
+    with pytest.raises(TrainingStopped, match=r"2 images .* 96x128 .* 16 proposals .*--batch-size.*--resume"):
         train(settings(scenes, tmp_path, save_every=2))
     monkeypatch.undo()
     assert train(settings(scenes, tmp_path, save_every=2, resume=True)).metrics["train_steps"] == 8

@@ -82,6 +82,32 @@ def test_the_processor_of_the_checkpoint_prepares_the_images(scenes: Path, tmp_p
     assert found["imagenet"] != found["other"]
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "shown"),
+    [
+        ({"image_size": [64]}, {"shortest_edge": 64, "longest_edge": 85}, {(64, 96)}),
+        ({"image_size": [64, 64]}, {"height": 64, "width": 64}, {(64, 64)}),
+        ({"image_size": [64], "augmentation": "resize"}, {"shortest_edge": 64, "longest_edge": 85}, {(64, 96)}),
+    ],
+)
+def test_the_size_of_images_is_that_of_training_evaluation_and_use(
+    scenes: Path, tmp_path: Path, monkeypatch, options: dict[str, Any], size: dict[str, int], shown: set
+) -> None:
+    seen, forward = set(), DrmmForObjectDetection.forward
+
+    def look(self: DrmmForObjectDetection, pixel_values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.add(tuple(pixel_values.shape[-2:]))
+        return forward(self, pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(DrmmForObjectDetection, "forward", look)
+    first = train(settings(scenes, tmp_path / "first", **{"train_images": 2, "eval_split": "val", **options}))
+    assert DrmmImageProcessor.from_pretrained(first.model_dir).size == size
+    assert seen == shown
+    own = {"model": str(first.model_dir), "config": None, "image_size": None, "train_images": 2}
+    assert train(settings(scenes, tmp_path / "tuned", **own)).processor.size == size
+    assert seen == shown
+
+
 def test_fine_tuning_keeps_what_fits_and_takes_the_new_classes(scenes: Path, tmp_path: Path) -> None:
     first = train(settings(scenes, tmp_path / "first", train_images=2))
     content = json.loads((scenes / "annotations/instances_train.json").read_text())

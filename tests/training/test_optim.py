@@ -1,5 +1,7 @@
 """Learning rates, parameter groups, bad steps and the average of the weights."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -55,52 +57,29 @@ def test_frozen_parameters_are_not_optimized() -> None:
     assert len(members) == sum(p.requires_grad for p in model.parameters()) < len(list(model.parameters()))
 
 
-class TestStepGuard:
-    @staticmethod
-    def setup() -> tuple[nn.Parameter, torch.optim.AdamW, StepGuard]:
-        weight = nn.Parameter(torch.ones(3))
-        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-        return weight, optimizer, StepGuard(optimizer, torch.device("cpu"))
+def step(weight: nn.Parameter, optimizer: torch.optim.AdamW, guard: StepGuard | None, gradient: float) -> bool:
+    """One step with this gradient; whether the guard skipped it."""
+    weight.grad = torch.full((3,), gradient)
+    bad = guard is not None and bool(guard.check(weight.grad.norm()))
+    optimizer.step()
+    return bad
 
-    def step(self, weight, optimizer, guard, gradient: float) -> float:
-        weight.grad = torch.full((3,), gradient)
-        bad = guard.check(weight.grad.norm())
-        optimizer.step()
-        return bad.item()
 
-    def test_a_bad_step_changes_neither_weights_nor_moments(self) -> None:
-        weight, optimizer, guard = self.setup()
-        assert self.step(weight, optimizer, guard, 1.0) == 0
-        state = {name: value.clone() for name, value in optimizer.state[weight].items()}
-        before = weight.detach().clone()
-        for gradient in (float("nan"), float("inf")):
-            assert self.step(weight, optimizer, guard, gradient) == 1
-            assert torch.equal(weight, before)
-            for name, value in optimizer.state[weight].items():
-                assert torch.equal(value, state[name]), name
-        assert self.step(weight, optimizer, guard, 1.0) == 0
-        assert not torch.equal(weight, before)
-
-    def test_bad_steps_and_the_longest_row_are_counted_across_reports(self) -> None:
-        parts = self.setup()
-        nan = float("nan")
-        for gradient in (1.0, nan, 1.0, nan, nan):
-            self.step(*parts, gradient)
-        assert parts[2].take() == (3, 2)
-        for gradient in (nan, nan, 1.0):
-            self.step(*parts, gradient)
-        assert parts[2].take() == (2, 4), "the row began before the last report"
-        assert parts[2].take() == (0, 0)
-
-    def test_a_good_run_is_that_of_a_plain_optimizer(self) -> None:
-        weight, optimizer, guard = self.setup()
-        plain = nn.Parameter(torch.ones(3))
-        other = torch.optim.AdamW([plain], lr=0.1, fused=True)
-        for gradient in (1.0, -2.0, 0.5):
-            self.step(weight, optimizer, guard, gradient)
-            plain.grad = torch.full((3,), gradient)
-            other.step()
-        assert torch.equal(weight, plain)
+def test_a_bad_step_changes_nothing_and_the_good_ones_are_those_of_a_plain_optimizer() -> None:
+    model, weights = nn.BatchNorm1d(1), [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    guarded, plain = (torch.optim.AdamW([weight], lr=0.1, fused=True) for weight in weights)
+    guard = StepGuard(guarded, model)
+    for gradient in (1.0, float("nan"), -2.0, float("inf"), 0.5):
+        model.running_mean.fill_(gradient)
+        finite = math.isfinite(gradient)
+        assert step(weights[0], guarded, guard, gradient) != finite
+        if finite:
+            step(weights[1], plain, None, gradient)
+            last = gradient
+        assert torch.equal(*weights)
+        assert model.running_mean.item() == last
+        for name, value in plain.state[weights[1]].items():
+            assert torch.equal(guarded.state[weights[0]][name], value), name
 
 
 def test_the_average_follows_its_definition_buffers_included() -> None:

@@ -20,10 +20,10 @@ from ..evaluation.analysis import (
     rank_images,
     result_names,
 )
-from ..evaluation.coco import prepare_ground_truth, prepare_results
+from ..evaluation.coco_input import prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report, require_matplotlib
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
-from ..loading import label_names, load_detector, weights_written
+from ..loading import label_names, load_detector, predicted, weights_written
 
 REPORT, NUMBERS = "report.html", "analysis.json"
 NO_LIKELIHOOD: dict[str, Any] = {
@@ -140,14 +140,17 @@ def _predict(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Map
     """Write results and what is known of the model, which is returned."""
     model, processor = load_detector(checkpoint, arguments.device)
     dataset = _load_data(arguments, label_names(model))
-    mixture = model.config.head == "mixture"
+    parts = predicted(model)
     options = {"batch_size": arguments.batch_size, "top_k": arguments.top_k, "num_workers": arguments.workers}
-    results = predict_dataset(model, processor, dataset, **options, with_scales=mixture, with_parts=mixture)
+    results = predict_dataset(
+        model, processor, dataset, **options, with_scales="scales" in parts, with_parts="objectness" in parts
+    )
     facts: dict[str, Any] = {"made_from": _made_from(checkpoint, arguments)}
-    if mixture:
-        likelihood = likelihood_report(model, processor, dataset, arguments.batch_size)
+    if "scales" in parts:
         named = ("density", "student_t_dof", "min_scale_ratio")
         facts["density"] = {name: getattr(model.config, name) for name in named}
+    if "objectness" in parts:
+        likelihood = likelihood_report(model, processor, dataset, arguments.batch_size)
         facts["likelihood"] = {**likelihood.to_dict(), "settings": likelihood.settings, "note": None}
     # The facts first: results without facts would pass for those of another tool.
     write_json(saved.with_suffix(".model.json"), facts)

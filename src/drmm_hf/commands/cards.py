@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ..files import write_json
 from ..hub import write_checkpoint_card, write_preset_cards
-from ..hub.card import APACHE
-from ..hub.measured import condense_analysis
+from ..hub.card import APACHE, condense_analysis
 
 
 def parser() -> argparse.ArgumentParser:

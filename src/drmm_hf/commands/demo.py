@@ -4,16 +4,17 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
 from transformers.utils import cached_file
 
-from ..demo import Measured, example_files, example_scenes, load_measured
-from ..demo_page import build_app, import_gradio, launch_app
+from ..demo import Measured, build_app, example_scenes, import_gradio, launch_app, load_measured
+from ..evaluation.predict import find_images
 from ..loading import label_names, load_detector
 
 CHECKPOINT, ANALYSIS, EXAMPLES = "DRMM_CHECKPOINT", "DRMM_ANALYSIS", "DRMM_EXAMPLES"
 """Environment variables that take the place of the options, for a Space."""
+MOST_EXAMPLES = 12
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,41 +45,33 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     if not arguments.checkpoint:
         raise ValueError(f"--checkpoint is missing: give a folder or a Hub id, or set {CHECKPOINT}")
     import_gradio()
-    own = example_files(arguments.examples) if arguments.examples else None
+    examples: list[Any] = []
+    if arguments.examples:
+        examples = [str(file) for file in find_images([arguments.examples])[:MOST_EXAMPLES]]
     model, processor = load_detector(arguments.checkpoint, arguments.device)
     classes = list(label_names(model).values())
     measured = find_report(arguments.analysis, arguments.checkpoint, classes)
-    examples: Sequence[Image.Image | str] = example_scenes(classes) if own is None else own
-    launch_app(build_app(model, processor, measured, examples), arguments.port, arguments.share)
-    return 0
+    app = build_app(model, processor, measured, examples or example_scenes(classes))
+    launch_app(app, arguments.port, arguments.share)
 
 
 def find_report(analysis: str | None, checkpoint: str, classes: Sequence[str]) -> Measured | None:
-    """What the named report, or the one beside the weights, says of the checkpoint; None if there is none."""
-    path = analysis or _beside_weights(checkpoint)
-    if path is None:
+    """What the named report, or the one published beside the weights, says of the checkpoint; None if there is none."""
+    if analysis is None and Path(checkpoint).is_dir():
+        beside = Path(checkpoint) / "analysis.json"
+        analysis = str(beside) if beside.is_file() else None
+    elif analysis is None:
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+        analysis = cached_file(checkpoint, "analysis.json", **quiet)
+    if analysis is None:
         print("no report: the page cannot say how well the scores are calibrated; see --analysis")
         return None
-    print(f"report: {path}")
-    return load_measured(path, checkpoint, classes)
-
-
-def _beside_weights(checkpoint: str) -> str | None:
-    """The report that was published with the checkpoint; None if there is none, or no line to the Hub."""
-    if Path(checkpoint).is_dir():
-        path = Path(checkpoint) / "analysis.json"
-        return str(path) if path.is_file() else None
-    found: str | None = cached_file(
-        checkpoint,
-        "analysis.json",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found
+    print(f"report: {analysis}")
+    return load_measured(analysis, checkpoint, classes)
 
 
 def _port(text: str) -> int:

@@ -15,13 +15,13 @@ from accelerate import PartialState
 
 from ..cli import add_data_arguments, add_model_arguments, positive_int
 from ..data import load_detection_dataset, load_streaming_dataset
-from ..data.coco import find_annotations
+from ..data.load import find_ground_truth
 from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
+from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
 from ..files import make_output_folder, read_json, write_json
-from ..loading import label_names, load_detector
+from ..loading import label_names, load_detector, predicted
 
-COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MAX_DETECTIONS = 100
 
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def format_report(report: DetectionReport) -> str:
     """The COCO numbers and calibration errors as a small table; "-" where there is no ground truth."""
-    lines = _table(report.metrics, COLUMNS[:6]) + _table(report.metrics, COLUMNS[6:])
+    lines = _table(report.metrics, METRICS[:6]) + _table(report.metrics, METRICS[6:])
     more = [name for name in report.metrics if "@" in name and "/" not in name]
     if more:
         limit = more[0].partition("@")[2]
@@ -120,9 +120,9 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         raise ValueError(f"{boxless}: has no annotations, so that results.json is all there is; give --output")
     output = make_output_folder(arguments.output) if arguments.output else None
     model, processor = load_detector(arguments.model, processes.device if processes else arguments.device)
-    for option in ("with_scales", "with_parts"):
-        if getattr(arguments, option) and model.config.head != "mixture":
-            raise ValueError(f"--{option.replace('_', '-')}: a model with head={model.config.head!r} predicts none")
+    for option, part in {"with_scales": "scales", "with_parts": "objectness"}.items():
+        if getattr(arguments, option) and part not in predicted(model):
+            raise ValueError(f"--{option.replace('_', '-')}: {arguments.model} predicts no {part}")
     options: dict[str, Any] = {
         "accelerator": processes,
         "num_workers": arguments.workers,
@@ -196,7 +196,7 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
     """The file of `--annotations` if it has images but no annotations."""
     if not arguments.annotations:
         return None
-    path = find_annotations(arguments.data, arguments.split, arguments.annotations)
+    path = find_ground_truth(arguments.data or ".", arguments.split, arguments.annotations)
     content = read_json(path)
     return path if isinstance(content, Mapping) and "images" in content and "annotations" not in content else None
 
@@ -204,6 +204,4 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
 def _annotations_path(arguments: argparse.Namespace) -> Path:
     if arguments.data is None:
         return Path(arguments.annotations)
-    if arguments.annotations or (Path(arguments.data) / "annotations").is_dir():
-        return find_annotations(arguments.data, arguments.split, arguments.annotations)
-    return load_detection_dataset(arguments.data, arguments.split).annotations_path
+    return find_ground_truth(arguments.data, arguments.split, arguments.annotations)

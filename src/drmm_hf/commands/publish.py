@@ -6,6 +6,7 @@ from huggingface_hub.utils import validate_repo_id
 from tqdm.auto import tqdm
 
 from ..hub import UploadPlan, plan_upload, publish
+from ..hub.card import CARD
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,40 +30,34 @@ def run(arguments: argparse.Namespace) -> None:
     validate_repo_id(repo_id)
     if "/" not in repo_id:
         raise ValueError(f"{repo_id}: give the repository as user/name or organization/name")
-    with plan_upload(arguments.model, arguments.with_code) as plan:
-        _show(plan, repo_id)
-        if not arguments.push:
-            print("Dry run: nothing was sent. Publish it with --push.")
-            return
-        published = publish(
-            plan,
-            repo_id,
-            revision=arguments.revision,
-            private=arguments.private,
-            create_pr=arguments.create_pr,
-            message=arguments.message,
-        )
-    for name in published.removed:
-        print(f"removed {name}, weights of an earlier checkpoint")
-    if published.pull_request:
-        print(f"pull request {published.pull_request}")
-    print(f"published {published.url}")
+    plan = plan_upload(arguments.model, arguments.with_code)
+    print(f"{arguments.model} -> {repo_id}")
+    _show(plan)
+    if not arguments.push:
+        print("Dry run: nothing was sent. Publish it with --push.")
+        return
+    commit = publish(
+        plan,
+        repo_id,
+        revision=arguments.revision,
+        private=arguments.private,
+        create_pr=arguments.create_pr,
+        message=arguments.message,
+    )
+    if commit.pr_url:
+        print(f"pull request {commit.pr_url}")
+    print(f"published {commit.commit_url}")
     print(f"verified: {len(plan.files)} files arrived as they were sent, and the model loads")
-    print(f'load it with revision="{published.commit}" to get exactly this')
+    print(f'load it with revision="{commit.oid}" to get exactly this')
 
 
-def _show(plan: UploadPlan, repo_id: str) -> None:
-    print(f"{plan.source} -> {repo_id}")
-    total = sum(plan.size(name) for name in plan.files)
-    for name in plan.files:
-        print(f"  {_bytes(plan.size(name)):>8}  {name}")
-    print(f"  {_bytes(total):>8}  in {len(plan.files)} files")
+def _show(plan: UploadPlan) -> None:
+    sizes = {name: plan.size(name) for name in plan.files}
+    for name, size in [*sizes.items(), (f"in {len(sizes)} files", sum(sizes.values()))]:
+        print(f"  {tqdm.format_sizeof(size, 'B', 1000):>8}  {name}")
     if plan.left_out:
         print(f"left out: {', '.join(plan.left_out)}")
-    if not plan.with_code:
+    if not any(name.endswith(".py") for name in plan.files):
         print("without the model's code: users need this package installed (see --with-code)")
-    print("\n".join(["model card:", *(f"  | {line}".rstrip() for line in plan.card.splitlines())]))
-
-
-def _bytes(number: int) -> str:
-    return tqdm.format_sizeof(number, "B", 1000)
+    card = plan.read(CARD).decode()
+    print("\n".join(["model card:", *(f"  | {line}".rstrip() for line in card.splitlines())]))

@@ -258,11 +258,10 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     missing = [name for name in wanted if name not in weights]
     misfits = [name for name in wanted if name in weights and weights[name].shape != target[name].shape]
     if missing or misfits:
-        examples = ", ".join((missing + misfits)[:3])
         raise ValueError(
             f"{checkpoint} does not fit the model to train: {len(missing)} tensors missing and {len(misfits)} of "
-            f"another shape, such as {examples}. Choose the preset of the same backbone, widths and numbers of stages "
-            "and proposals."
+            f"another shape, such as {', '.join((missing + misfits)[:3])}. Choose the preset of the same backbone, "
+            "widths and numbers of stages and proposals."
         )
     for name in wanted:
         target[name].copy_(weights[name])
@@ -348,14 +347,14 @@ def _config_of_file(released: ReleasedFile, preset: str, **overrides: Any) -> Dr
     decoder = "adamixer" if f"{_HEAD}0.iof_tau" in tensors else "sparse_rcnn"
     head = "mixture" if len(regressor) == 8 else "set_prediction"  # locations and scales, or boxes alone
     if (decoder, head) != (config.decoder, config.head):
-        kinds = {
-            name: (fields.get("decoder", "sparse_rcnn"), fields.get("head", "mixture"))
+        fitting = [
+            name
             for name, fields in PRESETS.items()
-        }
+            if (fields.get("decoder", "sparse_rcnn"), fields.get("head", "mixture")) == (decoder, head)
+        ]
         raise ValueError(
             f"{path}: holds a {_describe(decoder, head)}, but the preset {preset!r} is a "
-            f"{_describe(config.decoder, config.head)}. Presets of its kind: "
-            f"{', '.join(name for name, kind in kinds.items() if kind == (decoder, head))}."
+            f"{_describe(config.decoder, config.head)}. Presets of its kind: {', '.join(fitting)}."
         )
     stages = {key.removeprefix(_HEAD).split(".")[0] for key in tensors if key.startswith(_HEAD)}
     sizes: dict[str, Any] = {"num_stages": len(stages), "num_proposals": len(proposals)}

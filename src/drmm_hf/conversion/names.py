@@ -7,6 +7,17 @@ classes below; here they are two layers, so that the objectness survives fine-tu
 import re
 from dataclasses import dataclass
 
+_HEAD = "roi_head.bbox_head"
+_RULES = [  # what ours begin with, and what the released names begin with in its place
+    (r"backbone\.model\._backbone\.", "backbone."),
+    (r"proposals\.boxes$", "rpn_head.init_proposal_bboxes.weight"),
+    (r"proposals\.features$", "rpn_head.init_{features}_features.weight"),
+    (r"pyramid\.laterals\.(\d+)\.", r"neck.lateral_convs.\1.conv."),
+    (r"pyramid\.outputs\.(\d+)\.", r"neck.fpn_convs.\1.conv."),
+    (r"pyramid\.norm\.", "neck.gn_out."),
+    (r"heads\.(\d+)\.box\.", rf"{_HEAD}.\1.fc_reg."),
+    (r"heads\.(\d+)\.(?:objectness|classifier)\.", rf"{_HEAD}.\1.fc_cls."),
+]
 _STAGE = {
     "self_attn.qkv_proj.": "attention.attn.in_proj_",
     "self_attn.o_proj.": "attention.attn.out_proj.",
@@ -26,6 +37,14 @@ _STAGE = {
     "fc2.": "ffn.layers.1.",
     "final_layer_norm.": "ffn_norm.",
 }
+_RULES += [(rf"stages\.(\d+)\.{re.escape(ours)}", rf"{_HEAD}.\1.{theirs}") for ours, theirs in _STAGE.items()]
+# in a row of layers, linear, norm and ReLU take a number each
+_RULES += [
+    (rf"heads\.(\d+)\.{ours}_layers\.{layer}\.{kind}\.", rf"{_HEAD}.\1.{theirs}_fcs.{3 * layer + place}.")
+    for ours, theirs in (("class", "cls"), ("box", "reg"))
+    for layer in range(8)
+    for place, kind in enumerate(("linear", "norm"))
+]
 
 
 @dataclass(frozen=True)
@@ -48,30 +67,14 @@ def released_source(ours: str, decoder: str, head: str) -> Source:
         KeyError: the released code has no such parameter.
     """
     name = ours.removeprefix("model.")
-    if name.startswith("backbone.model._backbone."):
-        return Source(name.replace("backbone.model._backbone.", "backbone.", 1))
-    if name == "proposals.boxes":
-        return Source("rpn_head.init_proposal_bboxes.weight")
-    if name == "proposals.features":
-        kind = "content" if decoder == "adamixer" else "proposal"
-        return Source(f"rpn_head.init_{kind}_features.weight")
-    if match := re.fullmatch(r"pyramid\.(laterals|outputs)\.(\d+)\.(\w+)", name):
-        kind = "lateral" if match[1] == "laterals" else "fpn"
-        return Source(f"neck.{kind}_convs.{match[2]}.conv.{match[3]}")
-    if match := re.fullmatch(r"pyramid\.norm\.(\w+)", name):
-        return Source(f"neck.gn_out.{match[1]}")
-    if match := re.fullmatch(r"stages\.(\d+)\.(.+)", name):
-        for prefix, theirs in _STAGE.items():
-            if match[2].startswith(prefix):
-                return Source(f"roi_head.bbox_head.{match[1]}.{theirs}{match[2].removeprefix(prefix)}")
-    if match := re.fullmatch(r"heads\.(\d+)\.(class|box)_layers\.(\d+)\.(linear|norm)\.(\w+)", name):
-        # linear, norm and ReLU take a number each
-        kind, index = ("cls" if match[2] == "class" else "reg"), 3 * int(match[3]) + (match[4] == "norm")
-        return Source(f"roi_head.bbox_head.{match[1]}.{kind}_fcs.{index}.{match[5]}")
-    if match := re.fullmatch(r"heads\.(\d+)\.(box|objectness|classifier)\.(\w+)", name):
-        kind = "reg" if match[2] == "box" else "cls"
-        part = None
-        if head == "mixture" and kind == "cls":
-            part = "first" if match[2] == "objectness" else "rest"
-        return Source(f"roi_head.bbox_head.{match[1]}.fc_{kind}.{match[3]}", part)
+    for pattern, theirs in _RULES:
+        if match := re.match(pattern, name):
+            released = match.expand(theirs) + name[match.end() :]
+            part = (
+                {"objectness": "first", "classifier": "rest"}.get(name.split(".")[2])
+                if ".fc_cls." in released
+                else None
+            )
+            features = "content" if decoder == "adamixer" else "proposal"
+            return Source(released.format(features=features), part if head == "mixture" else None)
     raise KeyError(ours)

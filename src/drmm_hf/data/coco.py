@@ -1,10 +1,10 @@
-"""COCO-format folders: where their files are, the json as columns, and rows back to a json."""
+"""COCO instances as columns and rows, and rows back to a json."""
 
-import os
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -14,117 +14,39 @@ import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 
 from ..annotations import Records
-from ..files import collection_paused, read_json, to_json, write_text
+from ..configuration_drmm import shown
+from ..files import collection_paused, to_json, write_text
 from .images import stored_size
-from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, build_detection_dataset, image_sizes
+from .layouts import Part, find_images
+from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, Portion, build_detection_dataset, image_sizes
 
-AnyPath = str | PathLike[str]
-_SHOWN = 3
+logger = logging.getLogger(__name__)
+
 _BATCH = 1000
 
 
 @collection_paused()
-def load_coco_folder(
-    path: AnyPath,
-    split: str,
-    annotations: AnyPath | None,
-    images: AnyPath | None,
-    id2label: Mapping[int, str] | None,
-    boxless: bool,
+def load_part(
+    part: Part, id2label: Mapping[int, str] | None, boxless: bool, portion: Portion | None
 ) -> DetectionDataset:
-    """Read one split of a COCO folder, as `load_detection_dataset` says."""
-    annotations_path = find_annotations(path, split, annotations)
-    source = str(annotations_path)
-    sections = read_sections(read_json(annotations_path), source, boxless=boxless)
-    file_names = _file_names(sections["images"])
-    images_dir = find_images_dir(path, split, images, file_names)
-    check_images_exist(images_dir, file_names, annotations_path)
-    pictures = [str(images_dir / name) for name in file_names]
-    return build_detection_dataset(
+    """Read one split of a folder, as `load_detection_dataset` says."""
+    source = str(part.annotations)
+    content, pictures = part.read()
+    sections = read_sections(content, source, boxless=boxless)
+    images_dir = part.images[0]
+    if pictures is None:
+        images_dir, pictures = find_images(part, _file_names(sections["images"]))
+    dataset = build_detection_dataset(
         read_coco(sections, source, pictures),
         id2label,
         pictures=pictures,
-        annotations_path=annotations_path,
+        annotations_path=part.annotations,
         images_dir=images_dir,
+        kind=part.kind,
+        portion=portion,
     )
-
-
-def find_annotations(path: AnyPath, split: str, annotations: AnyPath | None = None) -> Path:
-    """The json file of a split.
-
-    Args:
-        path: the data set's folder; `annotations/instances_{split}.json` is tried, then
-            `..._{split}2017.json`.
-        split: name of the split.
-        annotations: an explicit file; relative to the working directory or, where that does not exist, to
-            `path`.
-
-    Raises:
-        FileNotFoundError: no such folder or file; the message lists the json files that are there.
-        ValueError: `split` is not a plain name.
-    """
-    root = Path(path).expanduser().absolute()
-    if not root.is_dir():
-        if root.is_file():
-            raise FileNotFoundError(f"{root}: is a file; `path` must be the folder (give the json as `annotations=`)")
-        raise FileNotFoundError(f"{root}: no such folder; `path` must be a COCO-format data set")
-    if annotations is not None:
-        candidates = [Path(annotations).expanduser().absolute(), root / annotations]
-    else:
-        if not split or set(split) & set("/\\") or split in (".", ".."):
-            raise ValueError(f"split={split!r}: must be the plain name of a split, such as 'train'")
-        candidates = [root / "annotations" / f"instances_{name}.json" for name in (split, f"{split}2017")]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    folders = dict.fromkeys([root / "annotations", *(c.parent for c in candidates), root])
-    present = [str(file) for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
-    found = f"json files there: {_shorten(present, 10)}" if present else "there are no json files there"
-    fix = f"split={split!r} may be wrong: pass another, or the file as" if annotations is None else "correct"
-    raise FileNotFoundError(f"{candidates[0]}: no such annotation file; {found}; {fix} `annotations=`")
-
-
-def find_images_dir(path: AnyPath, split: str, images: AnyPath | None, file_names: Sequence[str]) -> Path:
-    """The image folder of a split: the usual one that holds the first images, or else the first that exists.
-
-    Args:
-        path, split, images: as in `load_detection_dataset`.
-        file_names: of the json.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-    """
-    root = Path(path).expanduser().absolute()
-    if images is not None:
-        candidates = [Path(images).expanduser().absolute(), root / images]
-    else:
-        names = (f"images/{split}2017", f"{split}2017", f"images/{split}", split, "images")
-        candidates = [root / name for name in names]
-    existing = [folder for folder in candidates if folder.is_dir()]
-    if not existing:
-        looked = ", ".join(str(folder) for folder in dict.fromkeys(candidates))
-        raise FileNotFoundError(f"{root}: no image folder (looked for {looked}); pass it as `images=`")
-    for folder in existing:
-        if any((folder / name).is_file() for name in file_names[:_SHOWN]):
-            return folder
-    return existing[0]
-
-
-def check_images_exist(images_dir: Path, file_names: Sequence[str], annotations_path: Path) -> None:
-    """Every image must be there. Folders are listed once: no system call a file.
-
-    Raises:
-        FileNotFoundError: with the number of missing images, the first few names and where they were looked
-            for.
-    """
-    present = _list_files(images_dir, {os.path.dirname(name) for name in file_names})
-    missing = [name for name in file_names if os.path.normpath(name) not in present]
-    if not missing:
-        return
-    raise FileNotFoundError(
-        f"{annotations_path}: {len(missing)} of {len(file_names)} images are missing in {images_dir}: "
-        f"{_shorten(missing, _SHOWN)}; restore the files, correct images[].file_name, or pass the folder as `images=`"
-    )
+    own = part.annotations.suffix == ".json" and portion is None
+    return dataset if own else with_ground_truth(dataset, f"{part.annotations.parent.name}-{part.annotations.stem}")
 
 
 def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[str, Records]:
@@ -160,7 +82,10 @@ def read_coco(sections: Mapping[str, Records], source: str, pictures: Sequence[s
     Raises:
         ValueError: a value cannot be right.
     """
-    images, records, categories = (sections[name] for name in ("images", "annotations", "categories"))
+    images, records, categories = sections["images"], sections["annotations"], real_categories(sections, source)
+    if len(categories) < len(sections["categories"]):
+        left_out = [shown(record) for record in sections["categories"].records if record not in categories.records]
+        logger.warning("%s: categories without boxes that are no classes are left out: %s", source, ", ".join(left_out))
     image_ids, category_ids = images.ids(), sorted(categories.ids())
     names = dict(zip(categories.ids(), categories.texts("name"), strict=True))
     categories.require_different(list(names.values()), "name")
@@ -179,6 +104,28 @@ def read_coco(sections: Mapping[str, Records], source: str, pictures: Sequence[s
         areas=records.areas(),
         is_crowd=records.flags("iscrowd"),
     )
+
+
+def real_categories(sections: Mapping[str, Records], source: str) -> Records:
+    """The categories without those that are no classes: tools write a root of all others, or a class twice.
+
+    Left out is a category without boxes that is the `supercategory` of another, has the name of another, or is the
+    first that Roboflow writes, with id 0.
+    """
+    categories = sections["categories"]
+    ids = categories.ids(texts=True)
+    used = set(sections["annotations"].positions("category_id", ids, "the id of one of `categories`").tolist())
+    above, names = Counter(map(str, categories.values("supercategory"))), Counter(map(str, categories.values("name")))
+    real = []
+    for index, record in enumerate(categories.records):
+        name = str(record.get("name"))
+        own = name == str(record.get("supercategory"))
+        root = source.endswith("_annotations.coco.json") and ids[index] == 0 and len(ids) > 1
+        if index in used or "name" not in record or not (root or above[name] > own or names[name] > 1):
+            real.append(record)
+        else:
+            names[name] -= 1
+    return Records(real, categories.where)
 
 
 def coco_ground_truth(dataset: DetectionDataset) -> dict[str, Any]:
@@ -248,19 +195,3 @@ def _file_names(images: Records) -> list[str]:
         inside.append(not outside and "\0" not in name)
     images.require(inside, "file_name", "a path inside the image folder, without '..'")
     return names
-
-
-def _list_files(images_dir: Path, folders: Iterable[str]) -> set[str]:
-    files: set[str] = set()
-    for folder in folders:
-        try:
-            with os.scandir(images_dir / folder) as entries:
-                files.update(os.path.normpath(os.path.join(folder, e.name)) for e in entries if not e.is_dir())
-        except OSError:  # a missing folder: its files are then reported as missing
-            continue
-    return files
-
-
-def _shorten(names: Sequence[str], count: int) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

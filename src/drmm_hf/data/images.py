@@ -106,8 +106,8 @@ class ImageCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if max_bytes <= 0:
-            raise ValueError(f"cache_bytes={max_bytes}: must be positive")
+        if max_bytes < 0:
+            raise ValueError(f"cache_bytes={max_bytes}: must not be negative")
         self.max_bytes, self.used_bytes = max_bytes, 0
         self._images: dict[Path, tuple[np.ndarray, Size]] = {}
 

@@ -1,10 +1,19 @@
 """The one way to read a split as a table, wherever it comes from."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
-from .coco import AnyPath, load_coco_folder
-from .rows import DetectionDataset
-from .tables import is_objects_source, load_objects_dataset
+from .coco import load_part
+from .layouts import AnyPath, Part, choose_split, coco_part, find_parts
+from .rows import DetectionDataset, Portion
+from .tables import is_objects_source, load_splits, objects_dataset
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_SHARE = 0.15
+"""Share of the images that is held out for validation where the data have no split for it."""
 
 
 def load_detection_dataset(
@@ -15,16 +24,24 @@ def load_detection_dataset(
     images: AnyPath | None = None,
     id2label: Mapping[int, str] | None = None,
     boxless: bool = False,
+    validation_share: float | None = None,
+    split_seed: int = 0,
 ) -> DetectionDataset:
-    """Read one split of a COCO-format folder, or of a data set with an `objects` column.
+    """Read one split of a data set as the usual tools write it.
 
-    A folder with `annotations/` is COCO. One that `datasets` wrote (`save_to_disk`), with parquet files or with the
-    metadata.jsonl of an imagefolder, and a `path` that is no folder but may be a Hub id, are read as
-    `drmm_hf.data.tables.load_objects_dataset` says. The rest is about COCO folders.
+    `path` may be
 
-    The json is `annotations/instances_{split}.json` or `..._{split}2017.json`; the images are in
-    `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`. Nothing is written to
-    disk and no image is decoded.
+    - a COCO folder: `annotations/instances_{split}.json` (or `..._{split}2017.json`) and the images in
+      `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`; or as Roboflow, CVAT, Label
+      Studio, FiftyOne and others write it, with the json in the folder of the split or in the folder itself;
+    - a YOLO folder, with data.yaml and text files of normalized boxes;
+    - a Pascal VOC folder, with xml files; its corners are taken as they are: width = xmax - xmin;
+    - what `datasets` wrote (`save_to_disk`), parquet files, an imagefolder with metadata.jsonl, or, where it is no
+      folder, a Hub id, with the columns that `objects_dataset` says.
+
+    No image is decoded. "val", "valid" and "validation" are the same split. A data set without it has
+    `validation_share` of its training images held out for it: "val" gives these, and "train" the others where
+    `validation_share` is given, else all.
 
     Labels are 0..C-1 in ascending order of the category id, or, with `id2label`, those of the equal names.
 
@@ -32,21 +49,77 @@ def load_detection_dataset(
     box was changed): a box partly outside its image is clipped; one wholly outside, or with a side of at most
     1e-3 px, is dropped. Crowd boxes are kept with `iscrowd=1`: training transforms drop them, and evaluation
     reads the json itself. Images without boxes are kept. Whole numbers such as 640.0, and texts of digits as ids, are
-    taken for the integers that they are.
+    taken for the integers that they are; the size of an image that is not given is that of its file, and a box that is
+    not given that of its polygons. A category without boxes that is another's `supercategory` is left out.
 
     Args:
         path: the data set's folder, or a Hub id.
         split: name of the split.
-        annotations, images: the json file and the image folder, where they are elsewhere; relative to the
+        annotations, images: the COCO json and the image folder, where they are elsewhere; relative to the
             working directory or to `path`.
-        id2label: labels 0..C-1 and names of an existing model, to evaluate or fine-tune it. Every category of
-            the json must be in it; it may have more.
+        id2label: labels 0..C-1 and names of an existing model, to evaluate or fine-tune it. Every category with boxes
+            must be in it; it may have more.
         boxless: accept a json with images and categories but without `annotations`, as of COCO's test sets.
+        validation_share: share of the images that is held out for validation where there is no split for it; 0.15 for
+            the split "val" where it is not given; 0 for none.
+        split_seed: chooses them.
 
     Raises:
         FileNotFoundError: the folder (and the Hub data set), the json or an image is missing.
-        ValueError: the json is not COCO, holds values that cannot be right, or does not fit `id2label`.
+        ValueError: the files are of no known format, hold values that cannot be right, or do not fit `id2label`.
     """
+
+    def portion(held_out: bool | None) -> Portion | None:
+        return None if held_out is None else Portion(held_out, validation_share or VALIDATION_SHARE, split_seed)
+
     if annotations is None and images is None and is_objects_source(path):
-        return load_objects_dataset(path, split, id2label=id2label)
-    return load_coco_folder(path, split, annotations, images, id2label, boxless)
+        splits = load_splits(path)
+        found, held_out = choose_split(splits, split, validation_share, str(path))
+        name = f"{path} ({found})"
+        dataset = objects_dataset(splits[found], id2label=id2label, name=name, portion=portion(held_out))
+    else:
+        part, held_out = find_part(path, split, annotations, images, validation_share)
+        dataset = load_part(part, id2label, boxless, portion(held_out))
+    logger.info("%s: %s, %d images of the split %r", path, dataset.kind, len(dataset), split)
+    return dataset
+
+
+def find_part(
+    path: AnyPath,
+    split: str,
+    annotations: AnyPath | None = None,
+    images: AnyPath | None = None,
+    validation_share: float | None = None,
+) -> tuple[Part, bool | None]:
+    """Where a split of a folder is, and which portion of it is meant, as `choose_split` has it.
+
+    Args:
+        path, split, annotations, images, validation_share: as in `load_detection_dataset`.
+    """
+    root = Path(path).expanduser().absolute()
+    if annotations is not None:
+        candidates = [Path(annotations).expanduser().absolute(), root / annotations]
+        file = next((file for file in candidates if file.is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{candidates[0]}: no such annotation file; correct --annotations")
+        part, held_out = coco_part(root, split, file), None
+    else:
+        parts = find_parts(root)
+        found, held_out = choose_split(parts, split, validation_share, str(path))
+        part = parts[found]
+    if images is not None:
+        part = replace(part, images=[Path(images).expanduser().absolute(), root / images])
+    return part, held_out
+
+
+def find_ground_truth(path: AnyPath, split: str, annotations: AnyPath | None = None) -> Path:
+    """The COCO json of a split; its images need not be there where the data have one.
+
+    Args:
+        path, split, annotations: as in `load_detection_dataset`.
+    """
+    if annotations is not None or not is_objects_source(path):
+        part, held_out = find_part(path, split, annotations)
+        if part.annotations.suffix == ".json" and held_out is None:
+            return part.annotations
+    return load_detection_dataset(path, split).annotations_path

@@ -19,8 +19,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
-from .coco import AnyPath
-from .load import load_detection_dataset
+from .layouts import SPLITS, AnyPath
+from .load import VALIDATION_SHARE, load_detection_dataset
 from .rows import DetectionDataset
 from .stream import load_streaming_dataset, mixed_seed, store_split
 
@@ -47,7 +47,10 @@ class TrainingData(ABC):
         batch_size: images of a batch of one process.
         accumulation: batches of a process per step of the optimizer.
         num_processes, process_index: how many share the training, and which of them this is.
-        eval_split: the split of `evaluation_dataset`.
+        eval_split: the split of `evaluation_dataset`. Where the data have none for validation, a share of the training
+            images is held out for it.
+        annotations, images, eval_annotations, eval_images: COCO json and image folder of the splits of a table, where
+            they are elsewhere.
         labels: labels 0..C-1 and names, where they are not the data's own.
         seed: of the order and the augmentation.
         num_workers: processes that read images.
@@ -72,6 +75,10 @@ class TrainingData(ABC):
     num_processes: int = 1
     process_index: int = 0
     eval_split: str | None = "val"
+    annotations: str | None = None
+    images: str | None = None
+    eval_annotations: str | None = None
+    eval_images: str | None = None
     labels: Mapping[int, str] | None = None
     seed: int = 0
     num_workers: int = 0
@@ -182,9 +189,26 @@ class TableData(TrainingData):
     """A data set that can be read in any order."""
 
     def _open(self) -> dict[int, str]:
-        dataset = load_detection_dataset(self.path, self.split, id2label=self.labels)
+        dataset = load_detection_dataset(
+            self.path or ".",
+            self.split,
+            annotations=self.annotations,
+            images=self.images,
+            id2label=self.labels,
+            validation_share=VALIDATION_SHARE
+            if self.eval_split in SPLITS["val"] and not self.eval_annotations
+            else None,
+        )
         if dataset.report.boxes == dataset.report.crowd:  # crowd is not trained on
-            raise ValueError(f"{dataset.annotations_path}: no boxes to learn from in the split {self.split!r}.")
+            raise ValueError(
+                f"{dataset.annotations_path}: no boxes to learn from in the split {self.split!r}: "
+                + (
+                    "all are `iscrowd`, regions that are neither trained on nor counted"
+                    if dataset.report.crowd
+                    else "none"
+                )
+            )
+        self.dataset = dataset
         if self.skip_empty:
             keep = [i for i, objects in enumerate(dataset.dataset["objects"]) if not all(objects["iscrowd"])]
             dataset = replace(dataset, dataset=dataset.dataset.select(keep))
@@ -199,7 +223,14 @@ class TableData(TrainingData):
         return {"training images": len(self.rows)}
 
     def evaluation_dataset(self) -> DetectionDataset:
-        return load_detection_dataset(self.path, self.eval_split or "val", id2label=self.id2label)
+        return load_detection_dataset(
+            self.path or ".",
+            self.eval_split or "val",
+            annotations=self.eval_annotations,
+            images=self.eval_images,
+            id2label=self.id2label,
+            validation_share=0 if self.annotations else None,
+        )
 
     def _wide(self) -> np.ndarray:
         """Whether each image is at least as wide as tall (I,); nothing is decoded."""
@@ -406,20 +437,16 @@ class _Batches(IterableDataset):
 
 def make_batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Samples (`image`, `boxes` xyxy, `labels`, `image_id`, `skipped`) to what `TrainingData.batches` gives."""
-    return {
-        "images": [sample["image"] for sample in samples],
-        "annotations": [_annotation(sample) for sample in samples],
-        "skipped": [message for sample in samples for message in sample["skipped"]],
-    }
-
-
-def _annotation(sample: Mapping[str, Any]) -> dict[str, Any]:
-    boxes = box_convert(sample["boxes"].double(), "xyxy", "xywh").tolist()
-    records = [
-        {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0}
-        for box, label in zip(boxes, sample["labels"].tolist(), strict=True)
-    ]
-    return {"image_id": sample["image_id"], "annotations": records}
+    annotations = []
+    for sample in samples:
+        boxes = box_convert(sample["boxes"].double(), "xyxy", "xywh").tolist()
+        records = [
+            {"bbox": box, "category_id": label, "area": box[2] * box[3], "iscrowd": 0}
+            for box, label in zip(boxes, sample["labels"].tolist(), strict=True)
+        ]
+        annotations.append({"image_id": sample["image_id"], "annotations": records})
+    skipped = [message for sample in samples for message in sample["skipped"]]
+    return {"images": [sample["image"] for sample in samples], "annotations": annotations, "skipped": skipped}
 
 
 def _is_wide(row: Mapping[str, Any]) -> bool:

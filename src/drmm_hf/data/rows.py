@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..annotations import MIN_SIDE, Records, clean_boxes, frame_problem
+from ..annotations import ARE_THEY_CORNERS, MIN_SIDE, Records, clean_boxes, frame_problem
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,12 @@ class DatasetReport:
         """Number of boxes that were clipped or dropped."""
         return self.clipped_boxes + self.dropped_zero_area + self.dropped_outside
 
+    @property
+    def most_leave(self) -> bool:
+        """Whether more than half of all boxes stick out of their image, as corners read as sides do."""
+        leaving = self.clipped_boxes + self.dropped_outside
+        return 2 * leaving > self.boxes + self.dropped_outside
+
 
 @dataclass(frozen=True)
 class DetectionDataset:
@@ -52,10 +58,10 @@ class DetectionDataset:
     contiguous label), `area` float32 (px², as in the file; that of the box where the file has none) and
     `iscrowd` int8.
 
-    `id2label` and `label2id` are those for a model's configuration. `report` says what was changed while reading.
-    `category_ids[label]` is the category id of the json, or -1 for a label (of a given `id2label`) it does
-    not have. Data sets that do not come as COCO have a json too, made of the cleaned boxes, at `annotations_path` in
-    the cache folder; `images_dir` is then that folder and holds no images.
+    `kind` says what it was read from; `id2label` and `label2id` are those for a model's configuration; `report` says
+    what was changed while reading. `category_ids[label]` is the category id of the json, or -1 for a label (of a given
+    `id2label`) it does not have. Data sets that do not come as COCO, and shares of a split, have a json too, made of
+    the cleaned boxes, at `annotations_path` in the cache folder.
     """
 
     dataset: datasets.Dataset
@@ -65,9 +71,34 @@ class DetectionDataset:
     annotations_path: Path
     images_dir: Path
     report: DatasetReport
+    kind: str = ""
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+
+@dataclass(frozen=True)
+class Portion:
+    """A share of a split's images, chosen by a seed, that is held out for validation; or the others.
+
+    Every command that asks for it gets the same images, since they follow from the seed and their number alone.
+    """
+
+    held_out: bool
+    share: float
+    seed: int
+
+    def indices(self, images: int, source: str) -> np.ndarray:
+        """Of so many images those of the portion, in order."""
+        count = min(max(1, round(images * self.share)), images - 1)
+        if count < 1:
+            raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
+        logger.warning(
+            "%s: no split for validation; %d of its %d images, chosen by seed %d, are held out for it",
+            *(source, count, images, self.seed),
+        )
+        order = np.random.default_rng(self.seed).permutation(images)
+        return np.sort(order[:count] if self.held_out else order[count:])
 
 
 @dataclass(frozen=True)
@@ -91,11 +122,21 @@ class Annotations:
     areas: np.ndarray
     is_crowd: np.ndarray
 
+    def select(self, images: np.ndarray) -> "Annotations":
+        """Those of some images, which come in the order of these places among the images."""
+        place = np.full(len(self.image_ids), -1)
+        place[images] = np.arange(len(images))
+        kept = place[self.image_index] >= 0
+        of_boxes = ("ids", "image_index", "category_index", "boxes", "areas", "is_crowd")
+        columns = {name: getattr(self, name)[kept] for name in of_boxes}
+        columns |= {name: getattr(self, name)[images] for name in ("image_ids", "widths", "heights")}
+        return replace(self, **{**columns, "image_index": place[columns["image_index"]]})
+
     def clean(self, labels: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray], DatasetReport]:
         """The boxes that are kept, by image.
 
         Args:
-            labels: names of the labels 0, 1, ...; those of all categories are among them.
+            labels: names of the labels 0, 1, ...; those of all categories with boxes are among them.
 
         Returns:
             number of boxes of each image (I,); for each of `OBJECT_FIELDS` an array of the kept boxes, those of an
@@ -117,7 +158,7 @@ class Annotations:
         kept = kept[np.argsort(self.image_index[kept], kind="stable")]
         boxes, areas = boxes[kept].astype(np.float32), self.areas[kept]
         label_of_name = {name: label for label, name in enumerate(labels)}
-        label_of_category = np.array([label_of_name[name] for name in self.category_names], dtype=np.int64)
+        label_of_category = np.array([label_of_name.get(name, -1) for name in self.category_names], dtype=np.int64)
         objects = {
             "id": self.ids[kept],
             "bbox": boxes,
@@ -153,12 +194,15 @@ def build_detection_dataset(
     pictures: Sequence[str] | datasets.Dataset,
     annotations_path: Path,
     images_dir: Path,
+    kind: str,
+    portion: Portion | None = None,
 ) -> DetectionDataset:
     """Clean and label annotations.
 
     Args:
         id2label: labels of an existing model; None for those of the data.
         pictures: path of every image, or a data set with the one column `image`.
+        portion: which of the images; None for all.
 
     Raises:
         ValueError: the boxes are no pixels, or the categories do not fit `id2label`.
@@ -166,14 +210,23 @@ def build_detection_dataset(
     source, of = annotations.source, annotations.image_index
     if problem := frame_problem(annotations.boxes, annotations.widths[of], annotations.heights[of]):
         raise ValueError(f"{source}: {problem}")
+    if portion is not None:
+        chosen = portion.indices(len(annotations.image_ids), source)
+        annotations = annotations.select(chosen)
+        if isinstance(pictures, datasets.Dataset):
+            pictures = pictures.select(chosen)
+        else:
+            pictures = [pictures[index] for index in chosen.tolist()]
     labels = list(annotations.category_names) if id2label is None else ordered_labels(id2label)
-    check_known(annotations.category_names, labels, source)
+    used = set(annotations.category_index.tolist())
+    check_known([name for index, name in enumerate(annotations.category_names) if index in used], labels, source)
     counts, objects, report = annotations.clean(labels)
     if report.changed_boxes or not report.boxes:
         logger.warning(
-            "%s: %d boxes clipped to their image, %d without area and %d wholly outside dropped; %s in %d images",
+            "%s: %d boxes clipped to their image, %d without area and %d wholly outside dropped; %s in %d images%s",
             *(source, report.clipped_boxes, report.dropped_zero_area, report.dropped_outside),
             *(f"{report.boxes} boxes left" if report.boxes else "no box at all", report.images),
+            f". {ARE_THEY_CORNERS}" if report.most_leave else "",
         )
     id_of = dict(zip(annotations.category_names, annotations.category_ids, strict=True))
     return DetectionDataset(
@@ -184,6 +237,7 @@ def build_detection_dataset(
         annotations_path=annotations_path,
         images_dir=images_dir,
         report=report,
+        kind=kind,
     )
 
 

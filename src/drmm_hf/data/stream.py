@@ -11,10 +11,10 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from ..annotations import Records, frame_problem
-from .coco import AnyPath
 from .images import stored_size
+from .layouts import AnyPath, choose_split
 from .rows import MAX_SIDE, PIXELS, DetectionDataset, check_known, ordered_labels, row_features
-from .tables import Schema, find_split, is_saved, objects_dataset, reason_of, unreadable
+from .tables import Schema, is_saved, objects_dataset, reason_of, unreadable
 from .tars import TarError, read_tars
 
 _CHECKED_BOXES = 100
@@ -93,9 +93,10 @@ class StreamingDetectionDataset(IterableDataset):
 
     def _check(self, boxes: Sequence[tuple[Any, int, int]]) -> bool:
         """Refuse boxes `(box, width, height)` that are in no pixels of their images."""
-        columns = [np.array(column, dtype=np.float64) for column in zip(*boxes, strict=True)]
-        if columns and (problem := frame_problem(*columns)):
-            raise ValueError(f"{self.name}: {problem}")
+        if boxes:
+            values, widths, heights = (np.array(column, dtype=np.float64) for column in zip(*boxes, strict=True))
+            if problem := frame_problem(values, widths, heights):
+                raise ValueError(f"{self.name}: {problem}")
         return True
 
     def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -171,13 +172,13 @@ def load_streaming_dataset(
         if builder.name == "webdataset":
             # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
             tars = {str(key): list(files) for key, files in builder.config.data_files.items()}
-            found = find_split(tars, split, path)
+            found, _ = choose_split(tars, split, 0, str(path))
             # A list in `gen_kwargs` is what `datasets` splits between processes.
             rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": tars[found]})
             columns = {**(columns or {}), "image": "image"}
         else:
             streams: Any = {str(key): value for key, value in builder.as_streaming_dataset().items()}
-            found = find_split(streams, split, path)
+            found, _ = choose_split(streams, split, 0, str(path))
             rows = streams[found]
     except (*_DAMAGED, RuntimeError) as error:
         raise error if f"has no split {split!r}" in str(error) else unreadable(path, error) from error

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from huggingface_hub.errors import HFValidationError
 from ..annotations import Records
 from ..configuration_drmm import shown
 from ..files import collection_paused
-from .coco import AnyPath, with_ground_truth
+from .coco import with_ground_truth
 from .images import stored_size
+from .layouts import AnyPath
 from .rows import (
     OBJECT_FIELDS,
     Annotations,
     DetectionDataset,
+    Portion,
     build_detection_dataset,
     image_sizes,
     ordered_labels,
@@ -39,7 +41,6 @@ _MAX_CLASSES = 10_000
 """Integer categories above this are category ids or a mistake, not labels 0..C-1."""
 _BATCH = 1000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 _UNREADABLE = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pa.ArrowException)
 
 
@@ -49,6 +50,7 @@ def objects_dataset(
     id2label: Mapping[int, str] | None = None,
     name: str = "dataset",
     columns: Mapping[str, str] | None = None,
+    portion: Portion | None = None,
 ) -> DetectionDataset:
     """Make a detection data set of one with the `objects` schema (that of cppe-5).
 
@@ -69,6 +71,7 @@ def objects_dataset(
         name: what messages call the data set.
         columns: names of the data set by those of the schema, where they differ: `{"image": "photo",
             "bbox": "boxes"}`.
+        portion: which of the images; None for all.
 
     Raises:
         FileNotFoundError: an image whose size is needed is missing.
@@ -94,24 +97,29 @@ def objects_dataset(
             logger.warning("%s: image_id are not different integers; row numbers are used instead", name)
         annotations = schema.read(images.values("objects"), image_ids, sizes, id2label, images.where)
     cache = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "drmm_hf"
-    result = build_detection_dataset(annotations, id2label, pictures=pictures, annotations_path=cache, images_dir=cache)
+    builder = dataset.info.builder_name
+    result = build_detection_dataset(
+        annotations,
+        id2label,
+        pictures=pictures,
+        annotations_path=cache,
+        images_dir=cache,
+        kind=f"datasets ({builder})" if builder else "datasets",
+        portion=portion,
+    )
     return with_ground_truth(result, name)
 
 
-def load_objects_dataset(
-    path: AnyPath, split: str = "train", *, id2label: Mapping[int, str] | None = None
-) -> DetectionDataset:
-    """Read one split of a Hub data set or of a folder of `datasets` with the `objects` schema.
+def load_splits(path: AnyPath) -> dict[str, datasets.Dataset]:
+    """The splits of a Hub data set or of a folder of `datasets`.
 
     Args:
         path: a Hub id, or a folder written by `save_to_disk`, with parquet files, or an `imagefolder` with
             metadata.jsonl. A single saved `Dataset` without the name of a split counts as "train".
-        split: name of the split; "val" also finds "validation" and vice versa.
-        id2label: as in `objects_dataset`.
 
     Raises:
         FileNotFoundError: there is neither such a folder nor such a data set that can be reached.
-        ValueError: it cannot be read, has no such split, or as `objects_dataset`.
+        ValueError: it cannot be read.
     """
     root = Path(path).expanduser()
     try:
@@ -123,9 +131,7 @@ def load_objects_dataset(
     if isinstance(loaded, datasets.Dataset):
         # A slice such as train[:10%] keeps its whole expression as its name.
         loaded = {str(loaded.split or "train").split("[")[0]: loaded}
-    splits = {str(key): part for key, part in loaded.items()}
-    found = find_split(splits, split, path)
-    return objects_dataset(splits[found], id2label=id2label, name=f"{path} ({found})")
+    return {str(key): part for key, part in loaded.items()}
 
 
 def is_objects_source(path: AnyPath) -> bool:
@@ -141,14 +147,6 @@ def is_objects_source(path: AnyPath) -> bool:
 def is_saved(root: Path) -> bool:
     """Whether `save_to_disk` wrote the folder."""
     return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
-
-
-def find_split(splits: Collection[str], split: str, path: AnyPath) -> str:
-    """The split of that name, or of its alias; ValueError where there is neither."""
-    found = split if split in splits else _SPLIT_ALIASES.get(split, split)
-    if found not in splits:
-        raise ValueError(f"{path}: has no split {split!r}; give one of {sorted(splits)}")
-    return found
 
 
 def unreadable(path: AnyPath, error: BaseException) -> Exception:

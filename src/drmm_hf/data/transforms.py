@@ -139,16 +139,15 @@ class TrainTransform(Augmentation):
         color_jitter: brightness, contrast and saturation are each multiplied by a factor within 1 ± this.
         keep_aspect: False stretches every image to the canvas instead of fitting it with its own aspect
             ratio.
-        min_visibility: between 0 and 1.
-        min_box_size: pixels of the canvas.
         fill: RGB color of the canvas where there is no image.
-        cache: keep decoded images in memory, downscaled to the largest zoom, up to `cache_bytes` in every
+        cache_bytes: keep decoded images in memory, downscaled to the largest zoom, up to so many bytes in every
             process. The transform must then always be used with the same files.
-        cache_bytes: limit of the cache.
 
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    min_visibility, min_box_size = 0.25, 2.0
 
     def __init__(
         self,
@@ -160,31 +159,21 @@ class TrainTransform(Augmentation):
         translate: float = 0.1,
         color_jitter: float = 0.2,
         keep_aspect: bool = True,
-        min_visibility: float = 0.25,
-        min_box_size: float = 2.0,
         fill: tuple[int, int, int] = IMAGENET_MEAN_RGB,
-        cache: bool = False,
-        cache_bytes: int = 2 * 1024**3,
+        cache_bytes: int = 0,
     ) -> None:
         check_argument("size", size, len(size) == 2 and are_pixels(size), "(height, width) in pixels")
-        check_shares(
-            horizontal_flip=horizontal_flip,
-            vertical_flip=vertical_flip,
-            translate=translate,
-            color_jitter=color_jitter,
-            min_visibility=min_visibility,
-        )
+        check_shares(horizontal_flip=horizontal_flip, vertical_flip=vertical_flip)
+        check_shares(translate=translate, color_jitter=color_jitter)
         ordered = len(scale_range) == 2 and 0 < scale_range[0] <= scale_range[1] < math.inf
         check_argument("scale_range", scale_range, ordered, "(least, greatest) zoom, both positive")
-        check_argument("min_box_size", min_box_size, 0 <= min_box_size < math.inf, "0 or more pixels")
         colors = len(fill) == 3 and all(type(value) is int and 0 <= value <= 255 for value in fill)
         check_argument("fill", fill, colors, "(red, green, blue), each 0 to 255")
         self.size = (size[0], size[1])
         self.flips = (horizontal_flip, vertical_flip)
         self.scale_range, self.translate, self.color_jitter = scale_range, translate, color_jitter
         self.keep_aspect, self.fill = keep_aspect, fill
-        self.min_visibility, self.min_box_size = min_visibility, min_box_size
-        self.cache = ImageCache(cache_bytes) if cache else None
+        self.cache = ImageCache(cache_bytes) if cache_bytes else None
 
     def view(self, stored: Size, draws: Sequence[float]) -> View:
         zoom, shifts, color, flips = self._zoom(draws[0]), draws[1:3], draws[3:6], draws[6:]

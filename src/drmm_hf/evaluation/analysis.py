@@ -8,17 +8,15 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from ..files import to_plain
-from .calibration import brier_report, calibration_report, localization_calibration_report, part_calibration_report
-from .coco import evaluate_coco, mean_of_valid, run_coco_eval, summarize
+from .calibration import calibration_measures, object_calibration_report, part_calibration_report
+from .coco import METRICS, evaluate_coco, mean_of_valid, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth, CocoResults, Results, prepare_results
 from .duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
-from .matching import Matches, match_detections
-from .object_calibration import object_calibration_report
+from .matches import Matches, match_detections
 from .recalibration import split_half_report
 from .thresholds import LrpReport, RankingReport, lrp_report, ranking_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 # What a class without objects is cut at where an operating point is needed: it has no optimum of its own.
 FALLBACK_THRESHOLD = 0.5
 
@@ -222,31 +220,23 @@ def _per_class_accuracy(evaluation: COCOeval, truth: CocoGroundTruth) -> dict[st
 
 
 def _calibration(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str, Any]:
-    truth, found = matches.truth, matches.results
-    ece = calibration_report(matches)
-    d_ece = calibration_report(matches, score_threshold=0.3)
-    brier = brier_report(matches)
-    laece, any_overlap = (
-        localization_calibration_report(match_detections(truth, found, iou_threshold=overlap).above_each(thresholds))
-        for overlap in (0.1, 0.0)
-    )
-    oce = object_calibration_report(truth, found)
-    above = "score >= LRP-optimal threshold of the class"
-    no_bins = f"maxDets {matches.max_detections}"
-    rows = [
-        ("ECE", ece.ece, ece.settings, ece.num_detections),
-        ("D-ECE", d_ece.ece, d_ece.settings, d_ece.num_detections),
-        ("LaECE", laece.laece, laece.settings.replace("score >= 0", above), laece.num_detections),
-        ("LaECE0", any_overlap.laece, any_overlap.settings.replace("score >= 0", above), any_overlap.num_detections),
-        ("LaACE0", any_overlap.laace, f"IoU > 0, no bins, {above}, {no_bins}", any_overlap.num_detections),
-        ("Brier", brier.brier, f"IoU {brier.iou_threshold:g}, score >= 0, {no_bins}", brier.num_detections),
-        ("OCE", oce.oce, oce.settings, None),
-    ]
-    parts = part_calibration_report(matches) if found.have("objectness") else {}
+    measures = calibration_measures(matches, thresholds=thresholds)
+    ece = measures["ECE"][1]
+    settings = {name: report.settings for name, (_, report) in measures.items()}
+    above, no_bins = "score >= LRP-optimal threshold of the class", f"maxDets {matches.max_detections}"
+    for name in ("LaECE", "LaECE_0"):
+        settings[name] = settings[name].replace("score >= 0", above)
+    settings["LaACE_0"] = f"IoU > 0, no bins, {above}, {no_bins}"
+    settings["Brier"] = f"IoU {ece.iou_threshold:g}, score >= 0, {no_bins}"
+    oce = object_calibration_report(matches.truth, matches.results)
+    parts = part_calibration_report(matches) if matches.results.have("objectness") else {}
     return {
         "measures": {
-            name: {"value": value, "settings": settings, "detections": detections}
-            for name, value, settings, detections in rows
+            **{
+                name.replace("_", ""): {"value": value, "settings": settings[name], "detections": report.num_detections}
+                for name, (value, report) in measures.items()
+            },
+            "OCE": {"value": oce.oce, "settings": oce.settings, "detections": None},
         },
         "reliability": ece.to_dict(),
         "reliability_settings": ece.settings,

@@ -1,100 +1,124 @@
-"""How far confidences are from precision and from the fit of the boxes: ECE, LaECE and Brier score, and a diagram.
+"""How far confidences are from precision and from the fit of the boxes: ECE, LaECE, Brier score, OCE, and a diagram.
 
-Every function matches results to ground truth with `match_detections`, or takes the matches as they are; scores must
-lie in [0, 1]. A `FileNotFoundError` or `ValueError` names the file and field, or the setting, that is wrong.
+Every function takes ground truth and results, or the matches of both (`match_detections`), and the keywords of
+`match_detections` as `options`. Scores must lie in [0, 1], and those of at least `score_threshold` count (0 unless
+given). Reports hold the value together with everything it depends on; a value of no detections is nan, since 0 would
+read as perfect. A `FileNotFoundError` or `ValueError` names the file and field, or the setting, that is wrong.
 """
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from .coco_input import Results
-from .matching import Matchable, Matches, MatchOptions, MatchReport, iou_text, match_detections, mean_of_known
+from .coco_input import CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
+from .matches import (
+    Matchable,
+    Matches,
+    MatchOptions,
+    MatchReport,
+    Report,
+    box_iou,
+    check_probability,
+    check_scores,
+    match_detections,
+    mean_or_nan,
+    pairs,
+    ranked_rows,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARTS = ("score", "class_probability", "objectness")
 BAR, OVER, UNDER, INK, FAINT = "#a9c6e3", "#d1495b", "#1f6f8b", "#333333", "#8a8a8a"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinnedReport(MatchReport):
-    """A report of equal-width score bins over [0, 1]; a bin holds its lower edge, the last bin also 1.
-
-    Attributes:
-        num_bins: the number of bins.
-        num_detections: n, the detections that were counted.
-        num_ignored: detections left out because they lie on a crowd region.
-    """
+    """A report of equal-width score bins over [0, 1]; a bin holds its lower edge, the last bin also 1."""
 
     num_bins: int
-    num_detections: int
-    num_ignored: int
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the value."""
-        return (
-            f"{iou_text(self.iou_threshold)}, {self.num_bins} bins, score >= {self.score_threshold:g}, "
-            f"maxDets {self.max_detections}"
-        )
+    num_detections: int  # n, those that were counted
+    num_ignored: int  # left out because they lie on a crowd region
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationReport(BinnedReport):
-    """Expected calibration error together with everything it depends on.
+    """Expected calibration error, and what its diagram shows."""
 
-    Attributes:
-        ece: Σ_m |B_m|/n · |acc(B_m) - conf(B_m)|, in [0, 1]; nan if there are no detections, since 0 would
-            read as perfectly calibrated.
-        bin_edges: the `num_bins` + 1 edges.
-        bin_counts: detections per bin.
-        bin_confidences: mean score per bin; nan if empty.
-        bin_accuracies: precision per bin; nan if empty.
-    """
-
-    ece: float
-    bin_edges: tuple[float, ...]
+    ece: float  # Σ_m |B_m|/n · |acc(B_m) - conf(B_m)|, in [0, 1]
+    bin_edges: tuple[float, ...]  # num_bins + 1
     bin_counts: tuple[int, ...]
-    bin_confidences: tuple[float, ...]
-    bin_accuracies: tuple[float, ...]
+    bin_confidences: tuple[float, ...]  # mean score; nan if empty
+    bin_accuracies: tuple[float, ...]  # precision; nan if empty
+
+
+@dataclass(frozen=True)
+class ClassLocalizationCalibration:
+    """LaECE and LaACE of one class."""
+
+    laece: float
+    laace: float
+    num_detections: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalizationCalibrationReport(BinnedReport):
+    """Localisation-aware calibration errors: means over the classes with detections, and by category name."""
+
+    laece: float  # Σ_b n_b/N · |conf_b - Σ_TP IoU / n_b|, in [0, 1]; LaECE_0 at `iou_threshold` 0
+    laace: float  # mean of |score - IoU|, a false positive having IoU 0; has no bins, and is never below `laece`
+    per_class: dict[str, ClassLocalizationCalibration]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrierReport(BinnedReport):
+    """Brier score of detections and Murphy's decomposition of it; `brier` and `uncertainty` have no bins."""
+
+    brier: float  # mean of (score - correct)², in [0, 1]
+    reliability: float  # Σ_b n_b/n (conf_b - acc_b)²: lower is better calibrated
+    resolution: float  # Σ_b n_b/n (acc_b - acc)²: higher tells right from wrong better
+    uncertainty: float  # acc (1 - acc) over all detections, which no score can change
+    within_bin: float  # brier - (reliability - resolution + uncertainty): the spread of scores inside the bins
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectCalibrationReport(Report):
+    """Object-level calibration error; it has no bins."""
+
+    oce: float  # mean of `per_threshold`; nan without objects
+    per_threshold: tuple[float, ...]  # mean Brier score of the objects at each of `iou_thresholds`
+    missed: tuple[float, ...]  # share of the objects that no detection reaches, at each of them
+    num_objects: int  # ground-truth boxes that are no crowd
+    iou_thresholds: tuple[float, ...]
+    score_threshold: float
+    max_detections: int
 
 
 def calibration_report(
-    ground_truth: Matchable,
-    results: Results | None = None,
-    *,
-    num_bins: int = 10,
-    score_threshold: float = 0.0,
-    **options: Unpack[MatchOptions],
+    ground_truth: Matchable, results: Results | None = None, *, num_bins: int = 10, **options: Unpack[MatchOptions]
 ) -> CalibrationReport:
     """Expected calibration error of detections (Eq. 9 of the D-RMM paper).
 
     A detection is right if `match_detections` gives it an object; classes are pooled.
 
-    The paper gives neither the number of bins nor a score threshold. The defaults are ten equal-width bins
-    over all detections; nearly all of 100 detections an image have tiny scores, so the lowest bin then
-    carries most of the weight. `score_threshold=0.3` gives D-ECE as Küppers et al. (CVPRW 2020) report it.
-
-    Args:
-        ground_truth, results, options: of `match_detections`.
-        num_bins: number of equal-width score bins.
-        score_threshold: count detections with at least this score.
+    The paper gives neither the number of bins nor a score threshold. The defaults are ten equal-width bins over all
+    detections; nearly all of 100 detections an image have tiny scores, so the lowest bin then carries most of the
+    weight. `score_threshold=0.3` gives D-ECE as Küppers et al. (CVPRW 2020) report it.
     """
-    kept = match_detections(ground_truth, results, **options).above(score_threshold)
-    scores, bins = kept.scores, score_bins(kept.scores, num_bins)
+    kept = match_detections(ground_truth, results, **options).above(0.0)
+    bins = score_bins(kept.scores, num_bins)
     counts = np.bincount(bins, minlength=num_bins)
-    score_sums = np.bincount(bins, weights=scores, minlength=num_bins)
+    score_sums = np.bincount(bins, weights=kept.scores, minlength=num_bins)
     correct_sums = np.bincount(bins, weights=kept.correct, minlength=num_bins)
     divisor = np.where(counts > 0, counts, np.nan)
     return CalibrationReport(
         # |B|/n · |acc - conf| = |Σ correct - Σ score| / n: no division by an empty bin.
-        ece=float(np.abs(correct_sums - score_sums).sum() / scores.size) if scores.size else math.nan,
+        ece=float(np.abs(correct_sums - score_sums).sum() / len(kept)) if len(kept) else math.nan,
         bin_edges=tuple((np.arange(num_bins + 1) / num_bins).tolist()),
         bin_counts=tuple(counts.tolist()),
         bin_confidences=tuple((score_sums / divisor).tolist()),
@@ -104,67 +128,32 @@ def calibration_report(
 
 
 def part_calibration_report(
-    ground_truth: Matchable,
-    results: Results | None = None,
-    *,
-    num_bins: int = 10,
-    score_threshold: float = 0.0,
-    **options: Unpack[MatchOptions],
+    ground_truth: Matchable, results: Results | None = None, *, num_bins: int = 10, **options: Unpack[MatchOptions]
 ) -> dict[str, CalibrationReport]:
     """ECE of the score p·o, of p alone and of o alone (Fig. 9 of the D-RMM paper).
 
     The detections are the same in all three, and so is which of them are right: those of `calibration_report`, matched
-    in the order of the score p·o. Only the confidence that is compared with the precision differs.
+    and cut by the score p·o. Only the confidence that is compared with the precision differs.
 
     Args:
-        ground_truth, num_bins, options: as in `calibration_report`.
         results: COCO results with `objectness`, as `predict_dataset(..., with_parts=True)` returns them.
-        score_threshold: count detections whose score p·o is at least this.
 
     Returns:
         "score", "class_probability" and "objectness" -> the report.
     """
-    kept = match_detections(ground_truth, results, **options).above(score_threshold)
+    kept = match_detections(ground_truth, results, **options).above(0.0)
     own = kept.results.objectness[kept.rows]
     # Rounding can put p just above 1; where o has underflowed, so has the score.
     share = np.divide(kept.scores, own, out=np.zeros_like(kept.scores), where=own > 0.0).clip(max=1.0)
-    confidences = zip(PARTS, (kept.scores, share, own), strict=True)
-    return {name: calibration_report(replace(kept, scores=values), num_bins=num_bins) for name, values in confidences}
-
-
-@dataclass(frozen=True)
-class ClassLocalizationCalibration:
-    """LaECE and LaACE of one class; nan without detections."""
-
-    laece: float
-    laace: float
-    num_detections: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalizationCalibrationReport(BinnedReport):
-    """Localisation-aware calibration errors together with everything they depend on.
-
-    Attributes:
-        laece: mean over the classes with detections of Σ_b n_b/N · |conf_b - Σ_TP IoU / n_b|, in [0, 1];
-            nan if there are no detections. At `iou_threshold` 0 it is LaECE_0.
-        laace: mean over the same classes of the mean of |score - IoU|, a false positive having IoU 0. At
-            `iou_threshold` 0 it is LaACE_0; it has no bins, and is never below `laece`.
-        per_class: category name -> the same for each class.
-    """
-
-    laece: float
-    laace: float
-    per_class: dict[str, ClassLocalizationCalibration]
+    confidences = {"score": kept.scores, "class_probability": share, "objectness": own}
+    return {
+        name: calibration_report(replace(kept, scores=values), num_bins=num_bins)
+        for name, values in confidences.items()
+    }
 
 
 def localization_calibration_report(
-    ground_truth: Matchable,
-    results: Results | None = None,
-    *,
-    num_bins: int = 25,
-    score_threshold: float = 0.0,
-    **options: Unpack[MatchOptions],
+    ground_truth: Matchable, results: Results | None = None, *, num_bins: int = 25, **options: Unpack[MatchOptions]
 ) -> LocalizationCalibrationReport:
     """Localisation-aware calibration errors: a score should say how well the box fits, not only that it is right.
 
@@ -174,13 +163,9 @@ def localization_calibration_report(
 
     Both papers keep only detections above an operating threshold: `score_threshold`, or the LRP-optimal one of
     each class (`keep_above(results, lrp_report(...).thresholds)`).
-
-    Args:
-        ground_truth, results, options: of `match_detections`, with `iou_threshold` 0.1 unless given.
-        num_bins, score_threshold: as in `calibration_report`.
     """
     options.setdefault("iou_threshold", 0.1)
-    kept = match_detections(ground_truth, results, **options).above(score_threshold)
+    kept = match_detections(ground_truth, results, **options).above(0.0)
     names = kept.truth.class_names
     bins = kept.classes * num_bins + score_bins(kept.scores, num_bins)
     gaps = kept.scores - kept.ious
@@ -192,61 +177,31 @@ def localization_calibration_report(
     laace = np.bincount(kept.classes, weights=np.abs(gaps), minlength=len(names)) / divisor
     rows = zip(names, laece.tolist(), laace.tolist(), counts.tolist(), strict=True)
     return LocalizationCalibrationReport(
-        laece=mean_of_known(laece),
-        laace=mean_of_known(laace),
+        laece=mean_or_nan(laece),
+        laace=mean_or_nan(laace),
         per_class={name: ClassLocalizationCalibration(*values) for name, *values in rows},
         **_binned(kept, num_bins),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class BrierReport(BinnedReport):
-    """Brier score of detections together with everything it depends on.
-
-    Attributes:
-        brier: mean of (score - correct)², in [0, 1]; nan if there are no detections.
-        reliability: Σ_b n_b/n (conf_b - acc_b)²: lower is better calibrated.
-        resolution: Σ_b n_b/n (acc_b - acc)²: higher tells right from wrong better.
-        uncertainty: acc (1 - acc) over all detections, which no score can change.
-        within_bin: what is left, brier - (reliability - resolution + uncertainty): the spread of scores inside
-            the bins; 0 if each bin holds one score. `brier` and `uncertainty` do not depend on the bins.
-    """
-
-    brier: float
-    reliability: float
-    resolution: float
-    uncertainty: float
-    within_bin: float
-
-
 def brier_report(
-    ground_truth: Matchable,
-    results: Results | None = None,
-    *,
-    num_bins: int = 10,
-    score_threshold: float = 0.0,
-    **options: Unpack[MatchOptions],
+    ground_truth: Matchable, results: Results | None = None, *, num_bins: int = 10, **options: Unpack[MatchOptions]
 ) -> BrierReport:
-    """Brier score of detections and Murphy's decomposition of it; arguments as in `calibration_report`.
+    """Brier score of detections and Murphy's decomposition of it, right and wrong as in `calibration_report`.
 
     Brier, Verification of forecasts expressed in terms of probability, 1950; Murphy, A new vector partition of
-    the probability score, 1973. A detection is right or wrong as in `calibration_report`; classes are pooled.
+    the probability score, 1973.
     """
-    kept = match_detections(ground_truth, results, **options).above(score_threshold)
-    scores, correct = kept.scores, kept.correct.astype(float)
-    bins = score_bins(scores, num_bins)
-    brier = reliability = resolution = uncertainty = math.nan
-    if scores.size:
-        counts = np.bincount(bins, minlength=num_bins)
-        filled = counts > 0
-        weights = counts[filled] / scores.size
-        confidence = np.bincount(bins, weights=scores, minlength=num_bins)[filled] / counts[filled]
-        accuracy = np.bincount(bins, weights=correct, minlength=num_bins)[filled] / counts[filled]
-        precision = float(correct.mean())
-        brier = float(np.mean((scores - correct) ** 2))
-        reliability = float(weights @ (confidence - accuracy) ** 2)
-        resolution = float(weights @ (accuracy - precision) ** 2)
-        uncertainty = precision * (1.0 - precision)
+    kept = match_detections(ground_truth, results, **options).above(0.0)
+    bins = calibration_report(kept, num_bins=num_bins)
+    filled = np.array(bins.bin_counts) > 0
+    weights = np.array(bins.bin_counts)[filled] / (len(kept) or math.nan)
+    confidence, accuracy = np.array(bins.bin_confidences)[filled], np.array(bins.bin_accuracies)[filled]
+    precision = mean_or_nan(kept.correct)
+    brier, uncertainty = mean_or_nan((kept.scores - kept.correct) ** 2), precision * (1.0 - precision)
+    reliability, resolution = (
+        float(weights @ (values - accuracy) ** 2) if len(kept) else math.nan for values in (confidence, precision)
+    )
     return BrierReport(
         brier=brier,
         reliability=reliability,
@@ -255,6 +210,114 @@ def brier_report(
         within_bin=brier - (reliability - resolution + uncertainty),
         **_binned(kept, num_bins),
     )
+
+
+def calibration_measures(
+    matches: Matches, num_bins: int = 10, thresholds: Mapping[Any, float] | None = None
+) -> dict[str, tuple[float, Any]]:
+    """The usual measures of the same detections: name -> value and the report that it is from.
+
+    - ECE, Brier: all detections, at the IoU threshold of the matches.
+    - D-ECE: score at least 0.3, IoU 0.5, 10 bins.
+    - LaECE (IoU 0.1), LaECE_0 and LaACE_0 (any overlap): 25 bins.
+
+    Args:
+        matches: of all detections.
+        num_bins: of ECE and of the Brier decomposition.
+        thresholds: category id -> smallest score that counts for the LaECEs; all detections count without.
+    """
+    laece, any_overlap = (
+        localization_calibration_report(located.above_each(thresholds) if thresholds else located)
+        for located in (matches.at(0.1), matches.at(0.0))
+    )
+    ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches, num_bins=num_bins)
+    d_ece = calibration_report(matches.at(0.5), score_threshold=0.3)
+    return {
+        "ECE": (ece.ece, ece),
+        "D-ECE": (d_ece.ece, d_ece),
+        "LaECE": (laece.laece, laece),
+        "LaECE_0": (any_overlap.laece, any_overlap),
+        "LaACE_0": (any_overlap.laace, any_overlap),
+        "Brier": (brier.brier, brier),
+    }
+
+
+def object_calibration_report(
+    ground_truth: GroundTruth,
+    results: Results,
+    *,
+    iou_thresholds: Sequence[float] = (0.5, 0.75),
+    score_threshold: float = 0.3,
+    max_detections: int = 100,
+    image_ids: Sequence[Any] | None = None,
+) -> ObjectCalibrationReport:
+    """OCE: the Brier score of what the detections around each object say about its class.
+
+    Park et al., Uncertainty quantification in detection transformers: object-level calibration and image-level
+    reliability, TPAMI 2026 (arXiv 2412.01782). The class vectors of all detections with IoU >= τ to an object,
+    whatever their class, are averaged; the object scores Σ_c (mean_c - [c is its class])², or 1 if there is no
+    such detection; OCE is the mean over objects and over τ. So it penalises misses, which D-ECE does not, and
+    duplicates with low scores. Nothing is matched one to one, and crowd regions are no objects.
+
+    COCO results hold one class a row, so the class vector of a detection is put together from the rows of its
+    image with the same box; classes without a row count 0. Where a box stands twice with the same class, these
+    are two detections. Results of many classes that were cut at 100 rows an image lose the low entries of the
+    vectors, which barely count in a square.
+
+    Args:
+        ground_truth, results, max_detections, image_ids: as in `match_detections`.
+        iou_thresholds: each τ in (0, 1].
+        score_threshold: keep detections whose best class has at least this score, with their whole class
+            vector. The default is about where the authors find the optimum.
+    """
+    thresholds = np.array(iou_thresholds, dtype=float)
+    if not thresholds.size or not ((thresholds > 0.0) & (thresholds <= 1.0)).all():
+        raise ValueError(f"iou_thresholds must be at least one, all in (0, 1], not {iou_thresholds}")
+    check_probability("score_threshold", score_threshold)
+    truth = prepare_ground_truth(ground_truth)
+    found = prepare_results(results, truth)
+    check_scores(found.scores)
+    classes = np.eye(len(truth.category_ids))
+    briers = [np.zeros((len(thresholds), 0))]
+    missed = [np.zeros((len(thresholds), 0), dtype=bool)]
+    chosen = set(truth.chosen_images(image_ids))
+    for seen, present in pairs(found, ranked_rows(found, max_detections, image_ids), by_class=False):
+        present = present[~truth.crowd[present]]
+        if not present.size or truth.image_ids[truth.images[present[0]]] not in chosen:
+            continue
+        boxes, vectors = _class_vectors(found, seen)
+        kept = vectors.max(axis=1, initial=0.0) >= score_threshold
+        near = box_iou(truth.boxes[present], boxes[kept]) >= thresholds[:, None, None]  # (τ, object, detection)
+        count = near.sum(axis=-1)
+        mean = near @ vectors[kept] / np.maximum(count, 1)[..., None]
+        # A missed object has the vector 0, whose score is the 1 of the definition.
+        briers.append(((mean - classes[truth.classes[present]]) ** 2).sum(axis=-1))
+        missed.append(count == 0)
+    brier, none = np.concatenate(briers, axis=1), np.concatenate(missed, axis=1)
+    num_objects = brier.shape[1]
+    per_threshold = brier.sum(axis=1) / (num_objects or math.nan)
+    return ObjectCalibrationReport(
+        oce=float(per_threshold.mean()),
+        per_threshold=tuple(per_threshold.tolist()),
+        missed=tuple((none.sum(axis=1) / (num_objects or math.nan)).tolist()),
+        num_objects=num_objects,
+        iou_thresholds=tuple(thresholds.tolist()),
+        score_threshold=float(score_threshold),
+        max_detections=int(max_detections),
+    )
+
+
+def _class_vectors(found: CocoResults, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One image's detections, from the highest score of each class down, to n boxes (n, 4) and class scores (n, C)."""
+    num_classes = len(found.truth.category_ids)
+    vectors: dict[tuple[Any, ...], np.ndarray] = {}
+    times: Counter[Any] = Counter()
+    columns = (found.classes[rows], found.boxes[rows], found.scores[rows])
+    for label, box, score in zip(*(column.tolist() for column in columns), strict=True):
+        times[label, *box] += 1
+        vectors.setdefault((times[label, *box], *box), np.zeros(num_classes))[label] = score
+    boxes = np.array([key[1:] for key in vectors], dtype=float).reshape(-1, 4)
+    return boxes, np.array(list(vectors.values())).reshape(len(vectors), num_classes)
 
 
 def score_bins(scores: np.ndarray, num_bins: int) -> np.ndarray:
@@ -267,7 +330,7 @@ def score_bins(scores: np.ndarray, num_bins: int) -> np.ndarray:
 
 def _binned(kept: Matches, num_bins: int) -> dict[str, Any]:
     """The fields of `BinnedReport`."""
-    counts = {"num_detections": len(kept.scores), "num_ignored": len(kept.ignored_scores)}
+    counts = {"num_detections": len(kept), "num_ignored": len(kept.ignored_scores)}
     return {**counts, "num_bins": num_bins, **kept.settings}
 
 
@@ -295,9 +358,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
         raise ImportError("Reliability diagrams need matplotlib: pip install 'drmm-hf[plots]'") from error
     figure = Figure(figsize=(1.0 + 3.0 * len(reports), 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        2, len(reports), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": (3, 1)}
-    )
+    axes = figure.subplots(2, len(reports), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (name, report), (top, bottom) in zip(reports.items(), axes.T, strict=True):
         edges = np.array(report.bin_edges)
         place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge"}
@@ -317,7 +378,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
         # linear below 1, so that a bin of one detection has a height and an empty one has none
         bottom.set_yscale("symlog", linthresh=1)
         bottom.set_ylim(bottom=0)
-        bottom.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        bottom.yaxis.set_major_formatter("{x:,.0f}")
         # short numbers, since the last of one column stands next to the first of the next
         bottom.xaxis.set_major_formatter("{x:g}")
         bottom.set_xlabel("confidence (score)", color=INK)
@@ -329,10 +390,8 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
             one.set_axisbelow(True)
     axes[0, 0].set_ylabel("precision (fraction right)", color=INK)
     axes[1, 0].set_ylabel("detections", color=INK)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    columns = min(4, 2 * len(reports))
-    legend: dict[str, Any] = {"fontsize": 8.5, "frameon": False, "labelcolor": INK, "ncols": columns}
-    figure.legend(handles, labels, loc="outside lower center", **legend)
+    legend: dict[str, Any] = {"fontsize": 8.5, "frameon": False, "labelcolor": INK, "ncols": min(4, 2 * len(reports))}
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", **legend)
     return figure
 
 

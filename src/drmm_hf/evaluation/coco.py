@@ -12,10 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from ..files import collection_paused
 from .coco_input import CocoGroundTruth, CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
 
-__all__ = [
-    "CocoGroundTruth", "CocoResults", "GroundTruth", "Results", "detections_to_coco", "evaluate_coco",
-    "prepare_ground_truth", "prepare_results", "rescored", "run_coco_eval", "summarize",
-]  # fmt: skip
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def detections_to_coco(
@@ -33,10 +30,9 @@ def detections_to_coco(
         image_ids: original id of each image, in the same order.
         category_ids: original category id of each label; -1 for a label that the data set does not have,
             whose detections are left out because nothing can tell whether they are right.
-        with_scales: also keep `scales` (n, 4) of each image, γ of the left, top, right and bottom edge in pixels of
-            the original image, for `interval_report`. COCO evaluation ignores the key.
-        with_parts: also keep `objectness` (n,) of each image, the factor o of the score p·o, for
-            `part_calibration_report`. COCO evaluation ignores the key.
+        with_scales: also keep `scales` (n, 4), γ of the left, top, right and bottom edge in pixels of the original
+            image, for `interval_report`.
+        with_parts: also keep `objectness` (n,), the factor o of the score p·o, for `part_calibration_report`.
 
     Returns:
         `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}` per detection, with
@@ -80,7 +76,7 @@ def evaluate_coco(
     results: Results,
     *,
     max_detections: tuple[int, ...] = (1, 10, 100),
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[Any] | None = None,
     per_class: bool = False,
 ) -> dict[str, float]:
     """The twelve COCO box numbers, as fractions of 1.
@@ -99,8 +95,8 @@ def evaluate_coco(
             category.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100 (one AR for each of `max_detections`), ARs, ARm, ARl.
-        A number for which there is no ground truth (no small objects, say) is -1, as pycocotools has it.
+        `METRICS`, with one AR for each of `max_detections`. A number for which there is no ground truth (no small
+        objects, say) is -1, as pycocotools has it.
 
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field.
@@ -111,7 +107,7 @@ def evaluate_coco(
 
 
 def run_coco_eval(
-    results: CocoResults, max_detections: tuple[int, ...] = (1, 10, 100), image_ids: Sequence[int] | None = None
+    results: CocoResults, max_detections: tuple[int, ...] = (1, 10, 100), image_ids: Sequence[Any] | None = None
 ) -> COCOeval:
     """A `COCOeval` that has evaluated and accumulated, silently; arguments as in `evaluate_coco`."""
     if not max_detections or list(max_detections) != sorted(set(max_detections)) or max_detections[0] < 1:
@@ -128,32 +124,23 @@ def run_coco_eval(
 def summarize(
     evaluation: COCOeval, ground_truth: CocoGroundTruth, *, per_class: bool = False, max_detections: int | None = None
 ) -> dict[str, float]:
-    """The numbers of `evaluate_coco` from what `run_coco_eval` returned.
+    """The numbers of `evaluate_coco` from what `run_coco_eval` returned for this ground truth.
 
-    Args:
-        evaluation: of `ground_truth`.
-        ground_truth: what was evaluated on.
-        per_class: as in `evaluate_coco`.
-        max_detections: which of the limits AP and the AR of the sizes and classes are for (default: the last).
+    `max_detections` is which of the limits AP and the AR of the sizes and classes are for (default: the last).
     """
     limits = evaluation.params.maxDets
     at = len(limits) - 1 if max_detections is None else list(limits).index(max_detections)
     precision = evaluation.eval["precision"][..., at]  # (IoU, recall, class, area)
     recall = evaluation.eval["recall"]  # (IoU, class, area, max detections)
-    metrics = {
-        "AP": mean_of_valid(precision[..., 0]),
-        "AP50": mean_of_valid(precision[0, ..., 0]),
-        "AP75": mean_of_valid(precision[5, ..., 0]),
-    }
-    sizes = {"s": 1, "m": 2, "l": 3}
-    metrics |= {f"AP{size}": mean_of_valid(precision[..., index]) for size, index in sizes.items()}
-    metrics |= {f"AR{limit}": mean_of_valid(recall[..., 0, index]) for index, limit in enumerate(limits)}
-    metrics |= {f"AR{size}": mean_of_valid(recall[..., index, at]) for size, index in sizes.items()}
+    parts = {"AP": precision[..., 0], "AP50": precision[0, ..., 0], "AP75": precision[5, ..., 0]}
+    parts |= {f"AP{size}": precision[..., area] for area, size in enumerate("sml", start=1)}
+    parts |= {f"AR{limit}": recall[..., 0, index] for index, limit in enumerate(limits)}
+    parts |= {f"AR{size}": recall[..., area, at] for area, size in enumerate("sml", start=1)}
     if per_class:
-        names = ground_truth.class_names
-        metrics |= {f"AP/{name}": mean_of_valid(precision[:, :, index, 0]) for index, name in enumerate(names)}
-        metrics |= {f"AR/{name}": mean_of_valid(recall[:, index, 0, at]) for index, name in enumerate(names)}
-    return metrics
+        names = list(enumerate(ground_truth.class_names))
+        parts |= {f"AP/{name}": precision[:, :, index, 0] for index, name in names}
+        parts |= {f"AR/{name}": recall[:, index, 0, at] for index, name in names}
+    return {name: mean_of_valid(values) for name, values in parts.items()}
 
 
 def mean_of_valid(values: np.ndarray) -> float:

@@ -6,8 +6,10 @@ with assertions, `KeyError` or, worse, a plausible wrong number. Nothing that th
 
 import contextlib
 import io
+import itertools
+import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -17,8 +19,10 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from ..annotations import Records
-from ..data.coco import read_sections
+from ..data.coco import read_sections, real_categories
 from ..files import collection_paused, read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,7 @@ class CocoGroundTruth:
         images, classes: (m,) index of each annotation's image in `image_ids` and of its class in `category_ids`.
         boxes: (m, 4) [x, y, width, height] in pixels.
         crowd: (m,) whether it is a crowd region, on which detections are neither right nor wrong.
+        image_of_file: name of each image's file, without folder and ending and digits as a number -> its id.
     """
 
     coco: COCO
@@ -45,6 +50,7 @@ class CocoGroundTruth:
     classes: np.ndarray
     boxes: np.ndarray
     crowd: np.ndarray
+    image_of_file: dict[Any, Any]
 
     @property
     def class_names(self) -> list[str]:
@@ -68,7 +74,7 @@ class CocoResults:
     Attributes:
         truth: what the image and category ids refer to.
         source: what error messages call it.
-        rows: the results as they were given.
+        rows: the results as they were given, but with the ids of the ground truth where they had others.
         images, classes: (n,) index of each detection's image in `truth.image_ids` and class in `truth.category_ids`.
         boxes: (n, 4) [x, y, width, height] in pixels.
         scores: (n,).
@@ -142,8 +148,8 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     if isinstance(content, str | PathLike):
         source, content = str(content), read_json(content)
     sections = read_sections(content, source)
-    records, categories = sections["annotations"], sections["categories"]
-    image_ids, category_ids = (tuple(sorted(sections[name].ids(texts=True))) for name in ("images", "categories"))
+    records, categories = sections["annotations"], real_categories(sections, source)
+    image_ids, category_ids = (tuple(sorted(one.ids(texts=True))) for one in (sections["images"], categories))
     pairs = zip(categories.ids(texts=True), categories.values("name"), strict=True)
     names = {key: str(key if name is None else name) for key, name in pairs}
     count = Counter(names.values())
@@ -158,16 +164,24 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     }
     coco = _index(names, image_ids, category_ids, columns)
     places, crowd = (columns["image"], columns["class"]), columns["iscrowd"].astype(bool)
-    return CocoGroundTruth(coco, source, image_ids, names, category_ids, *places, boxes, crowd)
+    stems = [_stem(name) for name in sections["images"].values("file_name")]
+    times, ids = Counter(stems), sections["images"].ids(texts=True)
+    files = {stem: image_id for stem, image_id in zip(stems, ids, strict=True) if times[stem] == 1 and stem is not None}
+    return CocoGroundTruth(coco, source, image_ids, names, category_ids, *places, boxes, crowd, files)
 
 
 @collection_paused()
 def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResults:
     """Check COCO box results against their ground truth.
 
+    Ids that the ground truth does not have are understood as other tools write them if that explains all of them, and
+    a warning says so: images by the names of their files (ultralytics), categories by their number in the order of the
+    ids, from 0 if there is a 0 (detectron2's instances) and else from 1 (ultralytics).
+
     Args:
-        results: list of `{"image_id", "category_id", "bbox": [x, y, w, h] in pixels, "score"}`, the path of a JSON file
-            that holds one, or what this function returned for the same ground truth. An empty list is allowed.
+        results: list of `{"image_id", "category_id", "bbox": [x, y, w, h] in pixels, "score"}`, with whatever other
+            fields, or of an image's `{"instances": [...]}`; the path of a JSON file that holds one, or what this
+            function returned for the same ground truth. An empty list is allowed.
         ground_truth: what the image and category ids refer to.
 
     Raises:
@@ -184,18 +198,61 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
             f"{source}: COCO results are a list of detections, not a {type(results).__name__}; "
             "pass the results, not the ground truth"
         )
-    rows = Records(results, source)
-    image = f"the id of an image of {ground_truth.source}"
-    category = f"the id of a category of {ground_truth.source}, not the model's label"
+    if results and all(isinstance(one, Mapping) and isinstance(one.get("instances"), list) for one in results):
+        results = [instance for one in results for instance in one["instances"]]
+    rows = _with_known_ids(Records(results, source), ground_truth, source)
+    of, categories = ground_truth.source, zip(ground_truth.category_ids, ground_truth.class_names, strict=True)
+    image = f"the id of an image of {of} ({_some(ground_truth.image_ids)}), or for all results the names of the files"
+    category = (
+        f"a category of {of} ({_some(f'{one} {name}' for one, name in categories)}), or for all results the numbers in "
+        f"this order from 0 or 1; here are {_some(sorted(set(rows.references('category_id')), key=str))}"
+    )
     return CocoResults(
         truth=ground_truth,
         source=source,
-        rows=results,
+        rows=rows.records,
         images=rows.positions("image_id", ground_truth.image_ids, image),
         classes=rows.positions("category_id", ground_truth.category_ids, category),
         boxes=rows.boxes(),
         scores=rows.numbers("score", "a finite number"),
     )
+
+
+def _with_known_ids(rows: Records, truth: CocoGroundTruth, source: str) -> Records:
+    """The results in the ids of the ground truth, if another reading explains all of theirs."""
+    records = rows.records
+    for field, known in (("image_id", truth.image_ids), ("category_id", truth.category_ids)):
+        meant = rows.references(field)
+        if field == "image_id" and all("file_name" in record for record in records):
+            # ultralytics' id beside it is the digits of the name, which may be the id of another image
+            named = [truth.image_of_file.get(_stem(record["file_name"])) for record in records]
+            meant = meant if None in named else named
+        if not set(meant).issubset(known):
+            low = 0 if 0 in meant else 1
+            reading, ids = f"numbers from {low}", dict(enumerate(truth.category_ids, start=low))
+            if field == "image_id":
+                reading, ids = "names of files", truth.image_of_file
+            if not set(meant) <= ids.keys():
+                continue
+            logger.warning("%s: %s are no ids of %s; taken as %s", source, field, truth.source, reading)
+            meant = [ids[value] for value in meant]
+        if meant != rows.values(field):
+            records = [{**record, field: value} for record, value in zip(records, meant, strict=True)]
+    return Records(records, source)
+
+
+def _stem(file_name: Any) -> Any:
+    """A file's name as tools write it for an id: without folder and ending, a number if it is one; None for None."""
+    if file_name is None:
+        return None
+    stem = str(file_name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return int(stem) if stem.isascii() and stem.isdigit() else stem
+
+
+def _some(values: Iterable[Any]) -> str:
+    """The first of some values, to show."""
+    shown = [str(value) for value in itertools.islice(values, 6)]
+    return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")
 
 
 def _index(

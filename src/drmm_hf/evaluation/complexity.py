@@ -11,18 +11,13 @@ from ..modeling_drmm import DrmmForObjectDetection
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts of one model.
+    """Counts of one model."""
 
-    Attributes:
-        parameters: all of them; the proposals' boxes count also where they are not trained.
-        trainable: those that receive a gradient. The paper's counts (Table 11) leave out the frozen stem and first
-            stage, as this does.
-        multiply_adds: of convolutions, linear layers and batched products for one image; what mmdet, and so the paper,
-            calls FLOPs. RoIAlign, grid sampling, norms and activations are not in it, there as here.
-    """
-
-    parameters: int
+    parameters: int  # the proposals' boxes count also where they are not trained
+    # Those that receive a gradient; the paper's counts (Table 11) leave out the frozen stem and first stage, too.
     trainable: int
+    # Of convolutions, linear layers and batched products for one image; what mmdet, and so the paper, calls FLOPs.
+    # RoIAlign, grid sampling, norms and activations are not in it, there as here.
     multiply_adds: int
 
 

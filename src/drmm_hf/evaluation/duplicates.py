@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .coco import evaluate_coco, rescored
-from .coco_input import CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
-from .matching import box_iou, pairs_by_image_and_class, ranked_rows
+from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
+from .matches import box_iou, nearest_objects, ranked_rows
 
 NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -18,17 +18,10 @@ DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 
 @dataclass(frozen=True)
 class DuplicateCount:
-    """Detections beyond the first of each object.
-
-    Attributes:
-        duplicates_per_image: mean over the images of detections that lie on an object which a higher-scored detection
-            of the same class has already.
-        duplicates_per_object: the same divided by the number of objects that have a detection; nan if none has.
-        num_images, score_threshold, iou_threshold: what it was counted with.
-    """
+    """Detections that lie on an object which a higher-scored detection of the same class has already."""
 
     duplicates_per_image: float
-    duplicates_per_object: float
+    duplicates_per_object: float  # divided by the number of objects that have a detection; nan if none has
     num_images: int
     score_threshold: float
     iou_threshold: float
@@ -40,13 +33,8 @@ def count_duplicates(
     """Count the detections beyond the first of each object.
 
     Every detection with a score of at least `score_threshold` belongs to the ground-truth box of its class that it
-    overlaps most, if by at least `iou_threshold`; crowd regions are no objects.
-
-    Args:
-        ground_truth, results: as in `evaluate_coco`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `evaluate_coco`.
+    overlaps most, if by at least `iou_threshold`; crowd regions are no objects. `ground_truth` and `results` are as in
+    `evaluate_coco`.
     """
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
@@ -55,32 +43,13 @@ def count_duplicates(
     objects, overlaps = nearest_objects(found, rows)
     owners = objects[(objects >= 0) & (overlaps >= iou_threshold)]
     detected = np.unique(owners).size
-    images = len(truth.image_ids)
     return DuplicateCount(
-        duplicates_per_image=(owners.size - detected) / max(images, 1),
-        duplicates_per_object=(owners.size - detected) / detected if detected else math.nan,
-        num_images=images,
+        duplicates_per_image=(owners.size - detected) / max(len(truth.image_ids), 1),
+        duplicates_per_object=(owners.size - detected) / (detected or math.nan),
+        num_images=len(truth.image_ids),
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
     )
-
-
-def nearest_objects(results: CocoResults, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection the object of its class that it overlaps most: (n,) index of the annotation, and (n,) IoU.
-
-    The index is -1 where the image has no object of the class, as crowd regions are none.
-
-    Args:
-        results: the detections.
-        rows: (n,) which of them, in the order of `ranked_rows`.
-    """
-    objects, overlaps = np.full(len(results.scores), -1), np.zeros(len(results.scores))
-    for detections, present in pairs_by_image_and_class(results, rows):
-        present = present[~results.truth.crowd[present]]
-        if present.size:
-            overlap = box_iou(results.boxes[detections], results.truth.boxes[present])
-            objects[detections], overlaps[detections] = present[overlap.argmax(axis=1)], overlap.max(axis=1)
-    return objects[rows], overlaps[rows]
 
 
 def suppress(
@@ -124,11 +93,7 @@ def nms_sweep(
     *,
     merge_scores: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """COCO numbers without and with NMS at several thresholds (paper, Fig. 7).
-
-    Args:
-        ground_truth, results: as in `evaluate_coco`.
-        thresholds, merge_scores: of `suppress`; winner takes all with `merge_scores=True`.
+    """COCO numbers without and with NMS at several thresholds (paper, Fig. 7); arguments as in `suppress`.
 
     Returns:
         "none" and each threshold as text -> the dict of `evaluate_coco`. A model without duplicates gains nothing.

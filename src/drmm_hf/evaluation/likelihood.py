@@ -6,51 +6,38 @@ from typing import Any
 
 import torch
 
-from ..configuration_drmm import DrmmConfig
 from ..data import DetectionDataset, decode_image
-from ..loss import pad_targets
 from ..mixture import MixtureParameters, mixture_loss
-from ..modeling_drmm import DrmmForObjectDetection, run_on_own_canvas
-from .matching import Report
-from .predict import evaluating, prepared_batches, to_model
+from ..modeling_drmm import DrmmForObjectDetection
+from .matches import Report
+from .predict import evaluating, object_records, prepared_batches, to_model
 from .uncertainty import density_text
+
+MIXTURE_SETTINGS = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
 
 
 @dataclass(frozen=True)
 class StageLikelihood:
-    """Means over the objects of a data set; nan without objects.
+    """Means over the objects of a data set; nan without objects."""
 
-    Attributes:
-        nll: -log p(b, c) (Eq. 5), the density in 1/px⁴ of the network input.
-        mcm: -log of the share of the largest component in p(b, c) (Eq. 7).
-        max_share: that share itself, exp(-MCM), averaged over the objects: 1 where one component explains an object
-            alone, 1/2 where two do so equally, and near 0 where the likelihood is below `likelihood_floor`.
-    """
-
-    nll: float
-    mcm: float
+    nll: float  # -log p(b, c) (Eq. 5), the density in 1/px⁴ of the network input
+    mcm: float  # -log of the share of the largest component in p(b, c) (Eq. 7)
+    # That share itself, exp(-MCM), averaged over the objects: 1 where one component explains an object alone, 1/2 where
+    # two do so equally, and near 0 where the likelihood is below `likelihood_floor`.
     max_share: float
 
 
 @dataclass(frozen=True)
 class LikelihoodReport(Report):
-    """Likelihood of each stage together with everything it depends on.
+    """Likelihood of each stage, and the fields of the configuration that it depends on."""
 
-    Attributes:
-        stages: first to last.
-        num_objects: ground-truth boxes that are no crowd.
-        num_images: with and without objects.
-        density, student_t_dof, min_scale_ratio, likelihood_floor, class_weight: the fields of the configuration that
-            the terms depend on. The floor bounds the NLL of an object at -log(likelihood_floor).
-    """
-
-    stages: tuple[StageLikelihood, ...]
-    num_objects: int
-    num_images: int
+    stages: tuple[StageLikelihood, ...]  # first to last
+    num_objects: int  # ground-truth boxes that are no crowd
+    num_images: int  # with and without objects
     density: str
     student_t_dof: float
     min_scale_ratio: float
-    likelihood_floor: float
+    likelihood_floor: float  # bounds the NLL of an object at -log(likelihood_floor)
     class_weight: float
 
     @property
@@ -92,67 +79,34 @@ def likelihood_report(
         raise ValueError(f"config.head is {config.head!r}, which predicts no density; give a model with head='mixture'")
 
     def prepare(rows: Sequence[Mapping[str, Any]]) -> Any:
-        images = [decode_image(row) for row in rows]
-        inputs = processor(images=images, annotations=[_annotations(row) for row in rows], return_tensors="pt")
+        annotations = [{"image_id": row["image_id"], "annotations": object_records(row)} for row in rows]
+        inputs = processor(images=[decode_image(row) for row in rows], annotations=annotations, return_tensors="pt")
         return inputs, inputs.pop("labels")
 
+    settings: dict[str, Any] = {name: getattr(config, name) for name in MIXTURE_SETTINGS}
     sums = torch.zeros(config.num_stages, 3, dtype=torch.float64)
     num_objects = 0
-    with evaluating(model):
-        for _, (inputs, labels) in prepared_batches(dataset.dataset, prepare, batch_size):
-            stages, image_sizes = _stages(model, inputs)
-            targets = pad_targets(
-                [{name: value.to(image_sizes.device) for name, value in label.items()} for label in labels],
-                image_sizes,
-                len(config.id2label or {}),
-            )
-            num_objects += sum(len(label["class_labels"]) for label in labels)
-            for index, stage in enumerate(stages):
-                sums[index] += _sums(stage, targets, config).cpu()
+
+    def add_terms(stages: Sequence[MixtureParameters], targets: Any, *_: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        for index, stage in enumerate(stages):
+            nll, mcm = mixture_loss(stage, *targets, **settings)
+            share = torch.where(targets.mask, torch.exp(-mcm), 0)
+            sums[index] += torch.stack([term.double().sum() for term in (nll, mcm, share)]).cpu()
+        return sums.sum(), {}
+
+    loss_function, model.loss_function = model.loss_function, add_terms
+    try:
+        with evaluating(model):
+            for _, (inputs, labels) in prepared_batches(dataset.dataset, prepare, batch_size):
+                moved = to_model(model, inputs)
+                device = moved["pixel_values"].device
+                model(**moved, labels=[{name: one.to(device) for name, one in label.items()} for label in labels])
+                num_objects += sum(len(label["class_labels"]) for label in labels)
+    finally:
+        model.loss_function = loss_function
     return LikelihoodReport(
         stages=tuple(StageLikelihood(*row) for row in (sums / (num_objects or torch.nan)).tolist()),
         num_objects=num_objects,
         num_images=len(dataset),
-        density=config.density,
-        student_t_dof=float(config.student_t_dof),
-        min_scale_ratio=float(config.min_scale_ratio),
-        likelihood_floor=float(config.likelihood_floor),
-        class_weight=float(config.class_weight),
+        **{**settings, "student_t_dof": float(config.student_t_dof)},
     )
-
-
-def _annotations(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The objects of a row as the image processor takes them."""
-    objects = row["objects"]
-    records = [
-        {"bbox": box, "category_id": label, "iscrowd": crowd}
-        for box, label, crowd in zip(objects["bbox"], objects["category"], objects["iscrowd"], strict=True)
-    ]
-    return {"image_id": row["image_id"], "annotations": records}
-
-
-def _stages(
-    model: DrmmForObjectDetection, inputs: Mapping[str, torch.Tensor]
-) -> tuple[tuple[MixtureParameters, ...], torch.Tensor]:
-    """Every stage's mixture, and (B, 2) width and height of the un-padded images, as in the model's forward."""
-    moved = to_model(model, inputs)
-    if model.config.isolate_images:
-        outputs = run_on_own_canvas(model.model, moved["pixel_values"], moved["pixel_mask"])
-    else:
-        outputs = model.model(**moved)
-    return outputs.stages, outputs.image_sizes
-
-
-def _sums(stage: MixtureParameters, targets: Any, config: DrmmConfig) -> torch.Tensor:
-    """(3,) sums of NLL, MCM and exp(-MCM) over the objects of a batch."""
-    terms = mixture_loss(
-        stage,
-        *targets,
-        density=config.density,
-        student_t_dof=config.student_t_dof,
-        min_scale_ratio=config.min_scale_ratio,
-        likelihood_floor=config.likelihood_floor,
-        class_weight=config.class_weight,
-    )
-    share = torch.where(targets.mask, torch.exp(-terms.mcm), 0)
-    return torch.stack([term.double().sum() for term in (terms.nll, terms.mcm, share)])

@@ -8,56 +8,34 @@ from .calibration import (
     BrierReport,
     CalibrationReport,
     LocalizationCalibrationReport,
-    brier_report,
+    calibration_measures,
     calibration_report,
-    localization_calibration_report,
     part_calibration_report,
 )
 from .coco import run_coco_eval, summarize
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
-from .matching import Matches, match_detections
+from .matches import Report, match_detections
 from .thresholds import LrpReport, lrp_report
 
 
 @dataclass(frozen=True)
-class DetectionReport:
-    """Result of `evaluate_detections`.
+class DetectionReport(Report):
+    """Result of `evaluate_detections`; what is not measured without `details` is empty or None."""
 
-    Attributes:
-        metrics: the dict of `evaluate_coco`; with `also_at=300` also `AP@300`, `AP50@300` and so on, and `AR300`.
-        calibration: one `CalibrationReport` for each score threshold asked for.
-        num_images, num_detections: what was evaluated.
-        localization: LaECE (IoU 0.1) and LaECE_0 (any overlap); empty unless `details` were asked for.
-        lrp: at the best threshold of each class; None unless `details` were asked for.
-        brier: at the IoU threshold of `calibration`; None unless `details` were asked for.
-        parts: the score p·o, p and o by themselves, see `part_calibration_report`; empty unless `details` were asked
-            for and the results carry `objectness`.
-    """
-
-    metrics: dict[str, float]
-    calibration: tuple[CalibrationReport, ...]
+    metrics: dict[str, float]  # of `evaluate_coco`; with `also_at=300` also `AP@300`, `AP50@300` and so on, and `AR300`
+    calibration: tuple[CalibrationReport, ...]  # of all detections, and of those from score 0.3 on
     num_images: int
     num_detections: int
-    localization: tuple[LocalizationCalibrationReport, ...] = ()
-    lrp: LrpReport | None = None
-    brier: BrierReport | None = None
+    localization: tuple[LocalizationCalibrationReport, ...] = ()  # LaECE (IoU 0.1) and LaECE_0 (any overlap)
+    lrp: LrpReport | None = None  # at the best threshold of each class
+    brier: BrierReport | None = None  # at the IoU threshold of `calibration`
+    # of the score p·o, p and o by themselves, if the results carry `objectness`
     parts: dict[str, CalibrationReport] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what was not asked for is left out."""
-        plain: dict[str, Any] = {
-            "metrics": self.metrics,
-            "calibration": [report.to_dict() for report in self.calibration],
-        }
-        if self.localization:
-            plain["localization"] = [report.to_dict() for report in self.localization]
-        if self.lrp is not None:
-            plain["lrp"] = self.lrp.to_dict()
-        if self.brier is not None:
-            plain["brier"] = self.brier.to_dict()
-        if self.parts:
-            plain["parts"] = {name: report.to_dict() for name, report in self.parts.items()}
-        return plain
+        """Plain values for JSON, without the counts; what was not asked for is left out."""
+        plain = super().to_dict()
+        return {name: plain[name] for name in plain if plain[name] and not name.startswith("num_")}
 
 
 def evaluate_detections(
@@ -65,11 +43,10 @@ def evaluate_detections(
     results: Results,
     *,
     max_detections: tuple[int, ...] = (1, 10, 100),
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[Any] | None = None,
     per_class: bool = False,
     iou_threshold: float = 0.5,
     num_bins: int = 10,
-    score_thresholds: Sequence[float] = (0.0, 0.3),
     also_at: int | None = None,
     details: bool = False,
 ) -> DetectionReport:
@@ -78,14 +55,10 @@ def evaluate_detections(
     Args:
         ground_truth, results, max_detections, image_ids, per_class: as in `evaluate_coco`.
         iou_threshold, num_bins: of the calibration errors, LRP and the Brier score.
-        score_thresholds: one calibration report each.
         also_at: a larger number of detections an image and class, to report AP and AR at besides the last of
             `max_detections`. Everything but these two sets of numbers is then counted at the larger one.
         details: also LaECE, LaECE_0, LRP and Brier score, and where the results carry `objectness` the calibration of
             p and o by themselves.
-
-    Raises:
-        FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
     if also_at is not None and also_at <= max_detections[-1]:
         raise ValueError(f"also_at is {also_at}; it must be above {max_detections[-1]}, which is reported anyway")
@@ -99,23 +72,19 @@ def evaluate_detections(
         # AR1 to AR300 carry their limit in the name already.
         named = {f"AR{limit}" for limit in limits}
         metrics |= {f"{name}@{also_at}": value for name, value in at_more.items() if name not in named}
-
-    def match(overlap: float) -> Matches:
-        return match_detections(truth, found, iou_threshold=overlap, max_detections=limits[-1], image_ids=image_ids)
-
-    matches = match(iou_threshold)
-    calibration = tuple(
-        calibration_report(matches, num_bins=num_bins, score_threshold=threshold) for threshold in score_thresholds
+    matches = match_detections(
+        truth, found, iou_threshold=iou_threshold, max_detections=limits[-1], image_ids=image_ids
     )
-    counts = (len(truth.chosen_images(image_ids)), len(found.rows))
-    if not details:
-        return DetectionReport(metrics, calibration, *counts)
+    more: dict[str, Any] = {}
+    if details:
+        measures = calibration_measures(matches, num_bins)
+        more |= {"localization": (measures["LaECE"][1], measures["LaECE_0"][1]), "brier": measures["Brier"][1]}
+        more["lrp"] = lrp_report(matches)
+        more["parts"] = part_calibration_report(matches, num_bins=num_bins) if found.have("objectness") else {}
     return DetectionReport(
-        metrics,
-        calibration,
-        *counts,
-        localization=tuple(localization_calibration_report(match(overlap)) for overlap in (0.1, 0.0)),
-        lrp=lrp_report(matches),
-        brier=brier_report(matches, num_bins=num_bins),
-        parts=part_calibration_report(matches, num_bins=num_bins) if found.have("objectness") else {},
+        metrics=metrics,
+        calibration=tuple(calibration_report(matches, num_bins=num_bins, score_threshold=one) for one in (0.0, 0.3)),
+        num_images=len(matches.image_ids),
+        num_detections=len(found.rows),
+        **more,
     )

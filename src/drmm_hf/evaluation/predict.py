@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -14,8 +14,11 @@ from accelerate.utils import gather_object
 from PIL import ExifTags, Image, ImageOps
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
 from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
+from ..image_processing_drmm import DrmmImageProcessor
+from ..postprocessing import select_detections
 from .coco import detections_to_coco
 
 Detection = dict[str, torch.Tensor]
@@ -120,17 +123,20 @@ def predict_stream(
     """
     rows: list[dict[str, Any]] = []
     results = predict_dataset(model, processor, dataset, rows=rows, **options)
-    annotations: list[dict[str, Any]] = []
-    for row in rows:
-        columns = (row["objects"][name] for name in ("bbox", "category", "area", "iscrowd"))
-        for bbox, label, area, iscrowd in zip(*columns, strict=True):
-            one = {"bbox": bbox, "category_id": label, "area": area, "iscrowd": iscrowd}
-            annotations.append({"id": len(annotations) + 1, "image_id": row["image_id"], **one})
+    annotations = [{"image_id": row["image_id"], **one} for row in rows for one in object_records(row)]
     return results, {
         "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
-        "annotations": annotations,
+        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, start=1)],
         "categories": [{"id": i, "name": dataset.id2label[i]} for i in _category_ids(dataset) if i != -1],
     }
+
+
+def object_records(row: Row) -> list[dict[str, Any]]:
+    """The objects of a row as COCO has them, which is how the image processor takes them; categories are labels."""
+    columns = [row["objects"][name] for name in ("bbox", "category", "area", "iscrowd")]
+    return [
+        dict(zip(("bbox", "category_id", "area", "iscrowd"), one, strict=True)) for one in zip(*columns, strict=True)
+    ]
 
 
 def predict_batches(
@@ -297,7 +303,19 @@ def _detect(
     top_k: int,
 ) -> list[Detection]:
     outputs = model(**to_model(model, inputs))
-    detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes, top_k=top_k)
+    if isinstance(processor, DrmmImageProcessor):
+        detections = select_detections(outputs, threshold, sizes, top_k)
+    elif outputs.get("pred_scales") is not None:  # D-RMM on a stock detector, whose processor knows nothing of scales
+        logits, config = outputs["logits"], cast(PreTrainedConfig, model.config)
+        if logits.shape[-1] > len(config.id2label or {}):  # a softmax with the background
+            logits = torch.logit(logits.softmax(dim=-1)[..., :-1])
+        detections = select_detections({**outputs, "logits": logits}, threshold, sizes, top_k)
+    else:  # stock detectors disagree about what a score is, and their processors know
+        detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+        best = [one["scores"].topk(min(top_k, len(one["scores"]))).indices for one in detections]
+        detections = [
+            {name: value[index] for name, value in one.items()} for one, index in zip(detections, best, strict=True)
+        ]
     return [
         {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in one.items()}
         for one in detections

@@ -12,11 +12,10 @@ from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
 
-from .calibration import BinnedReport, CalibrationReport, brier_report, calibration_report
-from .calibration import localization_calibration_report as localization_report
+from .calibration import CalibrationReport, calibration_measures
 from .coco import rescored
 from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
-from .matching import Matchable, Matches, MatchOptions, Report, halve_images, iou_text, match_detections
+from .matches import Matchable, Matches, MatchOptions, Report, halve_images, match_detections
 
 Method: TypeAlias = Literal["isotonic", "temperature"]
 Target: TypeAlias = Literal["precision", "iou"]
@@ -28,14 +27,10 @@ MAX_TEMPERATURE = 100.0
 
 @dataclass(frozen=True)
 class IsotonicCurve:
-    """Non-decreasing, piecewise linear map of scores, constant outside of the fitted ones.
+    """Non-decreasing, piecewise linear map of scores, constant outside of the fitted ones."""
 
-    Attributes:
-        scores: increasing (m,); values: non-decreasing (m,) calibrated scores at them.
-    """
-
-    scores: tuple[float, ...]
-    values: tuple[float, ...]
+    scores: tuple[float, ...]  # increasing (m,)
+    values: tuple[float, ...]  # non-decreasing (m,) calibrated scores at them
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """(n,) scores to (n,) calibrated scores."""
@@ -58,22 +53,15 @@ Curve: TypeAlias = IsotonicCurve | TemperatureCurve
 
 @dataclass(frozen=True)
 class ScoreCalibration(Report):
-    """A fitted map from scores to calibrated scores; `ScoreCalibration.fit` makes one.
+    """A fitted map from scores to calibrated scores; `ScoreCalibration.fit` makes one."""
 
-    Attributes:
-        pooled: the curve of all classes together, for classes that have none of their own.
-        per_class: original category id -> curve; empty if fitted pooled.
-        method, target, iou_threshold, max_detections: the settings it was fitted with.
-        num_detections: detections it was fitted on.
-    """
-
-    pooled: Curve
-    per_class: dict[Any, Curve]
+    pooled: Curve  # of all classes together, for classes that have none of their own
+    per_class: dict[Any, Curve]  # original category id -> curve; empty if fitted pooled
     method: Method
     target: Target
     iou_threshold: float
     max_detections: int
-    num_detections: int
+    num_detections: int  # that it was fitted on
 
     @classmethod
     def fit(
@@ -104,7 +92,7 @@ class ScoreCalibration(Report):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
         matches = match_detections(ground_truth, results, **options).above(0.0)
-        if not matches.scores.size:
+        if not len(matches):
             raise ValueError("results: no detections on these images; calibration needs some to fit to")
         fit_curve = fit_isotonic if method == "isotonic" else fit_temperature
 
@@ -112,16 +100,15 @@ class ScoreCalibration(Report):
             return fit_curve(part.scores, part.ious if target == "iou" else part.correct.astype(float))
 
         classes = np.unique(matches.classes).tolist() if per_class else []
+        category_ids = matches.truth.category_ids
         return cls(
             pooled=fitted(matches),
-            per_class={
-                matches.truth.category_ids[index]: fitted(matches.select(matches.classes == index)) for index in classes
-            },
+            per_class={category_ids[one]: fitted(matches.select(matches.classes == one)) for one in classes},
             method=method,
             target=target,
             iou_threshold=matches.iou_threshold,
             max_detections=matches.max_detections,
-            num_detections=int(matches.scores.size),
+            num_detections=len(matches),
         )
 
     def apply(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -141,14 +128,6 @@ class ScoreCalibration(Report):
         calibrated = calibrated.clip(0.0, 1.0)
         return [rescored(result, score) for result, score in zip(ranked, calibrated.tolist(), strict=True)]
 
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to a value."""
-        return (
-            f"{self.method}, {'per class' if self.per_class else 'pooled'}, fitted to {self.target} at "
-            f"{iou_text(self.iou_threshold)}, maxDets {self.max_detections}, {self.num_detections} detections"
-        )
-
 
 def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicCurve:
     """Least-squares non-decreasing map of (n,) scores to (n,) targets in [0, 1]; equal scores count as one.
@@ -157,20 +136,15 @@ def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicCurve:
     """
     levels, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
     totals = np.bincount(index, weights=targets)
-    values: list[float] = []
-    pools: list[tuple[float, int, int]] = []  # sum and number of targets, and the place of the first level
+    pools: list[tuple[float, int, int, int]] = []  # sum and number of targets, first and last level
     for place, (total, count) in enumerate(zip(totals.tolist(), counts.tolist(), strict=True)):
-        start = place
-        while values and values[-1] >= total / count:
-            values.pop()
-            more, others, start = pools.pop()
-            total, count = total + more, count + others
-        values.append(total / count)
-        pools.append((total, count, start))
+        pools.append((total, count, place, place))
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] >= pools[-1][0] / pools[-1][1]:
+            total, count, _, last = pools.pop()
+            more, others, first, _ = pools.pop()
+            pools.append((total + more, count + others, first, last))
     # The ends of each constant piece are all that interpolation needs.
-    starts = [start for *_, start in pools]
-    pieces = list(zip(starts, [*starts[1:], len(levels)], values, strict=True))
-    ends = [(levels[i].item(), value) for first, stop, value in pieces for i in sorted({first, stop - 1})]
+    ends = [(levels[i].item(), total / count) for total, count, *piece in pools for i in sorted(set(piece))]
     return IsotonicCurve(*zip(*ends, strict=True))
 
 
@@ -193,30 +167,14 @@ def fit_temperature(scores: np.ndarray, targets: np.ndarray) -> TemperatureCurve
 
 @dataclass(frozen=True)
 class SplitHalfReport(Report):
-    """Calibration errors before and after fits on the other half of the images.
+    """Calibration errors before and after fits on the other half of the images; names are "raw" and the methods."""
 
-    Attributes:
-        values: "raw" and each method -> metric -> mean of the two directions; nan if a half has no detections.
-        metric_settings: metric -> its settings in words.
-        fit_settings: the settings of the fits in words.
-        reports: "raw" and each method -> the reports of ECE on the first and on the second half, for diagrams.
-        num_images: images of the two halves.
-        seed: of the split.
-    """
-
-    values: dict[str, dict[str, float]]
-    metric_settings: dict[str, str]
-    fit_settings: str
-    reports: dict[str, tuple[CalibrationReport, CalibrationReport]]
-    num_images: tuple[int, int]
-    seed: int
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the values."""
-        metrics = "; ".join(f"{metric}: {settings}" for metric, settings in self.metric_settings.items())
-        halves = f"halves of {self.num_images[0]} and {self.num_images[1]} images, seed {self.seed}"
-        return f"{self.fit_settings}; {halves}; {metrics}"
+    values: dict[str, dict[str, float]]  # name -> metric -> mean of the two directions
+    metric_settings: dict[str, str]  # metric -> its settings in words
+    fit_settings: str  # those of the fits in words
+    reports: dict[str, tuple[CalibrationReport, CalibrationReport]]  # name -> ECE on the first and on the second half
+    num_images: tuple[int, int]  # of the two halves
+    seed: int  # of the split
 
 
 def split_half_report(
@@ -230,16 +188,12 @@ def split_half_report(
     iou_threshold: float = 0.5,
     num_bins: int = 10,
     max_detections: int = 100,
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[Any] | None = None,
 ) -> SplitHalfReport:
     """Split the images in two at random, fit on one half, report on the other, both ways, and average.
 
-    The metrics, each before ("raw") and after:
-
-    - ECE, Brier: all detections, at `iou_threshold` with `num_bins` bins.
-    - D-ECE: score at least 0.3, IoU 0.5, 10 bins. The fit moves detections across 0.3, so it is not over the
-      same detections before and after.
-    - LaECE (IoU 0.1), LaECE_0 and LaACE_0 (any overlap): all detections, 25 bins.
+    The metrics, each before ("raw") and after, are those of `calibration_measures`. The fit moves detections across the
+    0.3 of D-ECE, so that this one is not over the same detections before and after.
 
     Args:
         ground_truth, results, max_detections, image_ids: as in `match_detections`; scores must lie in [0, 1].
@@ -256,44 +210,28 @@ def split_half_report(
     halves = halve_images(truth, image_ids, seed)
     rows_of = [[row for row in found.rows if row["image_id"] in half] for half in halves]
 
-    def match(part: int, rows: Results, iou: float) -> Matches:
-        return match_detections(
-            truth, rows, iou_threshold=iou, max_detections=max_detections, image_ids=list(halves[part])
-        )
+    def match(half: int, rows: Results) -> Matches:
+        options = MatchOptions(iou_threshold=iou_threshold, max_detections=max_detections, image_ids=list(halves[half]))
+        return match_detections(truth, rows, **options)
 
-    def measure(part: int, rows: Results) -> tuple[CalibrationReport, dict[str, tuple[float, BinnedReport]]]:
-        rows = prepare_results(rows, truth)
-        matches, any_overlap = match(part, rows, iou_threshold), localization_report(match(part, rows, 0.0))
-        ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches, num_bins=num_bins)
-        d_ece = calibration_report(match(part, rows, 0.5), score_threshold=0.3)
-        laece = localization_report(match(part, rows, 0.1))
-        return ece, {
-            "ECE": (ece.ece, ece),
-            "D-ECE": (d_ece.ece, d_ece),
-            "LaECE": (laece.laece, laece),
-            "LaECE_0": (any_overlap.laece, any_overlap),
-            "LaACE_0": (any_overlap.laace, any_overlap),
-            "Brier": (brier.brier, brier),
-        }
-
-    measured = {"raw": [measure(part, rows_of[part]) for part in (0, 1)]}
-    for report_half, fit_half in ((0, 1), (1, 0)):
-        matches = match(fit_half, rows_of[fit_half], iou_threshold)
-        for method in dict.fromkeys(methods):
-            calibration = ScoreCalibration.fit(matches, method=method, per_class=per_class, target=target)
-            calibrated = calibration.apply(rows_of[report_half])
-            measured.setdefault(method, []).append(measure(report_half, calibrated))
+    raw = [match(half, rows) for half, rows in enumerate(rows_of)]
+    measured = {"raw": [calibration_measures(matches, num_bins) for matches in raw]}
+    for method in dict.fromkeys(methods):
+        for half, rows in enumerate(rows_of):
+            calibration = ScoreCalibration.fit(raw[1 - half], method=method, per_class=per_class, target=target)
+            measures = calibration_measures(match(half, calibration.apply(rows)), num_bins)
+            measured.setdefault(method, []).append(measures)
     return SplitHalfReport(
         values={
             name: {metric: (first[metric][0] + second[metric][0]) / 2 for metric in first}
-            for name, ((_, first), (_, second)) in measured.items()
+            for name, (first, second) in measured.items()
         },
-        metric_settings={metric: report.settings for metric, (_, report) in measured["raw"][0][1].items()},
+        metric_settings={metric: report.settings for metric, (_, report) in measured["raw"][0].items()},
         fit_settings=(
             f"fitted {'per class' if per_class else 'pooled'} to {target} at IoU {iou_threshold:g}, "
             f"maxDets {max_detections}"
         ),
-        reports={name: (first, second) for name, ((first, _), (second, _)) in measured.items()},
+        reports={name: (first["ECE"][1], second["ECE"][1]) for name, (first, second) in measured.items()},
         num_images=(len(halves[0]), len(halves[1])),
         seed=seed,
     )

@@ -9,40 +9,28 @@ import numpy as np
 
 from .coco import run_coco_eval, summarize
 from .coco_input import CocoResults, Results
-from .duplicates import nearest_objects
-from .matching import (
+from .matches import (
     Matchable,
     Matches,
     MatchOptions,
     MatchReport,
     check_probability,
-    iou_text,
     match_detections,
-    mean_of_known,
+    mean_or_nan,
+    nearest_objects,
 )
 
 
 @dataclass(frozen=True)
 class ClassLrp:
-    """LRP error of one class.
+    """LRP error of one class; nan and no counts without ground truth."""
 
-    Attributes:
-        category_id: original id of the class.
-        lrp: [Σ_TP (1 - IoU) / (1 - τ) + FP + FN] / (TP + FP + FN), in [0, 1]; nan without ground truth.
-        localization: mean 1 - IoU of the true positives; nan if there are none.
-        false_positive: 1 - precision; nan if nothing is kept.
-        false_negative: 1 - recall; nan without ground truth.
-        score_threshold: detections with at least this score are kept. Infinity where the optimum is to keep
-            none, because no threshold brings the error below 1; nan without ground truth.
-        num_objects, num_true_positives, num_false_positives: counts at that threshold.
-    """
-
-    category_id: Any
-    lrp: float
-    localization: float
-    false_positive: float
-    false_negative: float
-    score_threshold: float
+    category_id: Any  # as in the file
+    lrp: float  # [Σ_TP (1 - IoU) / (1 - τ) + FP + FN] / (TP + FP + FN), in [0, 1]
+    localization: float  # mean 1 - IoU of the true positives; nan if there are none
+    false_positive: float  # 1 - precision; nan if nothing is kept
+    false_negative: float  # 1 - recall
+    score_threshold: float  # kept from here on; infinity where no threshold brings the error below 1
     num_objects: int
     num_true_positives: int
     num_false_positives: int
@@ -50,44 +38,23 @@ class ClassLrp:
 
 @dataclass(frozen=True, kw_only=True)
 class LrpReport(MatchReport):
-    """LRP error together with everything it depends on.
+    """LRP error and its components, means over the classes that have them, and of each class by its name."""
 
-    Attributes:
-        lrp: mean over the classes with ground truth; moLRP (mean optimal LRP) if `score_threshold` is None.
-        localization, false_positive, false_negative: means of the components over the classes that have them.
-        per_class: category name -> the same for each class.
-        num_ignored: detections left out because they lie on a crowd region.
-        score_threshold: None where each class has its own optimum.
-    """
-
-    lrp: float
+    lrp: float  # moLRP (mean optimal LRP) if `score_threshold` is None
     localization: float
     false_positive: float
     false_negative: float
     per_class: dict[str, ClassLrp]
-    num_ignored: int
-    score_threshold: float | None  # type: ignore[assignment]
+    num_ignored: int  # detections left out because they lie on a crowd region
+    score_threshold: float | None  # type: ignore[assignment]  # None where each class has its own optimum
 
     @property
     def thresholds(self) -> dict[Any, float]:
         """Original category id -> score threshold, for the classes with ground truth; see `keep_above`."""
         return {entry.category_id: entry.score_threshold for entry in self.per_class.values() if entry.num_objects}
 
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the value."""
-        if self.score_threshold is not None:
-            return super().settings
-        return f"{iou_text(self.iou_threshold)}, LRP-optimal score thresholds, maxDets {self.max_detections}"
 
-
-def lrp_report(
-    ground_truth: Matchable,
-    results: Results | None = None,
-    *,
-    score_threshold: float | None = None,
-    **options: Unpack[MatchOptions],
-) -> LrpReport:
+def lrp_report(ground_truth: Matchable, results: Results | None = None, **options: Unpack[MatchOptions]) -> LrpReport:
     """LRP error of each class and its mean, at the best threshold of each class or at a given one.
 
     Oksuz et al., One metric to measure them all: localisation recall precision (LRP) for evaluating visual
@@ -97,30 +64,24 @@ def lrp_report(
 
     Args:
         ground_truth, results, options: of `match_detections`, τ = `iou_threshold` below 1. Scores need not be
-            probabilities.
-        score_threshold: keep detections with at least this score; None finds the optimum of each class.
-
-    Raises:
-        FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
+            probabilities. Without a `score_threshold` it is the optimum of each class.
     """
+    score_threshold = options.pop("score_threshold", None)
     matches = match_detections(ground_truth, results, **options)
     if matches.iou_threshold >= 1.0:
         raise ValueError("iou_threshold must be below 1: LRP divides by 1 - iou_threshold")
-    truth = matches.truth
-    classes = zip(truth.category_ids, matches.num_objects.tolist(), strict=True)
     entries = [
-        _class_lrp(category_id, matches.select(matches.classes == index), num_objects, score_threshold)
-        for index, (category_id, num_objects) in enumerate(classes)
+        _class_lrp(category_id, matches.select(matches.classes == index), score_threshold)
+        for index, category_id in enumerate(matches.truth.category_ids)
     ]
     known = [entry for entry in entries if entry.num_objects]
     names = ("lrp", "localization", "false_positive", "false_negative")
-    means: dict[str, Any] = {name: mean_of_known([getattr(entry, name) for entry in known]) for name in names}
-    settings = {**matches.settings, "score_threshold": None if score_threshold is None else float(score_threshold)}
+    means: dict[str, Any] = {name: mean_or_nan([getattr(entry, name) for entry in known]) for name in names}
     return LrpReport(
         **means,
-        per_class=dict(zip(truth.class_names, entries, strict=True)),
+        per_class=dict(zip(matches.truth.class_names, entries, strict=True)),
         num_ignored=len(matches.ignored_scores),
-        **settings,
+        **{**matches.settings, "score_threshold": None if score_threshold is None else float(score_threshold)},
     )
 
 
@@ -135,35 +96,34 @@ def keep_above(results: Sequence[Mapping[str, Any]], thresholds: Mapping[Any, fl
     return [dict(result) for result in results if result["score"] >= thresholds.get(result["category_id"], -math.inf)]
 
 
-def _class_lrp(category_id: Any, matches: Matches, num_objects: int, score_threshold: float | None) -> ClassLrp:
+def _class_lrp(category_id: Any, matches: Matches, score_threshold: float | None) -> ClassLrp:
     """`matches` holds the detections of this class alone."""
+    num_objects = int(matches.num_objects[matches.truth.category_ids.index(category_id)])
     order = np.argsort(-matches.scores, kind="stable")
     scores, correct = matches.scores[order], matches.correct[order]
+    if not num_objects:
+        kept = len(scores) if score_threshold is None else int((scores >= score_threshold).sum())
+        return ClassLrp(category_id, *(math.nan,) * 5, 0, 0, kept)
     # Entry k of these is for the k best detections, from none to all.
     true = np.append(0, np.cumsum(correct))
     false = np.arange(scores.size + 1) - true
     misfit = np.append(0.0, np.cumsum(np.where(correct, 1.0 - matches.ious[order], 0.0)))
-    if not num_objects:
-        nan = math.nan
-        kept = scores.size if score_threshold is None else int((scores >= score_threshold).sum())
-        return ClassLrp(category_id, nan, nan, nan, nan, nan, 0, 0, kept)
     missed = num_objects - true
     errors = (misfit / (1.0 - matches.iou_threshold) + false + missed) / (num_objects + false)
     if score_threshold is None:
         # No threshold lies between equal scores.
-        cuts = np.flatnonzero(np.append(True, scores[:-1] != scores[1:]))[: scores.size]
-        cuts = np.append(cuts, scores.size)
+        cuts = np.append(np.flatnonzero(np.append(True, scores[:-1] != scores[1:])[: scores.size]), scores.size)
         kept = int(cuts[np.argmin(errors[cuts])])
-        threshold = float(scores[kept - 1]) if kept else math.inf
+        score_threshold = float(scores[kept - 1]) if kept else math.inf
     else:
-        kept, threshold = int((scores >= score_threshold).sum()), float(score_threshold)
+        kept = int((scores >= score_threshold).sum())
     return ClassLrp(
         category_id=category_id,
         lrp=float(errors[kept]),
         localization=float(misfit[kept] / true[kept]) if true[kept] else math.nan,
         false_positive=float(false[kept] / kept) if kept else math.nan,
         false_negative=float(missed[kept] / num_objects),
-        score_threshold=threshold,
+        score_threshold=float(score_threshold),
         num_objects=num_objects,
         num_true_positives=int(true[kept]),
         num_false_positives=int(false[kept]),
@@ -172,25 +132,12 @@ def _class_lrp(category_id: Any, matches: Matches, num_objects: int, score_thres
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint(MatchReport):
-    """The detections with at least one score, all classes together.
+    """The detections with at least one score, all classes together; nan where there is nothing to divide by."""
 
-    Attributes:
-        num_detections: how many are kept; those on a crowd region do not count.
-        expected_precision: their mean score, which is the share of right ones if the scores are probabilities; nan
-            without detections. It needs no ground truth, so it can be had for images that nobody has annotated.
-        precision: the share of right ones; nan without detections.
-        recall: share of the objects that are found; nan without objects.
-    """
-
-    num_detections: int
-    expected_precision: float
+    num_detections: int  # kept; those on a crowd region do not count
+    expected_precision: float  # their mean score: the precision if scores are probabilities; needs no ground truth
     precision: float
     recall: float
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the values."""
-        return f"{iou_text(self.iou_threshold)}, maxDets {self.max_detections}, classes together"
 
 
 def operating_points(
@@ -203,28 +150,23 @@ def operating_points(
 
     Args:
         ground_truth, results, options: of `match_detections`; scores must lie in [0, 1].
-        thresholds: scores in [0, 1].
-
-    Raises:
-        FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
+        thresholds: scores in [0, 1]. `expected_precision` at one is what annotations would show if the scores are
+            calibrated, so it can be had for images that nobody has annotated.
     """
     for threshold in thresholds:
         check_probability("thresholds", threshold)
     matches = match_detections(ground_truth, results, **options)
     objects = int(matches.num_objects.sum())
-    points = []
-    for threshold in thresholds:
-        kept = matches.above(threshold)
-        count = len(kept.scores)
-        point = OperatingPoint(
-            num_detections=count,
-            expected_precision=float(kept.scores.mean()) if count else math.nan,
-            precision=float(kept.correct.mean()) if count else math.nan,
-            recall=float(kept.correct.sum() / objects) if objects else math.nan,
+    return tuple(
+        OperatingPoint(
+            num_detections=len(kept),
+            expected_precision=mean_or_nan(kept.scores),
+            precision=mean_or_nan(kept.correct),
+            recall=float(kept.correct.sum() / (objects or math.nan)),
             **kept.settings,
         )
-        points.append(point)
-    return tuple(points)
+        for kept in map(matches.above, thresholds)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,18 +176,12 @@ class RankingReport(MatchReport):
     The step from `ap` to `true_first` is what wrong detections in front of right ones cost, of which
     `without_duplicates` shows the part of duplicates. The next step, to `best_first`, is what scores cost that do not
     know how good a box is. What is still missing to 1 are objects not found and boxes not exact.
-
-    Attributes:
-        ap: as it is.
-        without_duplicates: with the detections removed that lie on an object of their class, but were not given one.
-        true_first: with every true positive before every other detection, otherwise in the order of the scores.
-        best_first: the same, true positives in the order of their IoU.
     """
 
     ap: float
-    without_duplicates: float
-    true_first: float
-    best_first: float
+    without_duplicates: float  # without detections that lie on an object of their class, but were not given one
+    true_first: float  # every true positive before every other detection, otherwise in the order of the scores
+    best_first: float  # the same, true positives in the order of their IoU
 
 
 def ranking_report(
@@ -256,21 +192,17 @@ def ranking_report(
     Args:
         ground_truth, results, options: of `match_detections`; `iou_threshold` decides what is a true positive,
             `max_detections` counts for AP, too, and AP is that of all images. Scores must lie in [0, 1].
-
-    Raises:
-        FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
     matches = match_detections(ground_truth, results, **options).above(0.0)
     found, rows = matches.results, matches.rows
     _, overlaps = nearest_objects(found, rows)
-    duplicates = rows[~matches.correct & (overlaps > 0.0) & (overlaps >= matches.iou_threshold)]
     right = rows[matches.correct]
     # Added to a probability, 1 puts a detection before all others.
     true_first, best_first = found.scores.copy(), found.scores.copy()
     true_first[right] += 1.0
     best_first[right] = matches.ious[matches.correct] + 1.0
     unique = np.ones(len(found.scores), dtype=bool)
-    unique[duplicates] = False
+    unique[rows[~matches.correct & (overlaps > 0.0) & (overlaps >= matches.iou_threshold)]] = False
 
     def ap(changed: CocoResults) -> float:
         return summarize(run_coco_eval(changed, (matches.max_detections,)), matches.truth)["AP"]

@@ -10,14 +10,14 @@ are without the floor, but below it the loss has not seen them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from ..postprocessing import half_width
 from .coco_input import Results
-from .matching import Matchable, Matches, MatchOptions, MatchReport, check_probability, halve_images, match_detections
+from .matches import Matchable, Matches, MatchOptions, MatchReport, halve_images, match_detections, mean_or_nan
 
 LEVELS = (0.5, 0.8, 0.9)
 SMALLEST_FACTOR = 1e-6  # for boxes without an error: an interval without a width is none
@@ -25,65 +25,51 @@ NUM_QUANTILES = 5
 
 
 class _Edges(NamedTuple):
-    """Edges of n true positives, (n, 4) each in pixels of the original image and in the order l, t, r, b.
+    """Edges of n true positives, (n, 4) each in pixels of the original image and in the order l, t, r, b."""
 
-    `errors` are true minus predicted, `scales` γ, and `sizes` the predicted width, height, width, height.
-    """
-
-    errors: np.ndarray
-    scales: np.ndarray
-    sizes: np.ndarray
-
-    def ratios(self) -> np.ndarray:
-        """(n, 4) |error| in units of γ; where both are zero, zero."""
-        size = np.abs(self.errors)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(size > 0, size / self.scales, 0.0)
+    errors: np.ndarray  # |true - predicted|
+    scales: np.ndarray  # γ
+    sizes: np.ndarray  # the predicted width, height, width, height
+    ratios: np.ndarray  # errors / scales; where both are zero, zero
 
 
-def _match_edges(matches: Matches, score_threshold: float) -> tuple[Matches, _Edges]:
-    """The true positives with at least this score, and their edges."""
-    check_probability("score_threshold", score_threshold)
-    right = matches.select(matches.correct & (matches.scores >= score_threshold))
-    right = replace(right, score_threshold=float(score_threshold))
+def _match_edges(
+    ground_truth: Matchable, results: Results | None, options: MatchOptions
+) -> tuple[Matches, Matches, _Edges]:
+    """The matches from a score of 0.3 if no other is given, the true positives among them, and their edges."""
+    options.setdefault("score_threshold", 0.3)
+    matches = match_detections(ground_truth, results, **options)
+    right = matches.select(matches.correct)
     boxes, objects = right.results.boxes[right.rows], right.truth.boxes[right.objects]
     predicted, true = (np.concatenate([one[:, :2], one[:, :2] + one[:, 2:]], axis=1) for one in (boxes, objects))
-    sizes = np.tile(predicted[:, 2:] - predicted[:, :2], 2)
-    return right, _Edges(true - predicted, right.results.scales[right.rows], sizes)
+    errors, scales = np.abs(true - predicted), right.results.scales[right.rows]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(errors > 0, errors / scales, 0.0)
+    return matches, right, _Edges(errors, scales, np.tile(predicted[:, 2:] - predicted[:, :2], 2), ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntervalReport(MatchReport):
-    """How often predicted intervals hold the true edge, together with everything that depends on.
+    """How often predicted intervals hold the true edge; nan without true positives."""
 
-    Attributes:
-        levels: what the coverage should be.
-        coverage: share of all edges in their interval, for each level; nan without true positives.
-        edge_coverage: the same for the left, top, right and bottom edge; one row for each level.
-        mean_width, median_width: of the whole intervals in pixels, for each level.
-        rank_correlation: Spearman's, of interval width and |error| over all edges: whether γ tells which edges are
-            wrong. It is the same at every level; nan if either does not vary.
-        relative_rank_correlation: the same with both divided by the predicted width (l, r) or height (t, b): what is
-            left when large boxes have large errors anyway.
-        quintile_scales, quintile_errors: mean γ (times `scale_factor`) and mean |error| in pixels of the fifth of the
-            edges with the smallest γ, and so on to the largest; nan where there are fewer than five edges.
-        floor_share: share of the edges whose γ is the floor of the density, `min_scale_ratio` times the predicted
-            width or height. Their intervals only say how large the box is.
-        num_detections: true positives; each has four edges.
-        scale_factor, density, student_t_dof, min_scale_ratio: the other settings.
-    """
-
-    levels: tuple[float, ...]
-    coverage: tuple[float, ...]
-    edge_coverage: tuple[tuple[float, ...], ...]
-    mean_width: tuple[float, ...]
+    levels: tuple[float, ...]  # what the coverage should be
+    coverage: tuple[float, ...]  # share of all edges in their interval, for each level
+    edge_coverage: tuple[tuple[float, ...], ...]  # of the left, top, right and bottom edge; a row for each level
+    mean_width: tuple[float, ...]  # of the whole intervals in pixels, for each level
     median_width: tuple[float, ...]
+    # Spearman's, of interval width and |error| over all edges: whether γ tells which edges are wrong. It is the same at
+    # every level; nan if either does not vary.
     rank_correlation: float
+    # The same with both divided by the predicted width (l, r) or height (t, b): what is left when large boxes have
+    # large errors anyway.
     relative_rank_correlation: float
+    # Mean γ (times `scale_factor`) and mean |error| in pixels of the fifth of the edges with the smallest γ, and so on
+    # to the largest; nan where there are fewer than five edges.
     quintile_scales: tuple[float, ...]
     quintile_errors: tuple[float, ...]
+    # Share of the edges whose γ is the floor of the density, `min_scale_ratio` times the predicted width or height.
     floor_share: float
-    num_detections: int
+    num_detections: int  # true positives; each has four edges
     scale_factor: float
     density: str
     student_t_dof: float
@@ -103,7 +89,6 @@ def interval_report(
     results: Results | None = None,
     levels: Sequence[float] = LEVELS,
     *,
-    score_threshold: float = 0.3,
     scale_factor: float = 1.0,
     density: str = "cauchy",
     student_t_dof: float = 1.0,
@@ -116,42 +101,38 @@ def interval_report(
     coverage may exceed the level for this reason alone. A lower `iou_threshold` cuts less.
 
     Args:
-        ground_truth, options: of `match_detections`.
+        ground_truth, options: of `match_detections`; detections count from a `score_threshold` of 0.3 unless given.
         results: COCO results with `scales`, as `predict_dataset(..., with_scales=True)` returns them.
         levels: probabilities in (0, 1).
-        score_threshold: count detections with at least this score.
         scale_factor: γ is multiplied by it; see `fit_scale_factor`.
-        density, student_t_dof: as in `box_intervals`.
+        density, student_t_dof: as in `box_intervals`, which may raise an ImportError.
         min_scale_ratio: `config.min_scale_ratio` of the model; only `floor_share` depends on it.
-
-    Raises:
-        FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
-        ImportError: as in `box_intervals`.
     """
     if not (math.isfinite(scale_factor) and scale_factor > 0.0):
         raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
     reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
-    right, edges = _match_edges(match_detections(ground_truth, results, **options), score_threshold)
-    inside = edges.ratios() <= reaches[:, None, None]  # (levels, n, 4)
-    known = right.rows.size > 0
-    nan = (math.nan,) * len(reaches)
-    size, scales = np.abs(edges.errors).ravel(), edges.scales.ravel()
+    _, right, edges = _match_edges(ground_truth, results, options)
+    inside = edges.ratios <= reaches[:, None, None]  # (levels, n, 4)
+    nans = np.full((len(reaches), 4), math.nan)
+    edge_coverage = inside.mean(axis=1) if len(right) else nans
+    errors, scales = edges.errors.ravel(), edges.scales.ravel()
     relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
     # Scales and boxes come from float32; the floor is met to about 1e-6.
     at_floor = edges.scales <= min_scale_ratio * edges.sizes * (1.0 + 1e-3)
     fifths = np.array_split(np.argsort(scales, kind="stable"), NUM_QUANTILES)
+    median = float(np.median(scales)) if len(right) else math.nan
     return IntervalReport(
         levels=tuple(float(level) for level in levels),
-        coverage=tuple(inside.mean(axis=(1, 2)).tolist()) if known else nan,
-        edge_coverage=tuple(map(tuple, inside.mean(axis=1).tolist())) if known else ((math.nan,) * 4,) * len(reaches),
-        mean_width=tuple((2.0 * reaches * scales.mean()).tolist()) if known else nan,
-        median_width=tuple((2.0 * reaches * np.median(scales)).tolist()) if known else nan,
-        rank_correlation=_rank_correlation(scales, size),
-        relative_rank_correlation=_rank_correlation(scales * relative, size * relative),
-        quintile_scales=tuple(float(scale_factor * scales[part].mean()) if part.size else math.nan for part in fifths),
-        quintile_errors=tuple(float(size[part].mean()) if part.size else math.nan for part in fifths),
-        floor_share=float(at_floor.mean()) if known else math.nan,
-        num_detections=right.rows.size,
+        coverage=tuple(map(mean_or_nan, inside)),
+        edge_coverage=tuple(map(tuple, edge_coverage.tolist())),
+        mean_width=tuple((2.0 * reaches * mean_or_nan(scales)).tolist()),
+        median_width=tuple((2.0 * reaches * median).tolist()),
+        rank_correlation=_rank_correlation(scales, errors),
+        relative_rank_correlation=_rank_correlation(scales * relative, errors * relative),
+        quintile_scales=tuple(scale_factor * mean_or_nan(scales[part]) for part in fifths),
+        quintile_errors=tuple(mean_or_nan(errors[part]) for part in fifths),
+        floor_share=mean_or_nan(at_floor),
+        num_detections=len(right),
         scale_factor=float(scale_factor),
         density=density,
         student_t_dof=float(student_t_dof),
@@ -162,40 +143,19 @@ def interval_report(
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleFactorReport(MatchReport):
-    """One factor on γ, and whether it helps on images that it was not fitted on.
+    """One factor on γ, and whether it helps on images that it was not fitted on."""
 
-    Attributes:
-        factor: fitted on all images: the one to use, as `interval_report(..., scale_factor=factor)`. Below 1 the
-            predicted intervals are too wide.
-        half_factors: fitted on the first and on the second half of the images.
-        levels: where coverage is reported; `level` is one of them.
-        coverage_before: share of edges inside, for each level, mean of the two halves.
-        coverage_after: the same with the factor of the other half.
-        num_detections: true positives in the two halves.
-        num_images: images of the two halves.
-        level, density, student_t_dof, seed: the other settings.
-    """
-
-    factor: float
-    half_factors: tuple[float, float]
-    levels: tuple[float, ...]
-    coverage_before: tuple[float, ...]
-    coverage_after: tuple[float, ...]
-    num_detections: tuple[int, int]
+    factor: float  # fitted on all images, for `interval_report(..., scale_factor=factor)`; below 1 γ was too wide
+    half_factors: tuple[float, float]  # fitted on the first and on the second half of the images
+    levels: tuple[float, ...]  # where coverage is reported; `level` is one of them
+    coverage_before: tuple[float, ...]  # share of edges inside, for each level, mean of the two halves
+    coverage_after: tuple[float, ...]  # with the factor of the other half
+    num_detections: tuple[int, int]  # true positives in the two halves
     num_images: tuple[int, int]
     level: float
     density: str
     student_t_dof: float
     seed: int
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the values."""
-        return (
-            f"fitted to {self.level:.0%} coverage of true positives at {super().settings}, "
-            f"{density_text(self.density, self.student_t_dof)}; halves of {self.num_images[0]} and "
-            f"{self.num_images[1]} images, seed {self.seed}"
-        )
 
 
 def fit_scale_factor(
@@ -204,7 +164,6 @@ def fit_scale_factor(
     level: float = 0.8,
     *,
     levels: Sequence[float] = LEVELS,
-    score_threshold: float = 0.3,
     density: str = "cauchy",
     student_t_dof: float = 1.0,
     seed: int = 0,
@@ -217,40 +176,41 @@ def fit_scale_factor(
     cannot correct the shape of the density: the coverage at other levels tells whether it had to.
 
     Args:
-        ground_truth, results, score_threshold, density, student_t_dof, options: as in `interval_report`.
+        ground_truth, results, density, student_t_dof, options: as in `interval_report`.
         level: probability in (0, 1) that is fitted.
         levels: where coverage is reported, besides `level`.
         seed: of the split.
 
     Raises:
         FileNotFoundError, ValueError: bad input, fewer than two images, or a half without true positives.
-        ImportError: as in `box_intervals`.
     """
     reach = half_width(level, density, student_t_dof)
     reported = tuple(sorted({float(level), *map(float, levels)}))
-    reaches = np.array([half_width(one, density, student_t_dof) for one in reported])
-    matches = match_detections(ground_truth, results, **options)
+    reaches = np.array([half_width(one, density, student_t_dof) for one in reported])[:, None]
+    matches, right, edges = _match_edges(ground_truth, results, options)
     halves = halve_images(matches.truth, matches.image_ids, seed)
-    right, edges = _match_edges(matches, score_threshold)
-    ratios, image_ids = edges.ratios(), [matches.truth.image_ids[image] for image in right.images]
-    of_half = [ratios[[image_id in half for image_id in image_ids]].ravel() for half in halves]
+    image_ids = [matches.truth.image_ids[image] for image in right.images]
+    of_half = [edges.ratios[[image_id in half for image_id in image_ids]].ravel() for half in halves]
     if not all(part.size for part in of_half):
         raise ValueError(
-            f"results: no true positive with score >= {score_threshold:g} in one half of the images; "
+            f"results: no true positive with score >= {right.score_threshold:g} in one half of the images; "
             "lower score_threshold or give more images"
         )
-    factors = [max(_level_quantile(part, level) / reach, SMALLEST_FACTOR) for part in of_half]
-    before = [(part <= reaches[:, None]).mean(axis=1) for part in of_half]
-    after = [
-        (part <= factor * reaches[:, None]).mean(axis=1)
-        for part, factor in zip(of_half, reversed(factors), strict=True)
-    ]
+
+    def fitted(ratios: np.ndarray) -> float:
+        return max(_level_quantile(ratios, level) / reach, SMALLEST_FACTOR)
+
+    factors = [fitted(part) for part in of_half]
+    before, after = (
+        np.mean([(part <= one * reaches).mean(axis=1) for part, one in zip(of_half, used, strict=True)], axis=0)
+        for used in ((1.0, 1.0), factors[::-1])
+    )
     return ScaleFactorReport(
-        factor=max(_level_quantile(ratios.ravel(), level) / reach, SMALLEST_FACTOR),
+        factor=fitted(edges.ratios.ravel()),
         half_factors=(factors[0], factors[1]),
         levels=reported,
-        coverage_before=tuple(np.mean(before, axis=0).tolist()),
-        coverage_after=tuple(np.mean(after, axis=0).tolist()),
+        coverage_before=tuple(before.tolist()),
+        coverage_after=tuple(after.tolist()),
         num_detections=(of_half[0].size // 4, of_half[1].size // 4),
         num_images=(len(halves[0]), len(halves[1])),
         level=float(level),

@@ -1,16 +1,14 @@
 """Checkpoints that carry their own code, model cards, and publishing to the Hugging Face Hub."""
 
-from .card import checkpoint_card, preset_card, write_checkpoint_card, write_preset_cards
-from .publish import Published, UploadPlan, code_files, export_with_code, plan_upload, publish
+from .card import checkpoint_card, write_checkpoint_card, write_preset_cards
+from .publish import UploadPlan, code_files, export_with_code, plan_upload, publish
 
 __all__ = [
-    "Published",
     "UploadPlan",
     "checkpoint_card",
     "code_files",
     "export_with_code",
     "plan_upload",
-    "preset_card",
     "publish",
     "write_checkpoint_card",
     "write_preset_cards",

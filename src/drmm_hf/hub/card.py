@@ -5,117 +5,51 @@ The text stands in the template `card.md.jinja`; here are the facts that fill it
 
 import dataclasses
 import html
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_drmm import DrmmConfig
-from ..evaluation import save_reliability_diagram
+from ..evaluation import CalibrationReport, save_reliability_diagram
 from ..files import read_json
 from ..modeling_drmm import DrmmForObjectDetection
 from ..training import TrainConfig, parse_config
-from .measured import METRICS, Measured, condense_analysis, reliability, worst_bin
 
 CARD, DIAGRAM, APACHE = "README.md", "images/reliability.png", "apache-2.0"
+# columns of the tables of results, and their type and name in a model-index
+_METRICS = {
+    "AP": ("mean_average_precision", "AP (IoU 0.50:0.95)"),
+    "AP50": ("mean_average_precision", "AP50"),
+    "AP75": ("mean_average_precision", "AP75"),
+    "AR100": ("mean_average_recall", "AR100"),
+    "ECE": ("expected_calibration_error", "ECE"),
+    "D-ECE": ("expected_calibration_error", "D-ECE"),
+}
 _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
+# Fields of `model_cards/data/NAME.yaml`. `preset`; `recipe`, which may be left out where `measured` has the options;
+# `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
+# measured weights, where the card goes; the others are sentences. In `measured`: the options of `train` and `analyze`,
+# the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
+_FIELDS = {
+    *("preset", "recipe", "paper", "released", "note", "measured"),
+    *("checkpoint", "storage", "data_license", "limits"),
+}
+_MEASURED = {
+    *("dataset", "dataset_type", "split", "runs", "analyses", "train", "analyze"),
+    *("date", "machine", "versions", "page"),
+}
 _PROCESSES = 8  # of the recipes for COCO
 _SAME_MODEL = 0.005  # AP of two measurements of one model on different processors
 _FEW_OBJECTS = 100
 # Settings without effect on the weights, or of one call only.
 _NOT_SHOWN = {"resume", "log_every", "report_to", "save_every", "save_total_limit", "num_workers", "timeout", "output"}
-
-
-@dataclass(frozen=True)
-class MeasuredData:
-    """Field `measured` of `CardData`: `train` and `analyze` are the options of the two commands, `runs` and `analyses`
-    (split -> file) the files with the numbers, `page` the document about them.
-    """
-
-    dataset: str
-    dataset_type: str
-    split: str
-    runs: Sequence[str]
-    analyses: Mapping[str, str]
-    train: str
-    analyze: str
-    date: str
-    machine: str
-    versions: str
-    page: str
-
-
-@dataclass(frozen=True)
-class CardData:
-    """Fields of `model_cards/data/NAME.yaml`.
-
-    Attributes:
-        preset: name of the preset.
-        recipe: name of the recipe that trains it; it may be left out where `measured` has the options.
-        paper: rows of the paper's tables, in the paper's units (percent): `table`, `data` and numbers.
-        released: `where` and `url` of weights that others published.
-        note: a sentence on the paper's numbers.
-        measured: what was measured here, None if nothing was.
-        checkpoint: folder of the repository with the weights that were measured; the card goes there.
-        storage: a sentence on how those weights are stored.
-        data_license: a sentence on the license of the data that it was trained on.
-        limits: sentences on the data.
-    """
-
-    preset: str
-    recipe: str | None = None
-    paper: Sequence[Mapping[str, Any]] = ()
-    released: Mapping[str, str] | None = None
-    note: str | None = None
-    measured: MeasuredData | None = None
-    checkpoint: str | None = None
-    storage: str | None = None
-    data_license: str | None = None
-    limits: Sequence[str] = ()
-
-    @property
-    def folder(self) -> PurePosixPath:
-        """Where in the repository its card lies; the last part is the model's name."""
-        return PurePosixPath(self.checkpoint or f"model_cards/{self.preset}")
-
-
-def preset_card(path: str | Path, root: str | Path) -> ModelCard:
-    """The card of a preset, or of the checkpoint in the repository that was trained from it.
-
-    Args:
-        path: its data, `model_cards/data/NAME.yaml`.
-        root: of the repository, in which the data names result files.
-
-    Raises:
-        FileNotFoundError, ValueError: a file is missing or a field is wrong; the message names it.
-    """
-    data = read_card_data(path)
-    if data.measured is None:
-        command, options = "accelerate launch scripts/train.py", f"--recipe {data.recipe} --data coco"
-        options += f" --output runs/{data.preset}"
-    else:
-        command, options = "drmm train", data.measured.train
-    training = parse_config(shlex.split(options))
-    if training.preset != data.preset:
-        options += f" --preset {data.preset}"
-    return _render(
-        data.folder.name,
-        DrmmConfig.from_preset(data.preset),
-        _measured_preset(data, Path(path), Path(root)),
-        training,
-        data=data,
-        domain=data.measured.dataset if data.measured and data.checkpoint else None,
-        trained_on=data.measured.dataset if data.measured else "COCO train2017",
-        processes=1 if data.measured else _PROCESSES,
-        command=f"{command} {options}",
-        model=data.checkpoint or f"runs/{data.preset}" + ("" if data.released else "/model"),
-    )
 
 
 def checkpoint_card(
@@ -171,30 +105,6 @@ def checkpoint_card(
     )
 
 
-def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
-    """Write the card, and its diagram, of every `model_cards/data/NAME.yaml` of a repository.
-
-    It goes to `model_cards/NAME/README.md`, or into the folder of the checkpoint that the data names.
-
-    Args:
-        root: of the repository.
-        output: the same, or another folder to write them to.
-
-    Raises:
-        FileNotFoundError, ValueError: the data of a card is missing or wrong.
-    """
-    sources = sorted((Path(root) / "model_cards" / "data").glob("*.yaml"))
-    if not sources:
-        raise FileNotFoundError(f"{Path(root) / 'model_cards' / 'data'}: no data of cards; run this in the repository")
-    written = []
-    for source in sources:
-        data = read_card_data(source)
-        measured = _measured_preset(data, source, Path(root))
-        facts = measured.facts.get(measured.split) if measured else None
-        written.append(_write(preset_card(source, root), Path(output) / data.folder, data.folder.name, facts))
-    return written
-
-
 def write_checkpoint_card(
     folder: str | Path, *, analysis: str | Path | None = None, overwrite: bool = False, **options: Any
 ) -> Path:
@@ -216,20 +126,104 @@ def write_checkpoint_card(
     return _write(card, checkpoint, name, _analysis(checkpoint, analysis))
 
 
-def read_card_data(path: str | Path) -> CardData:
-    """Read and check the file; FileNotFoundError or ValueError that names it and the field."""
+def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
+    """Write the card, and its diagram, of every `model_cards/data/NAME.yaml` of a repository.
+
+    It goes to `model_cards/NAME/README.md`, or into the folder of the checkpoint that the data names.
+
+    Args:
+        root: of the repository.
+        output: the same, or another folder to write them to.
+
+    Raises:
+        FileNotFoundError, ValueError: the data of a card is missing or wrong.
+    """
+    sources = sorted((Path(root) / "model_cards" / "data").glob("*.yaml"))
+    if not sources:
+        raise FileNotFoundError(f"{Path(root) / 'model_cards' / 'data'}: no data of cards; run this in the repository")
+    return [_write_preset_card(source, Path(root), Path(output)) for source in sources]
+
+
+def condense_analysis(path: str | Path, model: str | Path | None = None) -> dict[str, Any]:
+    """What a card shows of an `analysis.json` of `drmm analyze`; such an extract is returned as it is.
+
+    Args:
+        path: analysis.json, or an extract of one.
+        model: folder of the checkpoint, where the analysis compares several.
+
+    Returns:
+        Parts `data`, `accuracy`, `calibration`, `thresholds` and `duplicates` as `analyze_results` has them, without
+        the images and the paths.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an analysis, or one of several other checkpoints.
+    """
+    content = read_json(path)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if content.get("measured"):
-            content["measured"] = MeasuredData(**content["measured"])
-        data = CardData(**content)
-        DrmmConfig.from_preset(data.preset)
-        for row in data.paper:
-            if unknown := sorted(set(row) - {"table", "data", *_PAPER_METRICS}):
-                raise ValueError(f"field paper: unknown column {unknown[0]!r}")
-        if data.measured is None and (data.recipe is None or data.checkpoint is not None):
+        parts = content.get("checkpoints", [{}])
+        if len(parts) > 1:
+            wanted = {Path(model).resolve(), Path(model).resolve() / "model"} if model is not None else set()
+            parts = [part for part in parts if Path(part["checkpoint"]).resolve() in wanted]
+        if len(parts) != 1:
+            raise ValueError(f"has not one part about {model}")
+        content = {**content, **parts[0]}
+        facts = {
+            "data": {name: content["data"][name] for name in ("split", "images", "objects", "objects_per_class")},
+            "accuracy": content["accuracy"],
+            "calibration": {name: content["calibration"][name] for name in ("measures", "reliability")},
+            "thresholds": content["thresholds"],
+            "duplicates": {"counts": content["duplicates"]["counts"]},
+        }
+        _reliability(facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"has no field {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: {reason}; give the analysis.json of this model that drmm analyze wrote") from error
+    return facts
+
+
+def _write_preset_card(source: Path, root: Path, output: Path) -> Path:
+    """The card of a preset, or of the checkpoint in the repository that was trained from it."""
+    data = _read_card_data(source)
+    preset, entry = data["preset"], data.get("measured")
+    place, measured = Path(data.get("checkpoint") or f"model_cards/{preset}"), None
+    command, options = "accelerate launch scripts/train.py", f"--recipe {data.get('recipe')} --data coco"
+    options += f" --output runs/{preset}"
+    if entry:
+        command, options = "drmm train", entry["train"]
+        facts = {split: condense_analysis(source.parent / name) for split, name in entry["analyses"].items()}
+        measured = _measured(entry, [read_json(root / name) for name in entry["runs"]], facts)
+    training = parse_config(shlex.split(options))
+    if training.preset != preset:
+        options += f" --preset {preset}"
+    card = _render(
+        place.name,
+        DrmmConfig.from_preset(preset),
+        measured,
+        training,
+        data=data,
+        domain=entry["dataset"] if entry and "checkpoint" in data else None,
+        trained_on=entry["dataset"] if entry else "COCO train2017",
+        processes=1 if entry else _PROCESSES,
+        command=f"{command} {options}",
+        model=data.get("checkpoint") or f"runs/{preset}" + ("" if data.get("released") else "/model"),
+    )
+    return _write(card, output / place, place.name, measured["facts"].get(measured["split"]) if measured else None)
+
+
+def _read_card_data(path: Path) -> dict[str, Any]:
+    """Read and check the file; ValueError that names it and the field."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        measured = data.get("measured")
+        wrong = set(data) - _FIELDS | (set(measured) ^ _MEASURED if measured else set())
+        wrong |= {column for row in data.get("paper", ()) for column in set(row) - {"table", "data", *_PAPER_METRICS}}
+        if wrong:
+            raise ValueError(f"field {min(wrong)} is unknown, or missing")
+        DrmmConfig.from_preset(data["preset"])
+        if not measured and ("recipe" not in data or "checkpoint" in data):
             raise ValueError("give the field measured, or recipe and no checkpoint")
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     return data
 
@@ -237,12 +231,12 @@ def read_card_data(path: str | Path) -> CardData:
 def _render(
     name: str,
     config: DrmmConfig,
-    measured: Measured | None,
+    measured: dict[str, Any] | None,
     training: TrainConfig | None,
     license_id: str = APACHE,
     **context: Any,
 ) -> ModelCard:
-    facts = measured.facts.get(measured.split) if measured else None
+    facts = measured["facts"].get(measured["split"]) if measured else None
     decoder = {"sparse_rcnn": "Sparse R-CNN", "adamixer": "AdaMixer"}[config.decoder]
     tags = ["drmm", "object-detection", config.decoder.replace("_", "-")]
     with torch.device("meta"):
@@ -253,7 +247,7 @@ def _render(
         pipeline_tag="object-detection",
         tags=tags + ["calibration"] * (config.head == "mixture"),
         model_name=name,
-        eval_results=(measured.model_index or None) if measured else None,
+        eval_results=_model_index(measured) if measured else None,
     )
     return ModelCard.from_template(
         header,
@@ -269,8 +263,8 @@ def _render(
         training=training,
         measured=measured,
         facts=facts,
-        worst_bin=worst_bin(facts) if facts else None,
-        metrics=list(METRICS),
+        worst_bin=_worst_bin(facts) if facts else None,
+        metrics=list(_METRICS),
         paper_metrics=list(_PAPER_METRICS),
         paper_url="https://arxiv.org/abs/2205.08714",
         diagram=DIAGRAM,
@@ -280,25 +274,15 @@ def _render(
 
 
 def _write(card: ModelCard, folder: Path, name: str, facts: Mapping[str, Any] | None) -> Path:
-    if facts is not None:
-        (folder / DIAGRAM).parent.mkdir(parents=True, exist_ok=True)
-        save_reliability_diagram(folder / DIAGRAM, {name: reliability(facts)})
     folder.mkdir(parents=True, exist_ok=True)
+    if facts is not None:
+        (folder / DIAGRAM).parent.mkdir(exist_ok=True)
+        save_reliability_diagram(folder / DIAGRAM, {name: _reliability(facts)})
     card.save(folder / CARD)
     return folder / CARD
 
 
-def _measured_preset(data: CardData, path: Path, root: Path) -> Measured | None:
-    """The measurements that the data name; the numbers themselves are in the result files of the repository."""
-    entry = data.measured
-    if entry is None:
-        return None
-    facts = {split: condense_analysis(path.parent / name) for split, name in entry.analyses.items()}
-    runs = [read_json(root / name) for name in entry.runs]
-    return Measured(entry.dataset, entry.dataset_type, entry.split, runs, facts)
-
-
-def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, split: str) -> Measured | None:
+def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, split: str) -> dict[str, Any] | None:
     path, facts = _beside(checkpoint, "metrics.json"), _analysis(checkpoint, analysis)
     metrics = read_json(path) if path else {}
     if not isinstance(metrics, dict) or not {"AP", "ECE"} & set(metrics):
@@ -313,7 +297,61 @@ def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, s
                 f"{metrics['AP']}; run drmm analyze with this checkpoint"
             )
     dataset_type = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "data"
-    return Measured(dataset, dataset_type, split, [metrics], {facts["data"]["split"]: facts} if facts else {})
+    entry = {"dataset": dataset, "dataset_type": dataset_type, "split": split}
+    return _measured(entry, [metrics], {facts["data"]["split"]: facts} if facts else {})
+
+
+def _measured(entry: Mapping[str, Any], runs: Sequence[Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `entry`, the contents of metrics.json of `runs` (first the model's own), the `facts` of each split
+    (`condense_analysis`), and `metrics`: split -> the numbers of the model itself.
+    """
+    rows = {entry["split"]: runs[0]} if runs[0] else {}
+    for split, part in facts.items():
+        measures = {name: measure["value"] for name, measure in part["calibration"]["measures"].items()}
+        rows.setdefault(split, {**part["accuracy"]["metrics"], **measures})
+    metrics = {
+        split: {name: row[name] for name in _METRICS if row.get(name) is not None} for split, row in rows.items()
+    }
+    return {**entry, "runs": runs, "facts": facts, "metrics": metrics}
+
+
+def _model_index(measured: Mapping[str, Any]) -> list[EvalResult] | None:
+    results = [
+        EvalResult(
+            task_type="object-detection",
+            dataset_type=measured["dataset_type"],
+            dataset_name=measured["dataset"],
+            dataset_split=split,
+            metric_type=_METRICS[name][0],
+            metric_name=_METRICS[name][1],
+            metric_value=round(value, 4),
+        )
+        for split, row in measured["metrics"].items()
+        for name, value in row.items()
+    ]
+    return results or None
+
+
+def _worst_bin(facts: Mapping[str, Any]) -> dict[str, float] | None:
+    """The bin, of scores from 0.3, with the most detections times distance of score and precision."""
+    report = _reliability(facts)
+    edges = (report.bin_edges[:-1], report.bin_edges[1:])
+    columns = zip(*edges, report.bin_counts, report.bin_confidences, report.bin_accuracies, strict=True)
+    bins = [
+        {"low": low, "high": high, "count": count, "gap": confidence - precision}
+        for low, high, count, confidence, precision in columns
+        if count and confidence >= 0.3
+    ]
+    return max(bins, key=lambda entry: abs(entry["gap"]) * entry["count"], default=None)
+
+
+def _reliability(facts: Mapping[str, Any]) -> CalibrationReport:
+    """The report behind the reliability diagram of an extract; JSON has None for the nan of an empty bin."""
+    values: dict[str, Any] = {
+        name: tuple(math.nan if entry is None else entry for entry in value) if isinstance(value, list) else value
+        for name, value in facts["calibration"]["reliability"].items()
+    }
+    return CalibrationReport(**values)
 
 
 def _public_recipe(training: TrainConfig) -> str:

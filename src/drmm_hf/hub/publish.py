@@ -1,8 +1,7 @@
 """What of a checkpoint folder is published and what is not, code that travels with it, and the upload in one commit."""
 
-import filecmp
+import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,17 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_drmm import DrmmConfig
-from ..files import read_json, write_json, write_text
+from ..files import read_json, write_text
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection, DrmmModel
@@ -63,46 +57,22 @@ class UploadPlan:
     """What goes into a repository.
 
     Attributes:
-        source: folder that the user named.
-        staged: folder with exactly the files to publish, some of them links into `source`.
-        files: their paths inside `staged`, "/" between folders, in alphabetical order.
-        left_out: paths inside `source` that are not published, a folder as one entry that ends with "/".
-        with_code: whether the modules of the model are among the files.
+        files: content, or the file that has it, by path in the repository ("/" between folders), in alphabetical order.
+        left_out: paths in the checkpoint's folder that are not published, a folder as one entry that ends with "/".
     """
 
-    source: Path
-    staged: Path
-    files: tuple[str, ...]
-    left_out: tuple[str, ...]
-    with_code: bool
+    files: dict[str, Path | bytes]
+    left_out: list[str]
+
+    def read(self, name: str) -> bytes:
+        """Content of one of the files."""
+        content = self.files[name]
+        return content if isinstance(content, bytes) else content.read_bytes()
 
     def size(self, name: str) -> int:
-        """Bytes of a file of the plan."""
-        return (self.staged / name).stat().st_size
-
-    @property
-    def card(self) -> str:
-        """Text of the model card."""
-        return (self.staged / CARD).read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Published:
-    """What was published.
-
-    Attributes:
-        repo_id: name of the repository.
-        commit: hash of the commit, for `revision=`.
-        url: page of the commit.
-        pull_request: page of the pull request, if one was opened.
-        removed: weights of an earlier checkpoint that the commit removes.
-    """
-
-    repo_id: str
-    commit: str
-    url: str
-    pull_request: str | None
-    removed: tuple[str, ...]
+        """Bytes of one of the files."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def code_files() -> dict[str, str]:
@@ -140,26 +110,27 @@ def export_with_code(folder: str | Path) -> list[Path]:
         ValueError: one of the two is no JSON object, or the model is not D-RMM's.
     """
     target = Path(folder)
-    config, processor = read_json(target / CONFIG), read_json(target / PROCESSOR)
+    texts = _texts_with_code(target)
+    for name, text in texts.items():
+        write_text(target / name, text)
+    return [target / name for name in texts if name.endswith(".py")]
+
+
+def _texts_with_code(folder: Path) -> dict[str, str]:
+    """What `export_with_code` writes; config.json last, so that after a crash none names code that is not there."""
+    config, processor = read_json(folder / CONFIG), read_json(folder / PROCESSOR)
     if not isinstance(config, dict) or config.get("model_type") != DrmmConfig.model_type:
-        raise ValueError(f"{target / CONFIG}: field model_type is not 'drmm'; give the folder of a D-RMM detector")
+        raise ValueError(f"{folder / CONFIG}: field model_type is not 'drmm'; give the folder of a D-RMM detector")
     if not isinstance(processor, dict):
-        raise ValueError(f"{target / PROCESSOR}: holds no JSON object; save the image processor again")
+        raise ValueError(f"{folder / PROCESSOR}: holds no JSON object; save the image processor again")
     # A type that transformers does not know would keep it from looking into config.json.
     processor = {name: value for name, value in processor.items() if name not in ("auto_map", "image_processor_type")}
     auto_map = {auto: f"{_module(auto_class)}.{auto_class.__name__}" for auto, auto_class in _AUTO_CLASSES.items()}
-    texts = code_files()
-    for name, text in texts.items():
-        write_text(target / name, text)
-    write_json(target / PROCESSOR, processor)
-    # Last, so that a crash leaves no checkpoint that names code it does not have.
-    write_json(target / CONFIG, {**config, "auto_map": auto_map})
-    return [target / name for name in texts]
+    return {**code_files(), PROCESSOR: _to_json(processor), CONFIG: _to_json({**config, "auto_map": auto_map})}
 
 
-@contextmanager
-def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadPlan]:
-    """The files of a checkpoint folder that are published, checked and laid out in a temporary folder.
+def plan_upload(folder: str | Path, with_code: bool = False) -> UploadPlan:
+    """The files of a checkpoint folder that are published, checked.
 
     Known files only: configuration, image processor, safetensors weights, README.md, LICENSE, metrics.json,
     results.json, analysis.json, and pictures in the folder or in its images/. Optimizer states, pickles, logs and all
@@ -167,7 +138,7 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
     machine. A folder that carries code is published with the code of this package, written anew.
 
     Args:
-        folder: checkpoint with a README.md.
+        folder: checkpoint with a README.md; nothing in it is changed.
         with_code: add the code of the model, see `export_with_code`.
 
     Raises:
@@ -177,28 +148,24 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> Iterator[UploadP
     source = Path(folder)
     load_checkpoint(str(source.resolve()))  # a folder only, never a name on the Hub
     _check_card(source / CARD)
-    with_code = with_code or "auto_map" in read_json(source / CONFIG)
-    names = [path.relative_to(source).as_posix() for path in sorted(source.rglob("*")) if path.is_file()]
-    known = [name for name in names if _KNOWN.fullmatch(name)]
-    # old copies of the modules are replaced by new ones, not left out
-    unknown = [name for name in names if name not in known and not (with_code and name in code_files())]
-    used_folders = {name.partition("/")[0] for name in known if "/" in name}
-    left_out = [
-        name if name.partition("/")[0] in used_folders or "/" not in name else name.partition("/")[0] + "/"
-        for name in unknown
+    files: dict[str, Path | bytes] = {}
+    left_out = []
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        name = path.relative_to(source).as_posix()
+        if name in _MEASURED:
+            files[name] = _to_json(_without_folders(read_json(path))).encode()
+        elif _KNOWN.fullmatch(name):
+            files[name] = path
+        else:
+            left_out.append(name)
+    if with_code or "auto_map" in read_json(source / CONFIG):
+        files |= {name: text.encode() for name, text in _texts_with_code(source).items()}
+    used = {name.partition("/")[0] for name in files}
+    left_out = [  # old copies of the modules are replaced by new ones
+        f"{top}/" if inside and top not in used else f"{top}{slash}{inside}"
+        for top, slash, inside in (name.partition("/") for name in left_out if name not in files)
     ]
-    with TemporaryDirectory(prefix="publish-") as temporary:
-        staged = Path(temporary)
-        for name in known:
-            (staged / name).parent.mkdir(exist_ok=True)
-            if name in _MEASURED:
-                write_json(staged / name, _without_folders(read_json(source / name)))
-            else:
-                _link((source / name).resolve(), staged / name)
-        if with_code:
-            export_with_code(staged)
-        files = sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file())
-        yield UploadPlan(source, staged, tuple(files), tuple(dict.fromkeys(left_out)), with_code)
+    return UploadPlan(dict(sorted(files.items())), list(dict.fromkeys(left_out)))
 
 
 def publish(
@@ -209,7 +176,7 @@ def publish(
     private: bool = False,
     create_pr: bool = False,
     message: str = "Upload D-RMM detector",
-) -> Published:
+) -> CommitInfo:
     """Create or update a model repository, then download the commit, compare it with the plan, and load it.
 
     All files, and the removal of weights that the new ones replace, are one commit on top of the state seen at the
@@ -223,6 +190,9 @@ def publish(
         private: create the repository as a private one; an existing public one is refused.
         create_pr: open a pull request (against `revision`) in place of a commit on the branch.
         message: title of the commit.
+
+    Returns:
+        The commit: its `oid` for `revision=`, its page `commit_url`, and `pr_url` of a pull request.
 
     Raises:
         PermissionError: no token, or the Hub refuses it.
@@ -242,14 +212,15 @@ def publish(
                 api.create_branch(repo_id, branch=str(revision), exist_ok=True)
             before = api.model_info(repo_id, revision=revision)
     present = [file.rfilename for file in before.siblings or ()]
-    stale = [name for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        *(CommitOperationAdd(name, content) for name, content in plan.files.items()),
+        *(CommitOperationDelete(name) for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files),
+    ]
     with _explained(repo_id, "Look whether the commit is there"):  # its answer may be what was lost
-        commit = api.create_commit(  # not upload_folder, which may split a folder into several commits
+        # not upload_folder, which makes several commits of a folder where hf_xet is installed
+        commit = api.create_commit(
             repo_id,
-            [
-                *(CommitOperationAdd(name, plan.staged / name) for name in plan.files),
-                *(CommitOperationDelete(name) for name in stale),
-            ],
+            operations,
             revision=revision,
             create_pr=create_pr,
             parent_commit=before.sha,
@@ -259,14 +230,18 @@ def publish(
     with TemporaryDirectory(prefix="published-") as cache:
         with _explained(repo_id, f"{what} is published but not verified"):
             arrived = Path(api.snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
-        _, wrong, missing = filecmp.cmpfiles(plan.staged, arrived, plan.files, shallow=False)
-        if wrong or missing:
+        wrong = [
+            name
+            for name in plan.files
+            if not (arrived / name).is_file() or (arrived / name).read_bytes() != plan.read(name)
+        ]
+        if wrong:
             raise ValueError(
-                f"{what} does not hold what was sent: {', '.join(wrong + missing)} missing or different; publish "
-                "again, and tell your users to wait"
+                f"{what} does not hold what was sent: {', '.join(wrong)} missing or different; publish again, and tell "
+                "your users to wait"
             )
         load_checkpoint(str(arrived))
-    return Published(repo_id, commit.oid, commit.commit_url, commit.pr_url, tuple(stale))
+    return commit
 
 
 @contextmanager
@@ -274,17 +249,14 @@ def _explained(repo_id: str, state: str) -> Iterator[None]:
     """Errors of the Hub as one sentence with `state` and what to do; nothing of the request, which holds the token."""
     try:
         yield
-    except RevisionNotFoundError:
-        raise ValueError(f"{repo_id} has no such branch; a pull request needs one that exists") from None
     except HfHubHTTPError as error:
-        status, said = error.response.status_code, error.server_message or type(error).__name__
-        said = f"the Hub answered {status} ({said}). {state}"
-        if status == 401 and not isinstance(error, RepositoryNotFoundError):
-            raise PermissionError(f"{said}: it does not know the token; run `hf auth login` or set HF_TOKEN") from None
+        status = error.response.status_code
+        said = f"the Hub answered {status} ({error.server_message or type(error).__name__}). {state}"
+        if isinstance(error, RevisionNotFoundError):
+            raise ValueError(f"{repo_id} has no such branch; a pull request needs one that exists") from None
         if status in (401, 403, 404):
-            raise PermissionError(
-                f"{said}: the token may not write to {repo_id}; check the name and the token"
-            ) from None
+            reason = f"the token may not write to {repo_id}, or is not known; check the name, or run `hf auth login`"
+            raise PermissionError(f"{said}: {reason}") from None
         if status in (409, 412):
             raise ValueError(f"{said}: {repo_id} changed meanwhile; run it again") from None
         raise ConnectionError(f"{said}, then run it again") from None
@@ -312,12 +284,8 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _link(target: Path, place: Path) -> None:
-    """A link, because weights are large; a copy where the file system has no links."""
-    try:
-        place.symlink_to(target)
-    except OSError:
-        shutil.copyfile(target, place)
+def _to_json(content: Any) -> str:
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _module(auto_class: type) -> str:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ _POSITIVE = (
     *("epoch_images", "shuffle_buffer"),
 )
 _NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
+_LARGEST = 1e18
 _SHARES = ("warmup_ratio", "ema_decay")  # in [0, 1)
 
 
@@ -67,6 +67,10 @@ class TrainConfig:
     output: str = _option("runs/train", "folder for the model, metrics.json and results")
     train_split: str = _option("train", "split to train on")
     eval_split: str = _option("val", "split to evaluate; '' for none")
+    annotations: str | None = _option(None, "COCO json to train on, if it is not where the split's is looked for")
+    images: str | None = _option(None, "its image folder, likewise")
+    eval_annotations: str | None = _option(None, "COCO json to evaluate on, likewise")
+    eval_images: str | None = _option(None, "its image folder, likewise")
     classes: list[str] | None = field(
         default=None,
         metadata={"help": "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"},
@@ -80,6 +84,14 @@ class TrainConfig:
         None, "streaming: images of the training split, so that the length can be given in --epochs"
     )
     shuffle_buffer: int = _option(1000, "streaming: encoded images that each reading process mixes in memory")
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "network input in pixels: one number for the shorter side, with the aspect ratio kept, or height "
+            "and width, to which every image is stretched; that of the preset or --model if not given",
+            "metavar": ("N", "N"),
+        },
+    )
     num_workers: int = _option(0, "processes that read and augment images; 0 does it in the main process")
     cache_images: bool = _option(True, "affine: keep decoded images in memory, up to 1 GiB per worker")
     max_bad_images: int = _option(10, "unreadable training images to replace and report before stopping")
@@ -146,26 +158,36 @@ class TrainConfig:
             setattr(self, name, value)
             if not isinstance(value, int | float):
                 continue
-            if name in _POSITIVE and not 0 < value < math.inf:
-                raise ValueError(f"TrainConfig.{name}={value} must be greater than 0.")
-            if name in _NOT_NEGATIVE and not 0 <= value < math.inf:
-                raise ValueError(f"TrainConfig.{name}={value} must not be negative.")
+            if name in _POSITIVE and not 0 < value < _LARGEST:
+                raise ValueError(f"TrainConfig.{name}={shown(value)} must be greater than 0, and below 1e18.")
+            if name in _NOT_NEGATIVE and not 0 <= value < _LARGEST:
+                raise ValueError(f"TrainConfig.{name}={shown(value)} must not be negative, and below 1e18.")
             if name in _SHARES and not 0 <= value < 1:
                 raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
-        if not self.data:
-            raise ValueError("TrainConfig.data is empty; give --data: a COCO-format folder or a data set of the Hub.")
-        if self.model is not None and self.warm_start is not None:
-            raise ValueError("Give one of model (go on training this checkpoint) and warm_start (its trunk only).")
-        if (self.train_images is None) == (self.epochs is None):
-            raise ValueError("Set the length of the training by exactly one of train_images and epochs.")
-        if (self.schedule == "multi_step") != (self.milestones is not None):
-            raise ValueError("Give milestones (epochs) with schedule='multi_step', and with no other schedule.")
-        if self.milestones is not None and self.epochs is None:
-            raise ValueError("TrainConfig.milestones are epochs; set the length of the training by epochs, too.")
-        if self.milestones is not None and self.milestones != sorted(set(self.milestones)):
-            raise ValueError(f"TrainConfig.milestones={self.milestones} must be ascending.")
-        if self.epoch_images is not None and not self.streaming:
-            raise ValueError("TrainConfig.epoch_images is for a stream; leave it out, or set streaming.")
+        drops = self.milestones or []
+        for wrong, message in (
+            (not self.data and not self.annotations, "data is empty; give --data: a folder or a data set of the Hub"),
+            (
+                self.annotations and self.eval_split and not (self.data or self.eval_annotations),
+                "annotations without eval_annotations: give both, or --eval-split '' for none",
+            ),
+            (self.model and self.warm_start, "model (train on from it) excludes warm_start (take its trunk only)"),
+            ((self.train_images is None) == (self.epochs is None), "give exactly one of train_images and epochs"),
+            ((self.schedule == "multi_step") != bool(drops), "schedule multi_step, and no other, needs milestones"),
+            (drops and self.epochs is None, "milestones are epochs; set the length of the training by epochs, too"),
+            (drops != sorted(set(drops)), f"milestones={drops} must be ascending"),
+            (
+                self.image_size and (len(self.image_size) > 2 or min(self.image_size) < 32),
+                f"image_size={self.image_size} must be one or two numbers of at least 32 pixels",
+            ),
+            (
+                len(self.image_size or ()) == 2 and self.augmentation != "affine",
+                f"augmentation {self.augmentation} keeps the aspect ratio; give one number as image_size",
+            ),
+            (self.epoch_images and not self.streaming, "epoch_images is for a stream; leave it out, or set streaming"),
+        ):
+            if wrong:
+                raise ValueError(f"TrainConfig: {message}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and YAML."""
@@ -269,21 +291,18 @@ def recipe_names() -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def read_recipe(source: str) -> dict[str, Any]:
+def read_recipe(source: str, above: Sequence[str] = ()) -> dict[str, Any]:
     """Fields of `TrainConfig` from a recipe of the package or a YAML file, over those of its `base`.
 
     Args:
         source: name of a recipe, or path of a file; whatever has a slash or ends in .yaml or .yml is a path. `base` in
             a recipe is another such name or path.
+        above: recipes whose `base` this one is.
 
     Raises:
         FileNotFoundError: no such recipe or file; the message lists the nearest names.
         ValueError: not YAML, an unknown field (with the nearest name), or a value of another type.
     """
-    return _read_recipe(source, ())
-
-
-def _read_recipe(source: str, above: tuple[str, ...]) -> dict[str, Any]:
     where = f"--recipe {source}"
     if source in above:
         raise ValueError(f"{where}: is its own base")
@@ -295,13 +314,12 @@ def _read_recipe(source: str, above: tuple[str, ...]) -> dict[str, Any]:
         raise ValueError(f"{where}: holds no fields; write lines such as `epochs: 12`")
     base = content.pop("base", None)
     known = [name for name in _HINTS if name not in _NOT_IN_RECIPES]
-    fields = {}
-    for name, value in content.items():
+    for name in content:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
             raise ValueError(f"{where}: unknown field {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        fields[name] = _typed(value, _HINTS[name], f"{where}: field {name!r}")
-    return fields if base is None else _merged(_read_recipe(str(base), (*above, source)), fields)
+    fields = {name: _typed(value, _HINTS[name], f"{where}: field {name!r}") for name, value in content.items()}
+    return fields if base is None else _merged(read_recipe(str(base), (*above, source)), fields)
 
 
 def _recipe_text(source: str) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any, cast
 import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
@@ -27,13 +27,20 @@ from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
 from .config import TrainConfig, write_recipe
 from .optim import StepGuard, batch_weights, build_optimizer, build_schedule, weight_average
-from .setup import build_accelerator, build_model, build_transform, open_data
+from .setup import build_accelerator, build_model, build_transform, model_inputs, open_data
 
 logger = logging.getLogger(__name__)
 
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 # Fields of a model's configuration that say nothing about what is trained; classes have a field of their own.
 _NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
+# Counts of a step, known without waiting for the device.
+_COUNTS = ("objects", "dropped_boxes")
+# In a data set with few objects, batches without any follow each other; more of them than this times --max-bad-steps
+# are no chance.
+_EMPTY_STEPS = 10
+# A gradient of less than this share of the first step's moves nothing. That of a trained model is a tenth, not less.
+_FLAT = 1e-3
 
 
 class TrainingStopped(ValueError):
@@ -64,8 +71,8 @@ def train(config: TrainConfig) -> TrainResult:
     Raises:
         FileNotFoundError, ValueError: the data, the settings or the checkpoint are wrong; the message names the file or
             field. Nothing is written before the data have been read.
-        TrainingStopped: too many steps without a finite gradient, too many unreadable images, a lost process, or no
-            memory.
+        TrainingStopped: too many steps from which nothing can be learned, too many unreadable images, a lost process,
+            or no memory.
         KeyboardInterrupt: Ctrl-C; a training of one process finishes its step and writes a checkpoint first.
         OSError: a process that reads images has died, or a checkpoint cannot be written; the previous one is intact.
     """
@@ -106,6 +113,8 @@ class _Training:
             "position": None,
         }
         self.average: AveragedModel | None = None
+        self.useless: Counter[str] = Counter()  # steps in a row, by the reason
+        self.first_norm = math.nan
         self.doing = "while reading the first images: lower --num-workers or --shuffle-buffer"
 
     @property
@@ -154,9 +163,10 @@ class _Training:
         """Train to the last step, or until nothing gets better."""
         config, progress, accelerator = self.config, self.progress, self.accelerator
         first_step, started = progress["step"], time.perf_counter() - progress["train_seconds"]
-        guard = StepGuard(getattr(self.optimizer, "optimizer", self.optimizer), accelerator.device, self.model)
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        guard = StepGuard(optimizer, self.model, armed=config.mixed_precision != "fp16")  # GradScaler does it there
         batches = self.data.batches(self.transform, first_step, progress["position"])
-        window: list[dict[str, Tensor]] = []
+        window: list[dict[str, Any]] = []
         window_start = time.perf_counter()
         main = accelerator.is_main_process
         bar = tqdm(total=self.num_steps, initial=first_step, desc="training", unit="step", disable=not main)
@@ -169,8 +179,7 @@ class _Training:
                 bar.update()
                 if step % config.log_every == 0 or step == self.num_steps:
                     rate = len(window) * self.images_per_step / (time.perf_counter() - window_start)
-                    line = self._means(window) | {"learning_rate": self.schedule.get_last_lr()[0]}
-                    self._stop_if_diverged(guard)
+                    line = self._summary(window)
                     self._log(line | {"images_per_second": round(rate, 2)})
                     bar.set_postfix(loss=line["loss"], refresh=False)
                     window, window_start = [], time.perf_counter()
@@ -190,22 +199,21 @@ class _Training:
                     raise KeyboardInterrupt(f"after step {step}")
         progress["train_seconds"] = round(time.perf_counter() - started, 1)
 
-    def _step(self, batches: Iterator[dict[str, Any]], guard: StepGuard) -> dict[str, Tensor]:
-        """One step of the optimizer; its loss and terms, its gradient norm, and `bad`, 1 if it was skipped, else 0."""
+    def _step(self, batches: Iterator[dict[str, Any]], guard: StepGuard) -> dict[str, Any]:
+        """One step of the optimizer.
+
+        Returns:
+            Loss and terms, `grad_norm` and `bad` (1 if the step was skipped, else 0) as tensors on the device, and the
+            `_COUNTS` of this process.
+        """
         config, accelerator = self.config, self.accelerator
         step_batches = [next(batches) for _ in range(config.gradient_accumulation)]
         self._note_unreadable([message for batch in step_batches for message in batch["skipped"]])
         self.doing = self._sizes(step_batches)
         weights = batch_weights(accelerator, step_batches, self.model.config)
-        values: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
         for turn, (batch, weight) in enumerate(zip(step_batches, weights, strict=True), 1):
-            inputs = self.processor.preprocess(
-                images=batch["images"],
-                annotations=batch["annotations"],
-                do_resize=False,
-                return_tensors="pt",
-                device=accelerator.device,
-            )
+            inputs = model_inputs(self.processor, batch["images"], batch["annotations"], accelerator.device)
             last = turn == len(step_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
                 outputs = self.prepared(**inputs)
@@ -214,22 +222,71 @@ class _Training:
                 values[name] = values.get(name, 0.0) + value.detach() * weight
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         bad = guard.check(norm)
-        if config.mixed_precision == "fp16":  # there the GradScaler skips them
-            guard.disarm()
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {**values, "grad_norm": norm, "bad": bad}
+        counts = {
+            "objects": sum(len(image["annotations"]) for batch in step_batches for image in batch["annotations"]),
+            "dropped_boxes": sum(batch.get("dropped_boxes", 0) for batch in step_batches),
+        }
+        return {**values, "grad_norm": norm, "bad": bad, **counts}
 
-    def _means(self, window: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
-        """Means over the steps with a finite gradient and over the processes; None where there is none."""
-        *names, _ = window[0]
-        table = torch.stack([torch.stack([value.float() for value in step.values()]) for step in window])
-        means = table[table[:, -1] == 0, :-1].mean(dim=0)
-        numbers = self.accelerator.reduce(means, "mean").tolist()
-        return {n: round(v, 5) if math.isfinite(v) else None for n, v in zip(names, numbers, strict=True)}
+    def _summary(self, window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Means over the steps with a finite gradient and the processes (None where there is none), and sums of counts.
+
+        The only place that waits for the device, once.
+        """
+        names = list(window[0])[: -len(_COUNTS)]
+        values = torch.stack([torch.stack([step[name].float() for name in names]) for step in window])
+        counts = torch.tensor([[float(step[name]) for name in _COUNTS] for step in window], device=values.device)
+        table = self.accelerator.reduce(torch.cat([values, counts], dim=1), "mean").cpu()
+        table[:, len(names) :] *= self.accelerator.num_processes
+        norms, bad, *totals = table[:, len(names) - 2 :].T.tolist()
+        self._stop_if_useless(list(zip(norms, bad, *totals, strict=True)))
+        means = table[table[:, len(names) - 1] == 0, : len(names) - 1].mean(dim=0).tolist()
+        line = {n: round(v, 5) if math.isfinite(v) else None for n, v in zip(names[:-1], means, strict=True)}
+        rate = {"learning_rate": self.schedule.get_last_lr()[0]}
+        return line | rate | {n: round(sum(total)) for n, total in zip(_COUNTS, totals, strict=True)}
+
+    def _stop_if_useless(self, steps: Sequence[tuple[float, float, float, float]]) -> None:
+        """Count steps from which nothing can be learned, given as (gradient norm, bad, objects, dropped boxes).
+
+        Raises:
+            TrainingStopped: too many in a row.
+        """
+        config, rows, first = self.config, self.useless, self.progress["step"] - len(steps) + 1
+        limit = config.max_bad_steps
+        for step, (norm, bad, objects, dropped) in enumerate(steps, first):
+            rows["bad"] = rows["bad"] + 1 if bad else 0
+            rows["empty"] = 0 if objects or dropped else rows["empty"] + 1
+            if objects or dropped:  # an image without boxes shows nothing about the others
+                rows["dropped"] = rows["dropped"] + 1 if not objects else 0
+            if objects and not bad:
+                self.first_norm = norm if math.isnan(self.first_norm) else self.first_norm
+                rows["flat"] = rows["flat"] + 1 if norm <= _FLAT * self.first_norm else 0
+            lower = f"Lower --learning-rate (now {config.learning_rate:g})"
+            precision = "" if config.mixed_precision == "no" else ", or train with --mixed-precision no"
+            for kind, most, what in (
+                ("bad", limit, f"had no finite gradient; the weights are those before. {lower}{precision}."),
+                ("flat", limit, f"had objects but hardly a gradient: the weights have run away. {lower}."),
+                (
+                    *("dropped", limit),
+                    "had no object: all boxes were too small or too far outside after the augmentation. Train at a "
+                    "larger --image-size, or cut large photos into tiles.",
+                ),
+                (
+                    *("empty", _EMPTY_STEPS * limit),
+                    "had no box in any image. Look at the annotations, leave such images out with "
+                    "--skip-empty-images, or raise --max-bad-steps if so few images have objects.",
+                ),
+            ):
+                if rows[kind] >= most:
+                    raise TrainingStopped(f"{rows[kind]} steps in a row up to step {step} {what}")
+        if (skipped := sum(bad for _, bad, *_ in steps)) and self.accelerator.is_main_process:
+            logger.warning("step %d: %d steps without a finite gradient were skipped", self.progress["step"], skipped)
+        self.progress["bad_steps"] += round(skipped)
 
     def _log(self, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; the numbers in it go to the trackers as well."""
@@ -249,20 +306,6 @@ class _Training:
             raise TrainingStopped(
                 f"{len(known)} training images cannot be read, more than --max-bad-images "
                 f"{self.config.max_bad_images}: {'; '.join(known)}"
-            )
-
-    def _stop_if_diverged(self, guard: StepGuard) -> None:
-        bad, longest = guard.take()
-        self.progress["bad_steps"] += bad
-        step = self.progress["step"]
-        if bad and self.accelerator.is_main_process:
-            logger.warning("step %d: %d steps without a finite gradient were skipped", step, bad)
-        if longest >= self.config.max_bad_steps:
-            raise TrainingStopped(
-                f"{longest} steps in a row up to step {step} had no finite gradient; the weights are those before. "
-                f"Lower --learning-rate (now {self.config.learning_rate:g})"
-                + ("" if self.config.mixed_precision == "no" else ", or train with --mixed-precision no")
-                + "."
             )
 
     def _evaluation_steps(self) -> set[int]:
@@ -344,6 +387,7 @@ class _Training:
             **self.data.identity(),
             "classes": {str(label): name for label, name in self.data.id2label.items()},
             "ema_decay": self.config.ema_decay,
+            "image_size": self.config.image_size,
             **{f"config.{name}": fields[name] for name in sorted(fields) if name not in _NOT_THE_MODEL},
         }
 

@@ -81,40 +81,32 @@ def batch_weights(
 
 
 class StepGuard:
-    """Skips steps whose gradient is not finite, and counts them, without waiting for the device.
+    """Skips steps whose gradient is not finite, without waiting for the device.
 
     The optimizer's fused kernel takes a flag on the device that makes it leave parameters and moments alone: what
-    GradScaler uses for the same purpose. The running statistics of `model`, if given, go back to those before the step.
+    GradScaler uses for the same purpose. The running statistics of normalization layers, which the forward pass has
+    already moved and which NaN never leaves again, go back to those before the step.
+
+    Args:
+        optimizer: a fused one.
+        model: with the statistics.
+        armed: False where something else skips the steps, such as a GradScaler.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, model: nn.Module | None = None):
-        self.optimizer = optimizer
-        # The forward pass has already moved the statistics of normalization layers, which NaN never leaves again.
-        self.buffers = [] if model is None else [b for b in model.buffers() if b.is_floating_point()]
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, armed: bool = True):
+        self.optimizer, self.armed = optimizer, armed
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self.kept = [buffer.clone() for buffer in self.buffers]
-        self.total, self.streak, self.longest = (torch.zeros((), device=device) for _ in range(3))
 
     def check(self, gradient_norm: Tensor) -> Tensor:
         """Arm the optimizer for a step with this gradient norm; 1 on the device if the step is bad, else 0."""
         bad = (~torch.isfinite(gradient_norm)).float()
-        self.optimizer.found_inf, self.optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
+        if self.armed:
+            self.optimizer.found_inf, self.optimizer.grad_scale = bad, None  # type: ignore[attr-defined]
         for buffer, kept in zip(self.buffers, self.kept, strict=True):
             kept.copy_(torch.where(bad > 0, kept, buffer))
             buffer.copy_(kept)
-        self.total = self.total + bad
-        self.streak = (self.streak + 1) * bad
-        self.longest = torch.maximum(self.longest, self.streak)
         return bad
-
-    def disarm(self) -> None:
-        """Only count: something else skips bad steps."""
-        del self.optimizer.found_inf, self.optimizer.grad_scale  # type: ignore[attr-defined]
-
-    def take(self) -> tuple[int, int]:
-        """Bad steps since the last call, and the longest row of them. Waits for the device."""
-        total, longest = int(self.total), int(self.longest)
-        self.total, self.longest = torch.zeros_like(self.total), self.streak.clone()
-        return total, longest
 
 
 def weight_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -1,20 +1,26 @@
 """What a training is made of: Accelerate, the data, the model and the augmentation."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers.image_utils import SizeDict
 
+from ..annotations import make_labels
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import PaperTransform, TrainTransform
 from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_checkpoint
+from ..loading import load_to_train, model_type
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .config import TrainConfig
@@ -38,6 +44,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
                 "process; leave it out (accelerate launch --multi_gpu --num_processes N scripts/train.py ...): the "
                 "models of this package fit on one device"
             )
+    # other detectors have parameters for queries of their own loss, which a likelihood does not read
+    partly = config.model is not None and model_type(config.model) != DrmmConfig.model_type
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -45,7 +53,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         log_with=trackers or None,
         project_dir=config.output,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            DistributedDataParallelKwargs(find_unused_parameters=partly),
+        ],
     )
     if missing := set(trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}:
         raise ValueError(f"TrainConfig.report_to={config.report_to!r}: not installed; pip install {' '.join(missing)}")
@@ -66,6 +77,10 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
         eval_split=config.eval_split,
+        annotations=config.annotations,
+        images=config.images,
+        eval_annotations=config.eval_annotations,
+        eval_images=config.eval_images,
         seed=config.seed,
         num_workers=config.num_workers,
         labels=None if config.classes is None else dict(enumerate(config.classes)),
@@ -89,28 +104,70 @@ def build_model(
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
     overrides = {**(config.config or {}), "id2label": id2label, "label2id": label2id}
     if config.model is not None:
-        return load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
-    try:
-        model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
-    except (StrictDataclassError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
-    if config.warm_start is not None:
-        warm_start(model, config.warm_start)
-    if config.backbone_weights is not None:
-        model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
-    # its size is that of the preset, its mean and deviation are those that the backbone knows
-    fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
-    return model, DrmmImageProcessor(**fields)
+        model, processor = load_to_train(config.model, **overrides)
+    else:
+        try:
+            model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
+        except (StrictDataclassError, TypeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
+        if config.warm_start is not None:
+            warm_start(model, config.warm_start)
+        if config.backbone_weights is not None:
+            model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
+        # its size is that of the preset, its mean and deviation are those that the backbone knows
+        fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
+        processor = DrmmImageProcessor(**fields)
+    if config.image_size is not None:
+        if len(config.image_size) == 2:
+            size = dict(zip(("height", "width"), config.image_size, strict=True))
+        else:  # one side is as much longer as before
+            size = input_size(processor)
+            shortest = min(size.values())
+            size = {name: round(side * config.image_size[0] / shortest) for name, side in size.items()}
+        processor.size = SizeDict(**size)  # type: ignore[assignment]
+        processor.pad_size = None  # type: ignore[attr-defined]
+    return model, processor
+
+
+def input_size(processor: DrmmImageProcessor) -> dict[str, int]:
+    """What the processor's `size` says: `shortest_edge` and `longest_edge`, or `height` and `width`, in pixels."""
+    return {name: side for name, side in dict(processor.size).items() if side is not None}
+
+
+def model_inputs(
+    processor: Any, images: Sequence[Tensor], annotations: Sequence[Mapping[str, Any]], device: torch.device
+) -> Mapping[str, Any]:
+    """What a model is trained on: augmented images (3, h, w) and their COCO annotations, through its own processor.
+
+    Processors of other detectors may write boxes as fractions of a padded canvas: the labels are always ours.
+    """
+    if isinstance(processor, DrmmImageProcessor):
+        return processor.preprocess(
+            images=images, annotations=annotations, do_resize=False, return_tensors="pt", device=device
+        )
+    fixed = "height" in input_size(processor)  # else augmentation has given the images their size
+    inputs = processor(images=images, do_resize=fixed, return_tensors="pt", device=device)
+    old = np.array([image.shape[-2:] for image in images])
+    new = np.array([inputs["pixel_values"].shape[-2:]] * len(images)) if fixed else old
+    return {**inputs, "labels": make_labels(annotations, old, new, device)}
 
 
 def build_transform(
     config: TrainConfig, landscape_share: Callable[[], float], processor: DrmmImageProcessor
 ) -> TrainTransform | PaperTransform:
     """The augmentation, at the scale at which the processor will show images to the model."""
+    size = input_size(processor)
     if config.augmentation != "affine":
-        return PaperTransform(multi_scale=config.augmentation == "multi_scale", horizontal_flip=config.horizontal_flip)
-    size = {name: value for name, value in dict(processor.size).items() if value is not None}
+        share = min(size.values()) / 800  # of the paper's size
+        return PaperTransform(
+            multi_scale=config.augmentation == "multi_scale",
+            horizontal_flip=config.horizontal_flip,
+            shortest_edges=[round(side * share) for side in range(480, 801, 32)],
+            crop_shortest_edges=[round(side * share) for side in (400, 500, 600)],
+            crop_size=(round(384 * share), round(600 * share)),
+            longest_edge=max(size.values()),
+        )
     red, green, blue = (round(255 * value) for value in processor.image_mean)  # about zero for the network
     return TrainTransform(
         canvas_size(landscape_share(), size),
@@ -119,7 +176,7 @@ def build_transform(
         scale_range=(config.scale_min, config.scale_max),
         translate=config.translate,
         color_jitter=config.color_jitter,
+        keep_aspect="height" not in size,
         fill=(red, green, blue),
-        cache=config.cache_images,
-        cache_bytes=_CACHE_BYTES,
+        cache_bytes=_CACHE_BYTES if config.cache_images else 0,
     )

@@ -1,7 +1,7 @@
 """Detections matched to ground truth once, by COCO's greedy rule, for all measures of their scores and boxes."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, TypedDict
 
@@ -16,40 +16,34 @@ class Matches:
     """n detections after the matching at one IoU threshold, without those on a crowd region.
 
     They are ordered by class, within it by image, and within that from the highest score down.
-
-    Attributes:
-        results: what was matched; `results.truth` is what it was matched to.
-        rows: (n,) index of each detection in the results.
-        images, classes: (n,) index of its image in `truth.image_ids` and of its class in `truth.category_ids`.
-        scores: (n,).
-        correct: (n,) whether it is a true positive.
-        objects: (n,) index of the annotation it was given in `truth.boxes`; -1 for a false positive.
-        ious: (n,) IoU with that annotation; 0 for a false positive.
-        num_objects: (C,) annotations of each class that are no crowd.
-        ignored_scores: scores of the detections on a crowd region.
-        image_ids: the images that were matched, sorted.
-        iou_threshold, score_threshold, max_detections: the settings.
     """
 
-    results: CocoResults
-    rows: np.ndarray
-    images: np.ndarray
-    classes: np.ndarray
-    scores: np.ndarray
-    correct: np.ndarray
-    objects: np.ndarray
-    ious: np.ndarray
-    num_objects: np.ndarray
-    ignored_scores: np.ndarray
-    image_ids: tuple[Any, ...]
+    results: CocoResults  # what was matched
+    rows: np.ndarray  # (n,) index of each detection in the results
+    images: np.ndarray  # (n,) index of its image in `truth.image_ids`
+    classes: np.ndarray  # (n,) index of its class in `truth.category_ids`
+    scores: np.ndarray  # (n,)
+    objects: np.ndarray  # (n,) index of the annotation it was given in `truth.boxes`; -1 for a false positive
+    ious: np.ndarray  # (n,) IoU with that annotation; 0 for a false positive
+    num_objects: np.ndarray  # (C,) annotations of each class that are no crowd
+    ignored_scores: np.ndarray  # scores of the detections on a crowd region
+    image_ids: tuple[Any, ...]  # the images that were matched, sorted
     iou_threshold: float
     max_detections: int
     score_threshold: float = 0.0
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @property
     def truth(self) -> CocoGroundTruth:
-        """The ground truth."""
+        """What the results were matched to."""
         return self.results.truth
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(n,) whether it is a true positive."""
+        return self.objects >= 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,8 +65,15 @@ class Matches:
 
     def select(self, kept: np.ndarray) -> "Matches":
         """The detections where `kept` (n,) is true."""
-        names = ("rows", "images", "classes", "scores", "correct", "objects", "ious")
+        names = ("rows", "images", "classes", "scores", "objects", "ious")
         return replace(self, **{name: getattr(self, name)[kept] for name in names})
+
+    def at(self, iou_threshold: float) -> "Matches":
+        """The same detections matched anew at another IoU threshold."""
+        if iou_threshold == self.iou_threshold:
+            return self
+        found, limit, images = self.results, self.max_detections, self.image_ids
+        return match_detections(self.truth, found, iou_threshold=iou_threshold, max_detections=limit, image_ids=images)
 
 
 Matchable: TypeAlias = GroundTruth | Matches
@@ -84,7 +85,8 @@ class MatchOptions(TypedDict, total=False):
 
     iou_threshold: float
     max_detections: int
-    image_ids: Sequence[int] | None
+    image_ids: Sequence[Any] | None
+    score_threshold: float | None
 
 
 def match_detections(
@@ -93,7 +95,8 @@ def match_detections(
     *,
     iou_threshold: float = 0.5,
     max_detections: int = 100,
-    image_ids: Sequence[int] | None = None,
+    image_ids: Sequence[Any] | None = None,
+    score_threshold: float | None = None,
 ) -> Matches:
     """Match results to ground truth as COCO does, without a limit on the size of the objects.
 
@@ -102,16 +105,17 @@ def match_detections(
     object is, unless it overlaps a crowd region by as much, of its own area.
 
     Args:
-        ground_truth, results, image_ids: as in `evaluate_coco`. Matches, without results, are returned as they are,
-            whatever the other arguments; so one matching serves many measures.
+        ground_truth, results, image_ids: as in `evaluate_coco`. Matches, without results, stay what they are whatever
+            the other arguments but `score_threshold`; so one matching serves many measures.
         iou_threshold: smallest IoU of a true positive, in [0, 1]; 0 stands for any overlap.
         max_detections: highest-scored detections that count per image and class.
+        score_threshold: keep detections with at least this score, all of which must lie in [0, 1] then.
 
     Raises:
         FileNotFoundError, ValueError: bad input; the message names file and field, or the setting.
     """
     if isinstance(ground_truth, Matches):
-        return ground_truth
+        return ground_truth if score_threshold is None else ground_truth.above(score_threshold)
     check_probability("iou_threshold", iou_threshold)
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(() if results is None else results, truth)
@@ -120,7 +124,7 @@ def match_detections(
     objects, ious, ignored = np.full(count, -1), np.zeros(count), np.zeros(count, dtype=bool)
     # COCO's own: 0 would give a box to a detection that does not touch it, and rounding can take 1 from an exact one.
     smallest = min(max(iou_threshold, np.finfo(float).tiny), 1.0 - 1e-10)
-    for detections, present in pairs_by_image_and_class(found, rows):
+    for detections, present in pairs(found, rows):
         crowd = truth.crowd[present]
         overlaps = box_iou(found.boxes[detections], truth.boxes[present], crowd)
         free = ~crowd
@@ -137,13 +141,12 @@ def match_detections(
                 ignored[row] = near[crowd].any()
     counted = rows[~ignored[rows]]
     chosen = np.isin(truth.images, _positions(truth, image_ids)) & ~truth.crowd
-    return Matches(
+    matches = Matches(
         results=found,
         rows=counted,
         images=found.images[counted],
         classes=found.classes[counted],
         scores=found.scores[counted],
-        correct=objects[counted] >= 0,
         objects=objects[counted],
         ious=ious[counted],
         num_objects=np.bincount(truth.classes[chosen], minlength=len(truth.category_ids)),
@@ -152,10 +155,11 @@ def match_detections(
         iou_threshold=float(iou_threshold),
         max_detections=int(max_detections),
     )
+    return matches if score_threshold is None else matches.above(score_threshold)
 
 
 def ranked_rows(
-    results: CocoResults, max_detections: int | None = None, image_ids: Sequence[int] | None = None
+    results: CocoResults, max_detections: int | None = None, image_ids: Sequence[Any] | None = None
 ) -> np.ndarray:
     """Indices of the detections by class, within it by image, and within that from the highest score down.
 
@@ -170,33 +174,42 @@ def ranked_rows(
     if image_ids is not None:
         rows = rows[np.isin(results.images[rows], _positions(results.truth, image_ids))]
     if max_detections is not None:
-        keys = _keys(results.truth, results.classes[rows], results.images[rows])
+        keys = _keys(results)[rows]
         rows = rows[np.arange(len(rows)) - np.searchsorted(keys, keys) < max_detections]
     return rows
 
 
-def pairs_by_image_and_class(results: CocoResults, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of every image and class that has both: the indices of its detections, and of its annotations with the crowd.
+def pairs(results: CocoResults, rows: np.ndarray, by_class: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of every image and class with annotations: the indices of its detections, and of its annotations with the crowd.
 
     Args:
         results: the detections.
         rows: which of them, in the order of `ranked_rows`.
+        by_class: False for all classes of an image together.
     """
-    truth = results.truth
-    found_keys = _keys(truth, results.classes[rows], results.images[rows])
-    object_keys = _keys(truth, truth.classes, truth.images)
-    order = np.argsort(object_keys, kind="stable")
-    object_keys = object_keys[order]
-    both = np.intersect1d(found_keys, object_keys)
-    sides = [np.searchsorted(keys, both, side) for keys in (found_keys, object_keys) for side in ("left", "right")]
-    for first, last, first_object, last_object in zip(*(side.tolist() for side in sides), strict=True):
-        yield rows[first:last], order[first_object:last_object]
+    (found_keys, object_keys) = (_keys(of, by_class) for of in (results, results.truth))
+    rows = rows[np.argsort(found_keys[rows], kind="stable")]
+    objects = np.argsort(object_keys, kind="stable")
+    groups = np.unique(object_keys)
+    sorted_keys = (found_keys[rows], object_keys[objects])
+    sides = [np.searchsorted(keys, groups, side).tolist() for keys in sorted_keys for side in ("left", "right")]
+    for first, last, first_object, last_object in zip(*sides, strict=True):
+        yield rows[first:last], objects[first_object:last_object]
 
 
-def by_image(indices: np.ndarray, images: np.ndarray, count: int) -> list[np.ndarray]:
-    """The indices of each of `count` images, in their order, where `images` (n,) has the image of each of n entries."""
-    order = indices[np.argsort(images[indices], kind="stable")]
-    return np.split(order, np.searchsorted(images[order], np.arange(1, count)))
+def nearest_objects(results: CocoResults, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each detection the object of its class that it overlaps most: (n,) index of the annotation, and (n,) IoU.
+
+    The index is -1 where the image has no object of the class, as crowd regions are none. Arguments as in
+    `pairs`.
+    """
+    objects, overlaps = np.full(len(results.scores), -1), np.zeros(len(results.scores))
+    for detections, present in pairs(results, rows):
+        present = present[~results.truth.crowd[present]]
+        if present.size:
+            overlap = box_iou(results.boxes[detections], results.truth.boxes[present])
+            objects[detections], overlaps[detections] = present[overlap.argmax(axis=1)], overlap.max(axis=1)
+    return objects[rows], overlaps[rows]
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = None) -> np.ndarray:
@@ -215,7 +228,7 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = No
 
 
 def halve_images(
-    truth: CocoGroundTruth, image_ids: Sequence[int] | None, seed: int
+    truth: CocoGroundTruth, image_ids: Sequence[Any] | None, seed: int
 ) -> tuple[frozenset[Any], frozenset[Any]]:
     """The images in two random halves; a `ValueError` for fewer than two."""
     images = sorted(truth.chosen_images(image_ids), key=str)
@@ -226,41 +239,41 @@ def halve_images(
     return first, second
 
 
-_SETTINGS = ("num_detections", "num_ignored", "iou_threshold", "num_bins", "score_threshold", "max_detections")
+def iou_text(iou_threshold: float) -> str:
+    """An IoU threshold in words."""
+    return f"IoU {iou_threshold:g}" if iou_threshold > 0 else "IoU > 0"
+
+
+_IN_WORDS: dict[str, Callable[[Any], str]] = {
+    "iou_threshold": iou_text,
+    "iou_thresholds": lambda several: "mean over IoU " + ", ".join(f"{one:g}" for one in several),
+    "num_bins": "{} bins".format,
+    "score_threshold": lambda score: "LRP-optimal score thresholds" if score is None else f"score >= {score:g}",
+    "max_detections": "maxDets {}".format,
+}
 
 
 class Report:
     """Base of the dataclasses that carry a measured value together with its settings."""
 
+    @property
+    def settings(self) -> str:
+        """The settings in words, to print next to the value."""
+        return ", ".join(words(getattr(self, name)) for name, words in _IN_WORDS.items() if hasattr(self, name))
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, the settings last, with None for nan and infinity."""
+        """Plain values for JSON, with None for nan and infinity."""
         values: dict[str, Any] = to_plain(asdict(self))  # type: ignore[call-overload]
-        return values | {name: values.pop(name) for name in _SETTINGS if name in values}
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchReport(Report):
-    """A report on matched detections.
+    """A report on matched detections."""
 
-    Attributes:
-        iou_threshold: smallest IoU of a true positive; 0 stands for any overlap.
-        score_threshold: smallest score of a detection that was counted.
-        max_detections: highest-scored detections counted per image and class.
-    """
-
-    iou_threshold: float
-    score_threshold: float
-    max_detections: int
-
-    @property
-    def settings(self) -> str:
-        """The settings in words, to print next to the value."""
-        return f"{iou_text(self.iou_threshold)}, score >= {self.score_threshold:g}, maxDets {self.max_detections}"
-
-
-def iou_text(iou_threshold: float) -> str:
-    """An IoU threshold in words."""
-    return f"IoU {iou_threshold:g}" if iou_threshold > 0 else "IoU > 0"
+    iou_threshold: float  # smallest IoU of a true positive; 0 stands for any overlap
+    score_threshold: float  # smallest score of a detection that was counted
+    max_detections: int  # highest-scored detections counted per image and class
 
 
 def check_probability(name: str, value: float) -> None:
@@ -276,19 +289,20 @@ def check_scores(scores: np.ndarray) -> None:
         raise ValueError(f"results: score {outside[0]:g} is outside [0, 1]; calibration needs probabilities")
 
 
-def mean_of_known(values: Sequence[float] | np.ndarray) -> float:
+def mean_or_nan(values: Sequence[float] | np.ndarray) -> float:
     """Mean of the values that are not nan; nan if none is."""
     known = np.asarray(values, dtype=float)
     known = known[~np.isnan(known)]
     return float(known.mean()) if known.size else math.nan
 
 
-def _keys(truth: CocoGroundTruth, classes: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """One number for each pair of class and image."""
-    return classes * len(truth.image_ids) + images
+def _keys(of: CocoGroundTruth | CocoResults, by_class: bool = True) -> np.ndarray:
+    """One number for the image of each entry, or for the pair of class and image."""
+    truth = of if isinstance(of, CocoGroundTruth) else of.truth
+    return of.classes * len(truth.image_ids) + of.images if by_class else of.images
 
 
-def _positions(truth: CocoGroundTruth, image_ids: Sequence[int] | None) -> np.ndarray:
+def _positions(truth: CocoGroundTruth, image_ids: Sequence[Any] | None) -> np.ndarray:
     """Where these images stand in `truth.image_ids`."""
     chosen = set(truth.chosen_images(image_ids))
     return np.array([index for index, image_id in enumerate(truth.image_ids) if image_id in chosen], dtype=int)

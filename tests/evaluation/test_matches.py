@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools.cocoeval import COCOeval
 
 from drmm_hf.evaluation import brier_report, calibration_report, lrp_report, match_detections
-from drmm_hf.evaluation.coco import prepare_ground_truth, prepare_results
+from drmm_hf.evaluation.coco_input import prepare_ground_truth, prepare_results
 from evaluation_fixtures import ON_CROWD, found, make_truth, scene
 
 
@@ -54,13 +54,7 @@ def test_matches_are_those_of_cocoeval(seed: int, iou_threshold: float, limit: i
     assert (matches.ious[matches.correct] >= min(iou_threshold, 1 - 1e-10)).all()
 
 
-def test_any_overlap_is_more_than_none() -> None:
-    matches = match_detections(make_truth((7, 0)), [found(0.9, 300), found(0.7, 0, height=1)], iou_threshold=0)
-    assert matches.correct.tolist() == [False, True]
-    assert matches.ious.tolist() == [0.0, pytest.approx(0.1)]
-
-
-def test_classes_images_limits_and_crowds() -> None:
+def test_classes_images_limits_crowds_and_any_overlap() -> None:
     truth = make_truth((7, 0), (9, 20), crowd=True)
     truth["images"].append({"id": 0})
     results = [found(0.5, 0, category_id=9), found(0.4, 0), found(0.9, 300), ON_CROWD, found(0.8, 0) | {"image_id": 0}]
@@ -71,22 +65,24 @@ def test_classes_images_limits_and_crowds() -> None:
     assert sorted(match_detections(truth, results, max_detections=1).rows) == [0, 4], "one a class, and that is ignored"
     only = match_detections(truth, results, image_ids=[0])
     assert (only.rows.tolist(), only.num_objects.sum()) == ([4], 0)
+    matches = match_detections(make_truth((7, 0)), [found(0.9, 300), found(0.7, 0, height=1)], iou_threshold=0)
+    assert (matches.correct.tolist(), matches.ious.tolist()) == ([False, True], [0.0, pytest.approx(0.1)])
 
 
 def test_matches_stand_for_ground_truth_and_results() -> None:
     truth, results = scene()
     matches = match_detections(truth, results, iou_threshold=0.3, max_detections=5)
-    options = {"iou_threshold": 0.3, "max_detections": 5}
     for measure in (calibration_report, brier_report, lrp_report):
-        assert measure(matches).to_dict() == measure(truth, results, **options).to_dict()
+        expected = measure(truth, results, iou_threshold=0.3, max_detections=5, score_threshold=0.4)
+        assert measure(matches, score_threshold=0.4).to_dict() == expected.to_dict()
     assert (
-        calibration_report(matches.above(0.4)).to_dict() == calibration_report(matches, score_threshold=0.4).to_dict()
+        calibration_report(matches.at(0.5)).to_dict() == calibration_report(truth, results, max_detections=5).to_dict()
     )
 
 
-@pytest.mark.parametrize("options", [{"iou_threshold": -0.1}, {"iou_threshold": 1.1}, {"max_detections": 0}])
+@pytest.mark.parametrize(
+    "options", [{"iou_threshold": -0.1}, {"iou_threshold": 1.1}, {"max_detections": 0}, {"image_ids": [5]}]
+)
 def test_bad_settings(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         match_detections(make_truth((7, 0)), [], **options)
-    with pytest.raises(ValueError, match="image_ids"):
-        match_detections(make_truth((7, 0)), [], image_ids=[5])

@@ -1,0 +1,114 @@
+"""Pascal VOC folders: one xml file an image, with the corners of its boxes in pixels."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from .yolo import IMAGE_SUFFIXES
+
+_Found = dict[str, tuple[Path, Sequence[Path], Callable[[], tuple[Any, None]]]]
+
+
+def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
+    """The splits of a Pascal VOC folder: the folder of their xml files, the image folders, and how they are read.
+
+    The splits are the lists in `ImageSets/Main`, or the folders `SPLIT`, `SPLIT/Annotations` and `Annotations/SPLIT`;
+    without them all files are training data. Empty for a folder without xml files.
+
+    Args:
+        splits: the names of each split.
+    """
+    main = next((root / name for name in ("Annotations", "annotations") if (root / name).is_dir()), root)
+    whole = _xml_files(main) or _xml_files(root) or _xml_files(root / "images")
+    chosen: dict[str, list[Path]] = {}
+    for split, names in splits.items():
+        for name in (*names, *(("trainval",) if split == "train" else ())):
+            listed = root / "ImageSets" / "Main" / f"{name}.txt"
+            if listed.is_file() and split not in chosen:
+                names_of = [line.strip() for line in listed.read_text("utf-8-sig").splitlines() if line.strip()]
+                chosen[split] = [_listed(main, line) for line in names_of]
+            for folder in (root / name, root / name / "Annotations", main / name):
+                if split not in chosen and (files := _xml_files(folder)):
+                    chosen[split] = files
+    if not chosen and whole:
+        chosen = {"train": whole}
+    everything = [file for files in chosen.values() for file in files]
+    return {split: _split(root, files, everything) for split, files in chosen.items() if files}
+
+
+def _xml_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.xml")) if folder.is_dir() else []
+
+
+def _listed(folder: Path, line: str) -> Path:
+    """The file of a line of a list, which may have 1 or -1 after the name."""
+    file = folder / f"{line}.xml"
+    return file if file.is_file() else folder / f"{line.split()[0]}.xml"
+
+
+def _split(root: Path, files: Sequence[Path], everything: Sequence[Path]) -> Any:
+    here = files[0].parent
+    folders = [folder / name for folder in (here.parent, root) for name in ("JPEGImages", "images")]
+    folders = [*dict.fromkeys([*folders, here])]
+    return here, folders, lambda: (_read(files, everything, folders), None)
+
+
+def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[Path]) -> dict[str, Any]:
+    """The content as COCO instances, with the classes of all splits in the order of their names.
+
+    An image has the name of its xml file; that which is written there is often the one before it was renamed.
+    """
+    present = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    image_of = {file.stem: file.name for file in present if file.suffix.lower() in IMAGE_SUFFIXES}
+    trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}
+    names = sorted({_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")})
+    images: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    for number, file in enumerate(files):
+        tree = trees[file]
+        written = (tree.findtext("filename") or "").replace("\\", "/").rpartition("/")[2].strip()
+        name = image_of.get(file.stem) or written or file.stem
+        images.append({"id": number, "file_name": name, **_size(tree)})
+        for node in tree.iter("object"):
+            box = node.find("bndbox")
+            if box is None:
+                raise ValueError(f"{file}: an object has no <bndbox>; correct or remove it")
+            try:
+                x1, y1, x2, y2 = (float(_text(box, name, file)) for name in ("xmin", "ymin", "xmax", "ymax"))
+            except ValueError:
+                raise ValueError(f"{file}: <bndbox> must have the numbers xmin, ymin, xmax, ymax; correct it") from None
+            record = {"id": len(records), "image_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            records.append({**record, "category_id": names.index(_text(node, "name", file))})
+    categories = [{"id": label, "name": name} for label, name in enumerate(names)]
+    return {"images": images, "annotations": records, "categories": categories}
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file, but a list in ImageSets/Main names it")
+    content = file.read_bytes()
+    if re.search(rb"<!\s*(DOCTYPE|ENTITY)", content, re.IGNORECASE):  # could make the parser fill the memory
+        raise ValueError(f"{file}: has a DOCTYPE, which annotations do not need; remove it")
+    try:
+        return ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{file}: is no XML ({error}); write it again") from None
+
+
+def _text(node: ElementTree.Element, name: str, file: Path) -> str:
+    text = (node.findtext(name) or "").strip()
+    if not text:
+        raise ValueError(f"{file}: <{node.tag}> has no <{name}>; correct or remove it")
+    return text
+
+
+def _size(tree: ElementTree.Element) -> dict[str, float]:
+    """Width and height where they are given; tools that do not know them write 0."""
+    size: dict[str, float] = {}
+    for side in ("width", "height"):
+        text = (tree.findtext(f"size/{side}") or "").strip()
+        if text.replace(".", "", 1).isdigit() and float(text) > 0:
+            size[side] = float(text)
+    return size

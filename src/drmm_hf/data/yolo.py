@@ -1,0 +1,129 @@
+"""YOLO folders: data.yaml, images, and for each a text file of class and box as fractions of the image."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .images import stored_size
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+_Found = dict[str, tuple[Path, Sequence[Path], Callable[[], tuple[Any, list[str]]]]]
+
+
+def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
+    """The splits of a YOLO folder: what messages name, the image folders, and how it is read; empty for another one.
+
+    The images are where data.yaml says, or in `images/SPLIT`, `SPLIT/images` or `images`; a label file is beside its
+    image, or in `labels` where the image is in `images`.
+
+    Args:
+        splits: the names of each split.
+    """
+    settings, source = _settings(root)
+    base = root / str(settings.get("path") or "")
+    found: _Found = {}
+    for split, names in splits.items():
+        given = [value for name in names for value in _as_list(settings.get(name))]
+        # Roboflow writes ../train/images for what is in train/images.
+        places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
+        places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
+        places += [root / place for name in names for place in (f"images/{name}", f"{name}/images")]
+        images = next((files for place in places if (files := _images(place, root))), [])
+        if images and any(_label_file(image).is_file() for image in images):
+            found[split] = _part(root, source, settings, images)
+    images = [] if found else [*_images(root / "images", root), *sorted(filter(_is_image, root.iterdir()))]
+    if images and (source or any(_label_file(image).is_file() for image in images)):
+        found["train"] = _part(root, source, settings, images)
+    return found
+
+
+def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: list[Path]) -> Any:
+    names = settings.get("names")
+    keypoints = bool(settings.get("kpt_shape"))
+    return source or root, [root], lambda: (_read(names, images, keypoints), list(map(str, images)))
+
+
+def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
+    """Content and path of data.yaml, or names of classes from a text file; nothing where there is neither."""
+    for file in sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda file: (file.stem != "data", file)):
+        try:
+            content = yaml.safe_load(file.read_bytes())
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"{file}: is no YAML ({' '.join(str(error).split())[:200]}); correct it") from None
+        if isinstance(content, Mapping) and ("names" in content or "nc" in content):
+            return content, file
+    for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
+        if file.is_file():
+            return {"names": [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]}, file
+    return {}, None
+
+
+def _as_list(value: Any) -> list[str]:
+    return [str(entry) for entry in value] if isinstance(value, list) else [] if value is None else [str(value)]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _images(place: Path, root: Path) -> list[Path]:
+    """Images of a folder and those below, or of a text file that lists them."""
+    if place.suffix == ".txt" and place.is_file():
+        lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
+        files = [Path(os.path.normpath(root / line)) for line in lines if line]
+        if outside := [file for file in files if not file.is_relative_to(root)]:
+            raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
+        return files
+    return sorted(filter(_is_image, place.rglob("*"))) if place.is_dir() else []
+
+
+def _label_file(image: Path) -> Path:
+    """Of images/train/a.jpg it is labels/train/a.txt, the last "images" replaced; else a.txt beside it."""
+    head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
+    other = Path(f"{head}{os.sep}labels{os.sep}{tail}").with_suffix(".txt")
+    return other if found and other.is_file() else image.with_suffix(".txt")
+
+
+def _read(names: Any, images: Sequence[Path], keypoints: bool) -> dict[str, Any]:
+    """The content as COCO instances."""
+    known = dict(names) if isinstance(names, Mapping) else dict(enumerate(names)) if isinstance(names, list) else {}
+    records: list[dict[str, Any]] = []
+    sizes = []
+    for number, image in enumerate(images):
+        height, width = stored_size({"image": image})
+        sizes.append({"id": number, "file_name": str(image), "width": width, "height": height})
+        file = _label_file(image)
+        lines = file.read_text("utf-8-sig").splitlines() if file.is_file() else []
+        for place, line in enumerate(lines, 1):
+            if line.strip():
+                label, (x, y, w, h) = _label(line.split(), f"{file}, line {place}", keypoints)
+                box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+                record = {"id": len(records), "image_id": number, "category_id": label, "bbox": box}
+                records.append(record)
+                if known and label not in known:
+                    raise ValueError(f"{file}, line {place}: class {label} is not in `names`, which has {list(known)}")
+    highest = max((record["category_id"] for record in records), default=0)
+    labels = known or {label: f"class_{label}" for label in range(highest + 1)}
+    categories = [{"id": int(label), "name": str(name)} for label, name in labels.items()]
+    return {"images": sizes, "annotations": records, "categories": categories}
+
+
+def _label(words: Sequence[str], place: str, keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:
+    """Class and normalized (center x, center y, width, height) of a line: a box, or a polygon of at least 3 points."""
+    try:
+        label, values = int(float(words[0])), [float(word) for word in words[1:]]
+        fractions = len(values) >= 4 and all(-0.5 <= value <= 1.5 for value in values[: 4 if keypoints else None])
+    except (ValueError, OverflowError):
+        fractions = False
+    if not fractions or label < 0 or not (keypoints or len(values) in (4, 5) or len(values) % 2 == 0):
+        raise ValueError(
+            f"{place} is {' '.join(words)[:80]!r}; it must be the number of a class and center x, center y, width and "
+            "height as fractions of the image (or the corners of a polygon)"
+        )
+    if keypoints or len(values) < 6:
+        return label, (values[0], values[1], values[2], values[3])
+    xs, ys = values[::2], values[1::2]
+    return label, ((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys))

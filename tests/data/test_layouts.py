@@ -1,0 +1,236 @@
+"""Folders as the usual tools write them: all are read as they are."""
+
+import json
+import logging
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+
+import annotation_folders as tools
+from drmm_hf.data import decode_image, load_detection_dataset
+from drmm_hf.evaluation import evaluate_coco
+
+
+@pytest.fixture(params=tools.FOLDERS)
+def folder(request, tmp_path):
+    tools.FOLDERS[request.param](tmp_path / "set")
+    return tmp_path / "set"
+
+
+def _boxes(dataset):
+    """Of each picture, by its name: name of the class, and box."""
+    found = {}
+    for row in dataset.dataset:
+        objects = row["objects"]
+        names = [dataset.id2label[label] for label in objects["category"]]
+        found[row["image"]["path"].rpartition("/")[2]] = list(zip(names, objects["bbox"], strict=True))
+    return found
+
+
+def test_every_tool_s_folder_gives_the_same_boxes(folder):
+    train = load_detection_dataset(folder, "train")
+    val = load_detection_dataset(folder, "val", id2label=train.id2label)
+    assert train.id2label == {0: "cat", 1: "dog"}
+    rest = _boxes(load_detection_dataset(folder, "train", validation_share=0.15))
+    assert {**rest, **_boxes(val)}.keys() >= {name for name, _ in tools.TRAIN}
+    assert not rest.keys() & _boxes(val).keys()
+    for name, boxes in _boxes(train).items():
+        expected = dict(tools.TRAIN)[name]
+        assert [label for label, _ in boxes] == [tools.CLASSES[label] for label, _ in expected]
+        np.testing.assert_allclose([box for _, box in boxes], [box for _, box in expected], atol=1e-3)
+    assert len(train) == len(tools.TRAIN)
+    for row in (*train.dataset, *val.dataset):
+        assert decode_image(row).size == (row["width"], row["height"]) == (tools.WIDTH, tools.HEIGHT)
+    results = [
+        {"image_id": row["image_id"], "category_id": val.category_ids[label], "bbox": box, "score": 0.9}
+        for row in val.dataset
+        for label, box in zip(row["objects"]["category"], row["objects"]["bbox"], strict=True)
+    ]
+    assert evaluate_coco(val.annotations_path, results)["AP"] == pytest.approx(1)
+
+
+def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog):
+    tools.cvat_coco(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        held_out = [load_detection_dataset(tmp_path, split) for split in ("val", "validation", "val")]
+    assert sum("held out" in record.getMessage() for record in caplog.records) == 3
+    ids = [list(part.dataset["image_id"]) for part in held_out]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(load_detection_dataset(tmp_path, "val", validation_share=0.5)) == 3
+    assert list(load_detection_dataset(tmp_path, "val", split_seed=1).dataset["image_id"]) != ids[0]
+    images = json.loads(held_out[0].annotations_path.read_text())["images"]
+    assert [image["id"] for image in images] == ids[0]
+    with pytest.raises(ValueError, match="'test'"):
+        load_detection_dataset(tmp_path, "test")
+
+
+def _rename(folder, change):
+    """Change the names in the json, or those of the files."""
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    for image in content["images"]:
+        image["file_name"] = change(folder, image["file_name"])
+    file.write_text(json.dumps(content))
+
+
+def _decomposed(folder, name):
+    (folder / "images" / name).rename(folder / "images" / unicodedata.normalize("NFD", f"é{name}"))
+    return f"é{name}"
+
+
+def _deeper(folder, name):
+    (folder / "images" / "day").mkdir(exist_ok=True)
+    (folder / "images" / name).rename(folder / "images" / "day" / name)
+    (folder / "images" / "night").mkdir(exist_ok=True)
+    (folder / "images" / "night" / name).write_bytes(b"another")
+    return f"upload\\day\\{name}"
+
+
+NAMES = {
+    "percent": lambda _, name: name.replace(" ", "%20"),
+    "backslash": lambda _, name: f".\\images\\{name}",
+    "with the folder": lambda _, name: f"set/images/{name}",
+    "upper case": lambda _, name: name.replace(".jpg", ".JPG"),
+    "unicode": _decomposed,
+    "one of two": _deeper,
+}
+
+
+@pytest.mark.parametrize("change", NAMES.values(), ids=NAMES)
+def test_file_names_that_are_written_in_another_way(tmp_path, change):
+    tools.coco_folder(tmp_path / "set")
+    expected = _boxes(load_detection_dataset(tmp_path / "set"))
+    _rename(tmp_path / "set", change)
+    data = load_detection_dataset(tmp_path / "set")
+    assert list(_boxes(data).values()) == list(expected.values())
+    assert all(decode_image(row).width for row in data.dataset)
+
+
+def test_a_name_that_fits_several_files_is_missing(tmp_path):
+    tools.coco_folder(tmp_path / "set")
+    _rename(tmp_path / "set", lambda folder, name: _deeper(folder, name).rpartition("\\")[2])
+    with pytest.raises(FileNotFoundError, match="6 of 6 images"):
+        load_detection_dataset(tmp_path / "set")
+
+
+def test_explicit_files_win(tmp_path):
+    tools.roboflow_coco(tmp_path / "set")
+    data = load_detection_dataset(
+        tmp_path / "set", annotations="valid/_annotations.coco.json", images=tmp_path / "set" / "valid"
+    )
+    assert _boxes(data).keys() == dict(tools.VAL).keys()
+
+
+def test_what_is_none_of_these_says_what_was_looked_for(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"COCO.*YOLO.*Pascal VOC.*pictures/.*--annotations"):
+        load_detection_dataset(tmp_path)
+
+
+def test_files_that_may_all_be_the_annotations(tmp_path):
+    tools.fiftyone_coco(tmp_path)
+    shutil.copy(tmp_path / "labels.json", tmp_path / "copy.json")
+    with pytest.raises(ValueError, match=r"copy\.json, labels\.json"):
+        load_detection_dataset(tmp_path)
+
+
+def _roots(content):
+    content["categories"].insert(0, {"id": 0, "name": "pets"})
+    for category in content["categories"][1:]:
+        category["supercategory"] = "pets"
+
+
+def _twice(content):
+    content["categories"].append({"id": 9, "name": "dog"})
+
+
+@pytest.mark.parametrize("change", [_roots, _twice])
+def test_categories_that_are_no_classes_are_left_out(tmp_path, caplog, change):
+    tools.coco_folder(tmp_path)
+    for split in ("train", "val"):
+        file = tmp_path / "annotations" / f"instances_{split}.json"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING):
+        data = load_detection_dataset(tmp_path)
+    assert data.id2label == {0: "cat", 1: "dog"}
+    assert len(caplog.records) == 1
+    assert {name for name in evaluate_coco(data.annotations_path, [], per_class=True) if "/" in name} == {
+        *("AP/cat", "AR/cat", "AP/dog", "AR/dog")
+    }
+
+
+def test_a_class_that_the_model_does_not_have_may_be_there_without_boxes(tmp_path):
+    tools.coco_folder(tmp_path)
+    file = tmp_path / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 9, "name": "yak"})
+    file.write_text(json.dumps(content))
+    assert load_detection_dataset(tmp_path, "val", id2label={0: "cat", 1: "dog"}).category_ids == [1, 2]
+
+
+def _every_box(folder, change):
+    for file in (folder / "annotations").glob("*.json"):
+        content = json.loads(file.read_text())
+        for record in content["annotations"]:
+            record["bbox"] = change(record["bbox"])
+        file.write_text(json.dumps(content))
+
+
+def test_fractions_and_corners_are_refused(tmp_path):
+    tools.coco_folder(tmp_path / "fractions")
+    size = (tools.WIDTH, tools.HEIGHT) * 2
+    _every_box(tmp_path / "fractions", lambda box: [v / s for v, s in zip(box, size, strict=True)])
+    with pytest.raises(ValueError, match="fractions"):
+        load_detection_dataset(tmp_path / "fractions")
+    tools.coco_folder(tmp_path / "corners")
+    _every_box(tmp_path / "corners", lambda box: [50, 30, 50 + box[2], 30 + box[3]])
+    with pytest.raises(ValueError, match="corners"):
+        load_detection_dataset(tmp_path / "corners")
+
+
+YOLO_LABELS = {
+    "1 0.5 0.5 0.5 0.25": [24, 24, 48, 16],
+    "1 0.25 0.25 0.75 0.25 0.75 0.75 0.25 0.75": [24, 16, 48, 32],  # a polygon
+    "1.0 0.5 0.5 0.5 0.25 0.9": [24, 24, 48, 16],  # with a confidence
+}
+
+
+@pytest.mark.parametrize(("line", "box"), YOLO_LABELS.items())
+def test_yolo_labels(tmp_path, line, box):
+    tools.ultralytics_yolo(tmp_path)
+    (tmp_path / "labels" / "train" / "train 0.txt").write_text(f"\n{line}\n")
+    (tmp_path / "labels" / "train" / "train 1.txt").unlink()
+    data = load_detection_dataset(tmp_path)
+    assert data.dataset[0]["objects"]["bbox"] == [pytest.approx(box)]
+    assert data.dataset[1]["objects"]["bbox"] == []
+
+
+@pytest.mark.parametrize(
+    "line", ["1 0.5 0.5 0.5", "x 0.5 0.5 0.5 0.5", "7 0.5 0.5 0.5 0.5", "1 48 32 20 20", "-1 0 0 1 1"]
+)
+def test_bad_yolo_labels_name_file_and_line(tmp_path, line):
+    tools.roboflow_yolo(tmp_path)
+    (tmp_path / "train" / "labels" / "train 0.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
+    with pytest.raises(ValueError, match=r"train 0\.txt, line 2"):
+        load_detection_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<annotation",
+        "<annotation><object><name>cat</name></object></annotation>",
+        "<annotation><object><bndbox/></object></annotation>",
+        "<annotation><object><name>cat</name><bndbox><xmin>a</xmin></bndbox></object></annotation>",
+        '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>',
+    ],
+)
+def test_bad_xml_names_the_file(tmp_path, content):
+    tools.pascal_voc(tmp_path)
+    (tmp_path / "Annotations" / "train 0.xml").write_text(content)
+    with pytest.raises(ValueError, match=r"train 0\.xml"):
+        load_detection_dataset(tmp_path)

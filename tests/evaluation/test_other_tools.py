@@ -1,0 +1,130 @@
+"""COCO results as other frameworks write them: every measure takes them, and says so where their ids do not fit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drmm_hf.cli import main
+from drmm_hf.evaluation import evaluate_detections, fit_scale_factor, interval_report, split_half_report
+from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results
+from drmm_hf.evaluation.coco_input import prepare_ground_truth, prepare_results
+from evaluation_fixtures import scene
+
+Rows = list[dict[str, Any]]
+STEMS = {image_id: f"{100 + image_id:06}" if image_id % 2 else f"blood_{image_id}" for image_id in range(1, 13)}
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, Any]:
+    content, _ = scene(crowd=True)
+    for image in content["images"]:
+        image["file_name"] = f"val/{STEMS[image['id']]}.jpg"
+    content["categories"].append({"id": 12, "name": "never there"})
+    return content
+
+
+@pytest.fixture(scope="module")
+def results() -> Rows:
+    return scene(crowd=True)[1]
+
+
+def stem_id(image_id: int) -> Any:
+    """What ultralytics makes of a file's name."""
+    stem = STEMS[image_id]
+    return int(stem) if stem.isnumeric() else stem
+
+
+def mmdet(results: Rows) -> Rows:
+    """`results.bbox.json` of CocoMetric with `outfile_prefix`."""
+    return [{name: row[name] for name in ("image_id", "bbox", "score", "category_id")} for row in results]
+
+
+def ultralytics(results: Rows) -> Rows:
+    """`predictions.json` of `val(save_json=True)` for a data set that is not COCO: classes from 1."""
+    return [
+        {"image_id": stem_id(row["image_id"]), "category_id": row["category_id"] - 6, "bbox": row["bbox"],
+         "score": row["score"]}
+        for row in results
+    ]  # fmt: skip
+
+
+def ultralytics_from_zero(results: Rows) -> Rows:
+    """The same of releases that number classes from 0."""
+    return [{**row, "category_id": row["category_id"] - 1} for row in ultralytics(results)]
+
+
+def ultralytics_with_names(results: Rows) -> Rows:
+    """The same of releases with the file's name beside the id, where digits of names may be ids of other images."""
+    ids = {image_id: 13 - image_id for image_id in range(1, 13)}
+    return [
+        {**row, "image_id": ids[one["image_id"]], "file_name": f"{STEMS[one['image_id']]}.jpg"}
+        for row, one in zip(ultralytics(results), results, strict=True)
+    ]
+
+
+def detectron2(results: Rows) -> Rows:
+    """`coco_instances_results.json` of a model with masks."""
+    return [{**row, "segmentation": {"size": [30, 40], "counts": "PP1"}} for row in results]
+
+
+def detectron2_instances(results: Rows) -> Rows:
+    """`instances_predictions`, as JSON: by image, classes from 0."""
+    rows = [{**row, "category_id": row["category_id"] - 7} for row in results]
+    images = range(1, 13)
+    return [{"image_id": one, "instances": [row for row in rows if row["image_id"] == one]} for one in images]
+
+
+TOOLS = (mmdet, ultralytics, ultralytics_from_zero, ultralytics_with_names, detectron2, detectron2_instances)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_the_numbers_are_those_of_the_same_detections_in_the_ids_of_the_file(
+    tool: Callable[[Rows], Rows], truth: dict[str, Any], results: Rows, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(tool(results)))
+    expected = evaluate_detections(truth, results, per_class=True, details=True)
+    report = evaluate_detections(truth, tmp_path / "results.json", per_class=True, details=True)
+    assert (report.to_dict(), report.parts) == (expected.to_dict(), {})
+    given = tool(results)
+    assert split_half_report(truth, given).to_dict() == split_half_report(truth, results).to_dict()
+    assert given == tool(results), "the caller's results are unchanged"
+    prepared = prepare_ground_truth(truth)
+    analysis = analyze_results(prepared, given)
+    assert analysis == analyze_results(prepared, results)
+    assert analysis["calibration"]["parts"] == {}
+    assert analyze_intervals(prepared, given, "cauchy")["coverage"] == []
+    for measure in (interval_report, fit_scale_factor):
+        with pytest.raises(ValueError, match="scales"):
+            measure(truth, given)
+
+
+def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows, caplog: Any) -> None:
+    prepared = prepare_ground_truth(truth)
+    prepare_results(mmdet(results), prepared)
+    assert not caplog.records
+    prepare_results(ultralytics(results), prepared)
+    assert len(caplog.records) == 2, "images and categories"
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ([{"category_id": 80}], ["category_id", "80", "7 cell", "8 star", "12 never there"]),
+        ([{"category_id": 7}, {"category_id": 1}], ["category_id", "is 1", "7 cell", "1, 7"]),
+        ([{"image_id": "blood_99"}], ["image_id", "blood_99", "1, 2, 3"]),
+        ([{"image_id": stem_id(1)}, {"image_id": 5}], ["image_id", "is 101"]),
+    ],
+)
+def test_ids_that_do_not_fit_are_one_line(
+    changes: Rows, named: list[str], truth: dict[str, Any], results: Rows, tmp_path: Path, capsys: Any
+) -> None:
+    for name, content in (("truth", truth), ("results", [{**results[0], **change} for change in changes])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    arguments = ["--results", str(tmp_path / "results.json"), "--annotations", str(tmp_path / "truth.json")]
+    assert main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(part in error for part in ("results.json", "truth.json", *named))

@@ -275,7 +275,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             pixel_values: (B, 3, H, W) normalised images as `DrmmImageProcessor` makes them.
             pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
             labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height)
-                as fractions of the un-padded image.
+                as fractions of the un-padded image; `size`, if there, is checked against pixel_mask.
             output_stages: also return the intermediate stages in `auxiliary_outputs`.
 
         Raises:
@@ -287,9 +287,15 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         else:
             outputs = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
         stages, sizes = outputs.stages, outputs.image_sizes
+        num_labels, num_names = stages[-1].class_logits.shape[-1], len(self.config.id2label or {})
+        if num_labels != num_names:
+            raise ValueError(
+                f"config.id2label has {num_names} names, but the model's class layers tell {num_labels} classes apart. "
+                "For other classes load it with from_pretrained(..., id2label=names, ignore_mismatched_sizes=True)."
+            )
         loss = loss_dict = None
         if labels is not None:
-            targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
+            targets = pad_targets(labels, sizes, num_labels)
             counts = [len(label["class_labels"]) for label in labels]
             loss, loss_dict = self.loss_function(stages, targets, self.config, sizes, counts)
         return DrmmObjectDetectionOutput(

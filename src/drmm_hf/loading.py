@@ -18,6 +18,7 @@ from .configuration_drmm_detr import DrmmDetrConfig
 from .detectors import ADAPTERS
 from .files import read_json
 from .image_processing_drmm import DrmmImageProcessor
+from .modeling_drmm import DrmmForObjectDetection
 from .modeling_drmm_detr import DrmmDetrForObjectDetection
 
 _OWN = (DrmmConfig.model_type, DrmmDetrConfig.model_type)
@@ -60,6 +61,16 @@ def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
     return detector, processor
 
 
+def load_drmm(model: str) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+    """As `load_checkpoint`, where only the model of this package's own decoders will do."""
+    detector, processor = load_checkpoint(model)
+    if not isinstance(detector, DrmmForObjectDetection):
+        raise ValueError(
+            f"{model}: is a {type(detector).__name__}, but only Sparse R-CNN's and AdaMixer's decoder can be taken here"
+        )
+    return detector, processor
+
+
 def load_to_train(
     model: str, id2label: Mapping[int, str], label2id: Mapping[str, int], **fields: Any
 ) -> tuple[Any, Any]:
@@ -85,6 +96,15 @@ def model_type(model: str) -> str:
     with _naming(str(config_file)):
         AutoConfig.from_pretrained(model)
     return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Content of the config.json of a checkpoint of D-RMM's own decoders; ValueError for another model."""
+    config = read_json(folder / "config.json")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found != DrmmConfig.model_type:
+        raise ValueError(f"{folder / 'config.json'}: field model_type is {found!r}; this is done for 'drmm' alone")
+    return config
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

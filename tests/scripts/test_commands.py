@@ -21,7 +21,7 @@ def test_the_installed_command_is_this_one() -> None:
 
 def test_every_command_has_a_script() -> None:
     for name in COMMANDS:
-        assert f'main(["{name}", *sys.argv[1:]])' in (ROOT / "scripts" / f"{name}.py").read_text()
+        assert f'main(["{name}", *sys.argv[1:]])' in (ROOT / "scripts" / f"{name.replace('-', '_')}.py").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 
 LIMIT_VARIABLE = "DRMM_MAX_IMAGE_PIXELS"
@@ -95,6 +96,16 @@ def stored_size(example: Mapping[str, Any]) -> Size:
     """
     with _opened(example) as (image, _):
         return image.height, image.width
+
+
+def exif_orientation(example: Mapping[str, Any]) -> int:
+    """The EXIF orientation of an example's image, 1 for one that is stored upright, read from the header alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`.
+    """
+    with _opened(example) as (image, _):
+        return int(image.getexif().get(PIL.ExifTags.Base.Orientation, 1))
 
 
 class ImageCache:

@@ -19,6 +19,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..configuration_drmm import DrmmConfig
 from ..evaluation import CalibrationReport, save_reliability_diagram
 from ..files import read_json
+from ..loading import read_config
 from ..modeling_drmm import DrmmForObjectDetection
 from ..training import TrainConfig, parse_config
 
@@ -33,18 +34,6 @@ _METRICS = {
     "D-ECE": ("expected_calibration_error", "D-ECE"),
 }
 _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
-# Fields of `model_cards/data/NAME.yaml`. `preset`; `recipe`, which may be left out where `measured` has the options;
-# `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
-# measured weights, where the card goes; the others are sentences. In `measured`: the options of `train` and `analyze`,
-# the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
-_FIELDS = {
-    *("preset", "recipe", "paper", "released", "note", "measured"),
-    *("checkpoint", "storage", "data_license", "limits"),
-}
-_MEASURED = {
-    *("dataset", "dataset_type", "split", "runs", "analyses", "train", "analyze"),
-    *("date", "machine", "versions", "page"),
-}
 _PROCESSES = 8  # of the recipes for COCO
 _SAME_MODEL = 0.005  # AP of two measurements of one model on different processors
 _FEW_OBJECTS = 100
@@ -52,7 +41,7 @@ _FEW_OBJECTS = 100
 _NOT_SHOWN = {"resume", "log_every", "report_to", "save_every", "save_total_limit", "num_workers", "timeout", "output"}
 
 
-def checkpoint_card(
+def write_checkpoint_card(
     folder: str | Path,
     *,
     analysis: str | Path | None = None,
@@ -60,11 +49,13 @@ def checkpoint_card(
     repo_id: str | None = None,
     license_id: str = APACHE,
     converted_from: str | None = None,
-) -> ModelCard:
-    """The card of a trained detector, from what training and analysis left: classes, recipe and results.
+    overwrite: bool = False,
+) -> Path:
+    """Write the card of a trained detector from what training and analysis left: classes, recipe and results.
 
     Read are `metrics.json`, `recipe.yaml` and `analysis.json`, each from the checkpoint's folder or from the one above;
-    what is not there, the card says is not known. Folders of the machine do not get into it.
+    what is not there, the card says is not known. Folders of the machine do not get into it. The reliability diagram of
+    an analysis is drawn into `images/`.
 
     Args:
         folder: checkpoint, or the output folder of a training, whose `model/` is taken.
@@ -73,26 +64,35 @@ def checkpoint_card(
         repo_id: where it will be published.
         license_id: of the weights, as the Hub names it, such as `mit` or `cc-by-4.0`.
         converted_from: words on the released file, where the weights are not trained but converted.
+        overwrite: replace a README.md that is there.
+
+    Returns:
+        The README.md.
 
     Raises:
+        FileExistsError: there is a README.md.
         FileNotFoundError: no checkpoint there.
         ValueError: one of the files cannot be used, or a license of that form is none; the message names it.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
         raise ValueError(f"license {license_id!r}: give the Hub's name of it, such as apache-2.0, mit or cc-by-4.0")
     checkpoint = _checkpoint_folder(folder)
-    content = read_json(checkpoint / "config.json")
-    if not isinstance(content, dict) or content.get("model_type") != DrmmConfig.model_type:
-        raise ValueError(f"{checkpoint / 'config.json'}: field model_type is not 'drmm'; not a D-RMM detector")
+    if (checkpoint / CARD).exists() and not overwrite:
+        raise FileExistsError(f"{checkpoint / CARD} is there already; --overwrite replaces it")
+    content = read_config(checkpoint)
     recipe = _beside(checkpoint, "recipe.yaml")
     training = parse_config(["--recipe", str(recipe)]) if recipe else None
     dataset = data_name or (_public_name(training.data) if training else None)
-    place = checkpoint.resolve()
-    name = repo_id.rsplit("/", 1)[-1] if repo_id else (place.parent if place.name in ("model", "best") else place).name
-    return _render(
+    place = Path(analysis) if analysis is not None else _beside(checkpoint, "analysis.json")
+    facts = condense_analysis(place, checkpoint) if place else None
+    split = training.eval_split if training else "val"
+    measured = _measured_run(_beside(checkpoint, "metrics.json"), place, facts, dataset or "its data", split)
+    home = checkpoint.resolve()
+    name = repo_id.rsplit("/", 1)[-1] if repo_id else (home.parent if home.name in ("model", "best") else home).name
+    card = _render(
         re.sub(r"[^\w.-]+", "-", name),
         DrmmConfig.from_dict(content),
-        _measured_run(checkpoint, analysis, dataset or "its data", training.eval_split if training else "val"),
+        measured,
         training,
         license_id,
         data=None,
@@ -103,27 +103,7 @@ def checkpoint_card(
         model=repo_id or "USER/NAME",
         converted_from=converted_from,
     )
-
-
-def write_checkpoint_card(
-    folder: str | Path, *, analysis: str | Path | None = None, overwrite: bool = False, **options: Any
-) -> Path:
-    """Write README.md, and images/reliability.png if there is an analysis, into the folder of a checkpoint.
-
-    Args:
-        folder, analysis, options: see `checkpoint_card`.
-        overwrite: replace a README.md that is there.
-
-    Raises:
-        FileExistsError: there is one.
-        FileNotFoundError, ValueError: see `checkpoint_card`.
-    """
-    checkpoint = _checkpoint_folder(folder)
-    if (checkpoint / CARD).exists() and not overwrite:
-        raise FileExistsError(f"{checkpoint / CARD} is there already; --overwrite replaces it")
-    card = checkpoint_card(folder, analysis=analysis, **options)
-    name = options.get("repo_id") or Path(folder).resolve().name
-    return _write(card, checkpoint, name, _analysis(checkpoint, analysis))
+    return _write(card, checkpoint, repo_id or Path(folder).resolve().name, facts)
 
 
 def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
@@ -183,49 +163,40 @@ def condense_analysis(path: str | Path, model: str | Path | None = None) -> dict
 
 
 def _write_preset_card(source: Path, root: Path, output: Path) -> Path:
-    """The card of a preset, or of the checkpoint in the repository that was trained from it."""
-    data = _read_card_data(source)
-    preset, entry = data["preset"], data.get("measured")
-    place, measured = Path(data.get("checkpoint") or f"model_cards/{preset}"), None
-    command, options = "accelerate launch scripts/train.py", f"--recipe {data.get('recipe')} --data coco"
-    options += f" --output runs/{preset}"
-    if entry:
-        command, options = "drmm train", entry["train"]
-        facts = {split: condense_analysis(source.parent / name) for split, name in entry["analyses"].items()}
-        measured = _measured(entry, [read_json(root / name) for name in entry["runs"]], facts)
+    """The card of a preset, or of the checkpoint in the repository that was trained from it.
+
+    Fields of the source: `preset`; `recipe`, which may be left out where `measured` has the options; `paper`, rows of
+    its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the measured weights,
+    where the card goes; others are sentences. In `measured`: the options of `train` and `analyze`, the files of the
+    `runs` (the first is the model's) and of the `analyses` of each split, and the `page` about them.
+    """
+    try:
+        data = yaml.safe_load(source.read_text(encoding="utf-8"))
+        preset, entry = data["preset"], data.get("measured")
+        config = DrmmConfig.from_preset(preset)
+        options = entry["train"] if entry else f"--recipe {data['recipe']} --data coco --output runs/{preset}"
+        runs = [root / name for name in entry["runs"]] if entry else []
+        analyses = entry["analyses"].items() if entry else []
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{source}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    facts = {split: condense_analysis(source.parent / name) for split, name in analyses}
     training = parse_config(shlex.split(options))
     if training.preset != preset:
         options += f" --preset {preset}"
+    place = Path(data.get("checkpoint") or f"model_cards/{preset}")
     card = _render(
         place.name,
-        DrmmConfig.from_preset(preset),
-        measured,
+        config,
+        _measured(entry, [read_json(run) for run in runs], facts) if entry else None,
         training,
         data=data,
         domain=entry["dataset"] if entry and "checkpoint" in data else None,
         trained_on=entry["dataset"] if entry else "COCO train2017",
         processes=1 if entry else _PROCESSES,
-        command=f"{command} {options}",
+        command=f"{'drmm train' if entry else 'accelerate launch scripts/train.py'} {options}",
         model=data.get("checkpoint") or f"runs/{preset}" + ("" if data.get("released") else "/model"),
     )
-    return _write(card, output / place, place.name, measured["facts"].get(measured["split"]) if measured else None)
-
-
-def _read_card_data(path: Path) -> dict[str, Any]:
-    """Read and check the file; ValueError that names it and the field."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        measured = data.get("measured")
-        wrong = set(data) - _FIELDS | (set(measured) ^ _MEASURED if measured else set())
-        wrong |= {column for row in data.get("paper", ()) for column in set(row) - {"table", "data", *_PAPER_METRICS}}
-        if wrong:
-            raise ValueError(f"field {min(wrong)} is unknown, or missing")
-        DrmmConfig.from_preset(data["preset"])
-        if not measured and ("recipe" not in data or "checkpoint" in data):
-            raise ValueError("give the field measured, or recipe and no checkpoint")
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return data
+    return _write(card, output / place, place.name, facts[entry["split"]] if entry else None)
 
 
 def _render(
@@ -282,8 +253,10 @@ def _write(card: ModelCard, folder: Path, name: str, facts: Mapping[str, Any] | 
     return folder / CARD
 
 
-def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, split: str) -> dict[str, Any] | None:
-    path, facts = _beside(checkpoint, "metrics.json"), _analysis(checkpoint, analysis)
+def _measured_run(
+    path: Path | None, analysis: Path | None, facts: dict[str, Any] | None, dataset: str, split: str
+) -> dict[str, Any] | None:
+    """What metrics.json (`path`) and the extract `facts` of `analysis` say of a run, if they are of one model."""
     metrics = read_json(path) if path else {}
     if not isinstance(metrics, dict) or not {"AP", "ECE"} & set(metrics):
         if facts is None:
@@ -293,8 +266,7 @@ def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, s
         analyzed = facts["accuracy"]["metrics"]["AP"]
         if abs((analyzed or 0.0) - metrics["AP"]) > _SAME_MODEL:
             raise ValueError(
-                f"{analysis or _beside(checkpoint, 'analysis.json')}: its AP is {analyzed}, but {path} has "
-                f"{metrics['AP']}; run drmm analyze with this checkpoint"
+                f"{analysis}: its AP is {analyzed}, but {path} has {metrics['AP']}; run drmm analyze with it"
             )
     dataset_type = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "data"
     entry = {"dataset": dataset, "dataset_type": dataset_type, "split": split}
@@ -386,11 +358,6 @@ def _beside(checkpoint: Path, name: str) -> Path | None:
     place = checkpoint.resolve()
     places = [checkpoint, *([place.parent] if place.name in ("model", "best") else [])]
     return next((place / name for place in places if (place / name).is_file()), None)
-
-
-def _analysis(checkpoint: Path, analysis: str | Path | None) -> dict[str, Any] | None:
-    path = Path(analysis) if analysis is not None else _beside(checkpoint, "analysis.json")
-    return condense_analysis(path, checkpoint) if path else None
 
 
 def _plain(value: Any) -> str:

@@ -35,7 +35,9 @@ class Targets(NamedTuple):
     mask: Tensor
 
 
-def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_labels: int) -> Targets:
+def pad_targets(
+    labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_labels: int, compare_sizes: bool = True
+) -> Targets:
     """Check the labels of a batch and pad them.
 
     Args:
@@ -43,6 +45,7 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
             of the un-padded image, (center x, center y, width, height); where there is `size` (2,), it is compared.
         sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
         num_labels: width of the model's class layer.
+        compare_sizes: not for labels of processors that write the size of the padded canvas.
 
     Raises:
         ValueError: a key is missing, shapes do not fit, a class is out of range, boxes are no fractions, or `size`
@@ -58,7 +61,8 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
     positions = torch.arange(classes.shape[1], device=sizes.device)
     mask = torch.stack([positions < len(label["class_labels"]) for label in labels])
     if not torch.compiler.is_compiling():
-        claimed = [label["size"].to(sizes).flip(0) if "size" in label else sizes[i] for i, label in enumerate(labels)]
+        given = [compare_sizes and "size" in label for label in labels]
+        claimed = [label["size"].to(sizes).flip(0) if given[i] else sizes[i] for i, label in enumerate(labels)]
         _check_values(boxes, classes, mask, num_labels, torch.stack(claimed), sizes)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     corners = torch.cat((center - half, center + half), dim=-1) * torch.cat((sizes, sizes), dim=-1).unsqueeze(1)

@@ -1,10 +1,14 @@
 """Runs a detector over images: pictures, or a whole data set to COCO results. Everything that predicts comes here."""
 
 import contextlib
+import http.client
+import io
 import itertools
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,6 +29,7 @@ Detection = dict[str, torch.Tensor]
 Row = Mapping[str, Any]
 Prepared = TypeVar("Prepared")
 
+TIMEOUT, MAX_DOWNLOAD = 60, 512 * 2**20  # of a picture from a URL: seconds without an answer, and bytes
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
 
@@ -204,32 +209,61 @@ def predict_images(
         return _detect(model, processor, inputs, sizes, threshold, top_k)
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Image files named by `inputs`, each once, in order; a folder stands for the images directly in it.
+def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[str]:
+    """Image files and URLs named by `inputs`, each once, in order; a folder stands for all images in it and below it.
+
+    Args:
+        inputs: files, folders, and addresses that begin with http:// or https://.
+        leave_out: a folder that is not searched, such as the one for the output.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no images.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, None] = {}
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
+        if is_url(text):
+            found[text] = None
+        elif path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if leave_out is not None:
+                below = [file for file in below if leave_out.resolve() not in file.resolve().parents]
+            if not below:
                 raise FileNotFoundError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-            found.update(dict.fromkeys(inside))
+            found.update(dict.fromkeys(map(str, below)))
         elif path.is_file():
-            found[path] = None
+            found[str(path)] = None
         else:
             raise FileNotFoundError(f"{path}: no such image file or folder")
     return list(found)
 
 
-def open_upright(path: Path) -> Image.Image:
-    """RGB image as viewers show it, turned by its EXIF orientation; `open_image` keeps the stored frame."""
-    image = open_image(path)
-    with Image.open(path) as stored:
-        image.getexif()[ExifTags.Base.Orientation] = stored.getexif().get(ExifTags.Base.Orientation, 1)
+def is_url(text: str) -> bool:
+    """Whether an input is an address of the web."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def open_upright(source: str | PathLike[str]) -> Image.Image:
+    """RGB image of a file or a URL as viewers show it, turned by its EXIF orientation.
+
+    Raises:
+        OSError, ValueError: as `open_image`, or the URL cannot be read; the message names it.
+    """
+    if not is_url(str(source)):
+        return _turned(open_image(source), source)
+    try:
+        with urllib.request.urlopen(str(source), timeout=TIMEOUT) as answer:
+            content = answer.read(MAX_DOWNLOAD + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{source}: cannot be downloaded: {error}") from error
+    if len(content) > MAX_DOWNLOAD:
+        raise OSError(f"{source}: has more than {MAX_DOWNLOAD >> 20} MiB; download it yourself")
+    return _turned(decode_image({"image": {"path": str(source), "bytes": content}}), io.BytesIO(content))
+
+
+def _turned(image: Image.Image, stored: Any) -> Image.Image:
+    with Image.open(stored) as file:
+        image.getexif()[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
     return ImageOps.exif_transpose(image)
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 from ..files import read_json
 from . import voc, yolo
+from .images import ImageFrame
 
 AnyPath = str | PathLike[str]
 SPLITS = {
@@ -33,13 +34,14 @@ class Part:
         kind: the format, and the tool where its name tells.
         annotations: the file, or the folder of the files, that messages name.
         images: folders in which the images may be, the most likely first.
-        read: gives the content as COCO instances, and the path of every image where that follows from the format.
+        read: gives the content as COCO instances, in pixels of the frame in which the images are read, and the path of
+            every image where that follows from the format.
     """
 
     kind: str
     annotations: Path
     images: Sequence[Path]
-    read: Callable[[], tuple[Any, list[str] | None]]
+    read: Callable[[ImageFrame], tuple[Any, list[str] | None]]
 
 
 def find_parts(root: Path) -> dict[str, Part]:
@@ -131,7 +133,7 @@ def coco_part(root: Path, split: str, file: Path) -> Part:
     ]
     folders = [*dict.fromkeys(folders), *([root] if root not in folders else [])]
     tool = _TOOLS.get(file.stem)
-    return Part(f"{tool} COCO" if tool else "COCO", file, folders, lambda: (read_json(file), None))
+    return Part(f"{tool} COCO" if tool else "COCO", file, folders, lambda _: (read_json(file), None))
 
 
 def _split_of(file: Path, root: Path) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from .images import ImageFrame
 from .yolo import IMAGE_SUFFIXES
 
-_Found = dict[str, tuple[Path, Sequence[Path], Callable[[], tuple[Any, None]]]]
+_Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
 
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
@@ -52,7 +53,7 @@ def _split(root: Path, files: Sequence[Path], everything: Sequence[Path]) -> Any
     here = files[0].parent
     folders = [folder / name for folder in (here.parent, root) for name in ("JPEGImages", "images")]
     folders = [*dict.fromkeys([*folders, here])]
-    return here, folders, lambda: (_read(files, everything, folders), None)
+    return here, folders, lambda _: (_read(files, everything, folders), None)
 
 
 def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[Path]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from .images import stored_size
+from .images import ImageFrame, image_size
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-_Found = dict[str, tuple[Path, Sequence[Path], Callable[[], tuple[Any, list[str]]]]]
+_Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, list[str]]]]]
 
 
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
@@ -43,7 +43,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: list[Path]) -> Any:
     names = settings.get("names")
     keypoints = bool(settings.get("kpt_shape"))
-    return source or root, [root], lambda: (_read(names, images, keypoints), list(map(str, images)))
+    return source or root, [root], lambda frame: (_read(names, images, keypoints, frame), list(map(str, images)))
 
 
 def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -87,13 +87,13 @@ def _label_file(image: Path) -> Path:
     return other if found and other.is_file() else image.with_suffix(".txt")
 
 
-def _read(names: Any, images: Sequence[Path], keypoints: bool) -> dict[str, Any]:
-    """The content as COCO instances."""
+def _read(names: Any, images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
+    """The content as COCO instances, in pixels of images that are read in this frame."""
     known = dict(names) if isinstance(names, Mapping) else dict(enumerate(names)) if isinstance(names, list) else {}
     records: list[dict[str, Any]] = []
     sizes = []
     for number, image in enumerate(images):
-        height, width = stored_size({"image": image})
+        height, width = image_size({"image": image, "image_frame": frame})
         sizes.append({"id": number, "file_name": str(image), "width": width, "height": height})
         file = _label_file(image)
         lines = file.read_text("utf-8-sig").splitlines() if file.is_file() else []

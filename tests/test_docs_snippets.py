@@ -135,8 +135,9 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: str, folder: Path, m
         if any(name in block for name in OUTSIDE):
             imports = "".join(re.findall(r"^(?:from|import) .+\n", block, flags=re.MULTILINE))
             code = compile(imports, f"{page}, imports of block {number}", "exec")  # the rest cannot be fetched
-        if "import supervision" in block and not importlib.util.find_spec("supervision"):
-            missing.append("supervision")
+        optional = [name for name in ("supervision", "peft") if re.search(f"(import|from) {name}", block)]
+        if absent := [name for name in optional if not importlib.util.find_spec(name)]:
+            missing += absent
             continue
         exec(code, names)
         if "import DetectionModel" in block:

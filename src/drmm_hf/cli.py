@@ -126,7 +126,19 @@ def add_data_arguments(parser: argparse.ArgumentParser, data: str, *, required: 
     parser.add_argument("--split", default="val", help="split of the data set (default: val)")
     parser.add_argument("--annotations", help="annotation file, if not where the split's is looked for")
     parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    add_frame_argument(parser)
     parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
+
+
+def add_frame_argument(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that reads images which may have an EXIF orientation."""
+    parser.add_argument(
+        "--image-frame",
+        choices=("upright", "stored"),
+        default="upright",
+        help="turn images by their EXIF orientation, as viewers do, or take the pixels as they are stored (default: "
+        "upright); boxes are in pixels of that",
+    )
 
 
 def positive_int(text: str) -> int:

@@ -135,25 +135,19 @@ def test_files_that_cannot_be_read(folder):
     assert tools.TRAIN[1][0] in report["warnings"][0]
 
 
-@pytest.mark.parametrize(
-    ("orientation", "turned", "frame"), [(6, False, "stored"), (8, True, "upright"), (3, False, "unclear")]
-)
-def test_exif_orientations_and_the_frame_of_the_annotations(folder, orientation, turned, frame):
+@pytest.mark.parametrize(("orientation", "misfits"), [(3, 0), (6, 6)])
+def test_exif_orientations_and_the_frame_of_the_annotations(folder, orientation, misfits):
+    """The pictures are wide: where they are to be turned, boxes on the right fit the stored pixels alone."""
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     for name, _ in tools.TRAIN:
         image = PIL.Image.open(folder / "images" / name)
         image.save(folder / "images" / name, exif=exif)
-
-    def turn(content):
-        for image in content["images"]:
-            image["width"], image["height"] = image["height"], image["width"]
-
-    if turned:
-        _change(folder, turn)
+    _change(folder, lambda content: [one.update(bbox=[70, 5, 20, 20]) for one in content["annotations"]])
     report = _check(folder)
-    assert report["splits"]["train"]["exif_orientations"] == {frame: 6}
-    assert report["splits"]["val"]["exif_orientations"] == {}
+    assert report["splits"]["train"]["turned_images"] == 6
+    assert report["splits"]["train"]["misfit_images"] == misfits
+    assert report["splits"]["val"]["turned_images"] == 0
     assert any("EXIF" in warning for warning in report["warnings"])
 
 

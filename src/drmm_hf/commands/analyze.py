@@ -116,7 +116,7 @@ def _names(arguments: argparse.Namespace) -> Sequence[str]:
 
 
 def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None = None) -> DetectionDataset:
-    where = {"annotations": arguments.annotations, "images": arguments.images}
+    where = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
     return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
 
 

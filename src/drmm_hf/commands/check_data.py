@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..cli import positive_int
+from ..cli import add_frame_argument, positive_int
 from ..data import load_detection_dataset
 from ..data.check import check_data, format_check
 from ..data.layouts import SPLITS
@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-split", default="val", help="split to evaluate; '' for none (default: val)")
     for option in ("annotations", "images", "eval-annotations", "eval-images"):
         parser.add_argument(f"--{option}", help="as in `drmm train`")
+    add_frame_argument(parser)
     parser.add_argument(
         "--preset", default="drmm-sparse-rcnn-tiny", help="the model whose input size and number of proposals are meant"
     )
@@ -44,6 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         annotations=arguments.annotations,
         images=arguments.images,
         validation_share=VALIDATION_SHARE if validates else None,
+        image_frame=arguments.image_frame,
     )
     val = None
     if arguments.eval_annotations or (arguments.eval_split and not arguments.annotations):
@@ -53,6 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             annotations=arguments.eval_annotations,
             images=arguments.eval_images,
             id2label=train.id2label,
+            image_frame=arguments.image_frame,
         )
     size = processor_fields(arguments.preset).get("size", _DEFAULT_SIZE)
     if arguments.image_size is not None:

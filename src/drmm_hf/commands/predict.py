@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..cli import add_model_arguments, count, fraction, positive_int
+from ..cli import add_frame_argument, add_model_arguments, count, fraction, positive_int
 from ..evaluation import detections_to_coco
-from ..evaluation.predict import find_images, is_url, open_upright, predict_batches
+from ..evaluation.predict import find_images, is_url, open_source, predict_batches
 from ..evaluation.tiles import predict_tiled
 from ..files import make_output_folder, write_json, writing
 from ..loading import label_names, load_detector
@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
     add_model_arguments(parser)
+    add_frame_argument(parser)
     parser.add_argument("input", nargs="+", help="images, folders of images with their subfolders, or URLs of images")
     parser.add_argument(
         "--output", default="drawn", help="folder for the drawings and predictions.json (default: %(default)s)"
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     def readable() -> Iterator[dict[str, Any]]:
         for image_id, file in enumerate(files, start=1):
             try:
-                yield {"image_id": image_id, "file": file, "image": open_upright(file)}
+                yield {"image_id": image_id, "file": file, "image": open_source(file, arguments.image_frame)}
             except (OSError, ValueError) as error:
                 skipped.append(str(error))
 
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
             drawing = targets[row["file"]]
             with writing(drawing):
                 draw_detections(row["image"], detections, id2label, threshold=arguments.threshold).save(drawing)
-            # `category_id` is the model's label, boxes are in pixels of the upright image
+            # `category_id` is the model's label, boxes are in pixels of the image in its frame
             for result in detections_to_coco([detections], [row["image_id"]], range(len(id2label))):
                 names = {"category_name": id2label[result["category_id"]], "file_name": row["file"]}
                 results.append({**result, **names, "drawing": drawing.name})

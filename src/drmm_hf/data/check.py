@@ -1,7 +1,7 @@
 """The check of the data before a training: what is in the splits, what is doubtful, and what cannot train."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from .images import decode_image_at_least, exif_orientation, stored_size
-from .rows import ARE_THEY_CORNERS, DetectionDataset
+from .images import decode_image_at_least
+from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
 
 _SAMPLE = 64
 """So many images of a split are opened."""
 _SHOWN = 10
 _HEAD = 1 << 14
 _BATCH = 1000
-_TURNED = 5
-"""EXIF orientations from this on exchange width and height."""
 
 
 def check_data(
@@ -147,27 +145,22 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
         **{name: getattr(report, name) for name in report.__dataclass_fields__},
         "images": len(part),
         "most_leave": report.most_leave,
+        "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
         "most_objects": most,
         "most_objects_image": int(part.dataset["image_id"][int(columns.counts.argmax())]) if most else None,
     }
 
 
 def _look(part: DetectionDataset) -> dict[str, Any]:
-    """What the files of some images tell: those that cannot be read, and EXIF orientations."""
+    """What the files of some images tell: those that cannot be read."""
     unreadable: list[str] = []
-    frames: Counter[str] = Counter()
     chosen = np.unique(np.linspace(0, len(part) - 1, min(_SAMPLE, len(part))).astype(int)).tolist()
     for row in part.dataset.select(chosen):
-        size = (row["width"], row["height"])
         try:
-            orientation, (height, width) = exif_orientation(row), stored_size(row)
-            if orientation > 1:
-                clear = orientation >= _TURNED and height != width
-                frames["unclear" if not clear else "stored" if size == (width, height) else "upright"] += 1
             decode_image_at_least(row, lambda _: (1, 1))
         except (OSError, ValueError) as error:
             unreadable.append(str(error))
-    return {"opened_images": len(chosen), "unreadable_images": unreadable, "exif_orientations": dict(frames)}
+    return {"opened_images": len(chosen), "unreadable_images": unreadable}
 
 
 def _duplicates(train: DetectionDataset, val: DetectionDataset) -> list[list[str]]:
@@ -217,15 +210,8 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
                 f"{name}: {len(part['unreadable_images'])} of {part['opened_images']} opened images cannot be read, "
                 f"such as {part['unreadable_images'][0]}"
             )
-        if frames := part["exif_orientations"]:
-            count = sum(frames.values())
-            frame = max(frames, key=lambda key: frames[key])
-            says = {
-                "stored": "the sizes in the annotations are those of the stored pixels, which are what is read",
-                "upright": "the sizes in the annotations are those of the upright pictures",
-                "unclear": "the annotations do not tell whether boxes are in the stored or in the upright picture",
-            }[frame]
-            yield f"{name}: {count} of {part['opened_images']} opened images have an EXIF orientation; {says}"
+        if part["orientation"]:
+            yield f"{name}: {part['orientation']}"
     if unused := report["unused_classes"]:
         yield f"{len(unused)} classes have no boxes in the training split: {', '.join(unused[:_SHOWN])}"
     train, proposals = report["splits"]["train"], report["num_proposals"]

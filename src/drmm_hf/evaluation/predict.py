@@ -2,8 +2,8 @@
 
 import contextlib
 import http.client
-import io
 import itertools
+import logging
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,15 +15,18 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig
 
-from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
+from ..data import DetectionDataset, StreamingDetectionDataset, decode_image
+from ..data.rows import turned_notice
 from ..image_processing_drmm import DrmmImageProcessor
 from ..postprocessing import select_detections
 from .coco import detections_to_coco
+
+logger = logging.getLogger(__name__)
 
 Detection = dict[str, torch.Tensor]
 Row = Mapping[str, Any]
@@ -128,6 +131,8 @@ def predict_stream(
     """
     rows: list[dict[str, Any]] = []
     results = predict_dataset(model, processor, dataset, rows=rows, **options)
+    if dataset.report.turned_images:
+        logger.warning("%s: %s", dataset.name, turned_notice(dataset.report, dataset.image_frame))
     annotations = [{"image_id": row["image_id"], **one} for row in rows for one in object_records(row)]
     return results, {
         "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
@@ -243,14 +248,17 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
-def open_upright(source: str | PathLike[str]) -> Image.Image:
-    """RGB image of a file or a URL as viewers show it, turned by its EXIF orientation.
+def open_source(source: str | PathLike[str], image_frame: str = "upright") -> Image.Image:
+    """RGB image of a file or a URL.
+
+    Args:
+        image_frame: upright, as viewers show it, or stored, as `decode_image` has it.
 
     Raises:
-        OSError, ValueError: as `open_image`, or the URL cannot be read; the message names it.
+        OSError, ValueError: as `decode_image`, or the URL cannot be read; the message names it.
     """
     if not is_url(str(source)):
-        return _turned(open_image(source), source)
+        return decode_image({"image": source, "image_frame": image_frame})
     try:
         with urllib.request.urlopen(str(source), timeout=TIMEOUT) as answer:
             content = answer.read(MAX_DOWNLOAD + 1)
@@ -258,13 +266,7 @@ def open_upright(source: str | PathLike[str]) -> Image.Image:
         raise OSError(f"{source}: cannot be downloaded: {error}") from error
     if len(content) > MAX_DOWNLOAD:
         raise OSError(f"{source}: has more than {MAX_DOWNLOAD >> 20} MiB; download it yourself")
-    return _turned(decode_image({"image": {"path": str(source), "bytes": content}}), io.BytesIO(content))
-
-
-def _turned(image: Image.Image, stored: Any) -> Image.Image:
-    with Image.open(stored) as file:
-        image.getexif()[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
-    return ImageOps.exif_transpose(image)
+    return decode_image({"image": {"path": str(source), "bytes": content}, "image_frame": image_frame})
 
 
 def prepared_batches(

@@ -90,6 +90,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
         skip_empty=config.skip_empty_images,
         by_orientation=config.aspect_ratio_batches,
         strict=config.max_bad_images == 0,
+        image_frame=config.image_frame,
     )
     if data.epoch_images is None and not (config.epochs is None and config.eval_every_epochs is None):
         raise ValueError(

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,11 +20,13 @@ import torch
 from drmm_hf import DrmmForObjectDetection
 from drmm_hf.data import TrainTransform
 from drmm_hf.training import TrainConfig, TrainingStopped, parse_config, train
-from training.runs import ENVIRONMENT, ROOT, lines, settings
+from training.runs import ENVIRONMENT, ROOT, lines, settings, two_ranks
 
-CPU_ALLOCATOR = (
-    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
-)
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory ..."),
+    MemoryError(),
+]
 
 
 def change_forward(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, DrmmForObjectDetection, Any], None]) -> None:
@@ -153,10 +154,7 @@ def test_a_worker_that_dies_is_a_clear_error(scenes, tmp_path, monkeypatch) -> N
         train(settings(scenes, tmp_path, num_workers=1))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError(CPU_ALLOCATOR), MemoryError()],
-)
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["gpu", "cpu", "python"])
 def test_no_memory_in_a_step_names_the_sizes(scenes: Path, tmp_path: Path, monkeypatch, error: Exception) -> None:
     def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
         if turn == 5:
@@ -172,7 +170,7 @@ def test_no_memory_in_a_step_names_the_sizes(scenes: Path, tmp_path: Path, monke
 def test_no_memory_in_an_evaluation_names_its_batch_size(scenes: Path, tmp_path: Path, monkeypatch) -> None:
     def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
         if not model.training:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise NO_MEMORY[0]
 
     change_forward(monkeypatch, fail)
     with pytest.raises(TrainingStopped, match="--eval-batch-size"):
@@ -262,11 +260,7 @@ def test_without_one_of_two_processes_the_other_stops(scenes: Path, tmp_path: Pa
     """One is killed, or hangs; the other one ends with a message, and the run can be resumed by one process."""
     output = tmp_path / "run"
     config = settings(scenes, output, train_images=4000, batch_size=1, timeout=20.0, save_every=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    layout = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [start_command(config, RANK=str(rank), LOCAL_RANK=str(rank), **layout) for rank in range(2)]
+    processes = [start_command(config, **variables) for variables in two_ranks()]
     try:
         wait_for_steps(processes[0], output, 3)
         processes[1].send_signal(lost)

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from drmm_hf.cli import main
 from drmm_hf.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_stages": 2, "num_proposals": 16}
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 # Other processes are forked from one that has imported everything, which takes seconds, and has done nothing with it.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["drmm_hf.training"])
+PROCESSES.set_forkserver_preload(["drmm_hf.commands.train"])
 
 
 def fields(data: Path, output: Path, **more: Any) -> dict[str, Any]:
@@ -52,6 +52,25 @@ def _train_all(configs: list[dict[str, Any]], errors: Path, variables: dict[str,
     for one in configs:
         train(TrainConfig(**one))
     PartialState().destroy_process_group()
+
+
+def start_command(config: TrainConfig, **variables: str) -> BaseProcess:
+    """Begin `drmm train` with these settings as a recipe; what it prints goes to errors.txt beside the output."""
+    output = Path(config.output)
+    recipe = output.with_suffix(".yaml")
+    recipe.write_text(json.dumps({name: value for name, value in config.to_dict().items() if name != "resume"}))
+    errors = output.with_name("errors.txt")
+    process = PROCESSES.Process(target=_command, args=(["train", "--recipe", str(recipe)], errors, variables))
+    process.start()
+    return process
+
+
+def _command(words: list[str], errors: Path, variables: dict[str, str]) -> None:
+    os.setsid()  # a group of its own: Ctrl-C in a terminal goes to all processes of the group
+    sys.stderr = errors.open("a", buffering=1)
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    sys.exit(main(words))
 
 
 def two_ranks() -> list[dict[str, str]]:

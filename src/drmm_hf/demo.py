@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw
 from torchvision.ops import batched_nms
 
 from .configuration_drmm import DrmmConfig
+from .data import open_image
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
-from .evaluation.predict import open_upright
 from .files import read_json
 from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
@@ -400,7 +400,7 @@ def open_upload(path: str) -> Image.Image:
             server's own.
     """
     try:
-        return open_upright(Path(path))
+        return open_image(path)
     except (OSError, ValueError) as error:
         raise type(error)(str(error).replace(str(path), Path(path).name).partition("; replace the file")[0]) from None
 

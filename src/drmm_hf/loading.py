@@ -1,7 +1,7 @@
 """Loads a trained detector for use, with one clear error where the folder holds something else."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,12 @@ def model_type(model: str) -> str:
     return found
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Content of the config.json of a checkpoint of D-RMM's own decoders; ValueError for another model."""
+def read_config(folder: Path, types: Sequence[str] = _OWN) -> dict[str, Any]:
+    """Content of the config.json of a checkpoint of one of the model types; ValueError for another one."""
     config = read_json(folder / "config.json")
     found = config.get("model_type") if isinstance(config, dict) else None
-    if found != DrmmConfig.model_type:
-        raise ValueError(f"{folder / 'config.json'}: field model_type is {found!r}; this is done for 'drmm' alone")
+    if found not in types:
+        raise ValueError(f"{folder / 'config.json'}: field model_type is {found!r}; this takes {' or '.join(types)}")
     return config
 
 

@@ -11,7 +11,10 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import RTDetrImageProcessor
 
+from detector_fixtures import small_detector
+from drmm_hf import DrmmDetrForObjectDetection
 from drmm_hf.cli import main
 from drmm_hf.hub import plan_upload, write_checkpoint_card, write_preset_cards
 from drmm_hf.training import parse_config
@@ -161,6 +164,20 @@ def test_a_checkpoint_alone_says_what_is_not_known(run) -> None:
     assert card.data.eval_results is None
     assert "recipe is not known" in card.text
     assert "nothing was measured" in card.text
+
+
+def test_the_card_of_a_detector_of_transformers(tmp_path) -> None:
+    small_detector("rt_detr_v2").save_pretrained(tmp_path / "stock")
+    DrmmDetrForObjectDetection.from_detector(str(tmp_path / "stock")).save_pretrained(tmp_path / "mine")
+    RTDetrImageProcessor().save_pretrained(tmp_path / "mine")
+    card = written(tmp_path / "mine")
+    assert "# D-RMM on RT-DETR v2: `mine`" in card.text
+    assert "8 proposals, 2 refinement stages" in card.text
+    assert "rt-detr-v2" in card.data.tags
+    plan = plan_upload(tmp_path / "mine")
+    assert sorted(plan.files) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    with pytest.raises(ValueError, match="drmm_detr"):  # its code is not flat
+        plan_upload(tmp_path / "mine", with_code=True)
 
 
 def test_an_analysis_of_another_model_is_refused(run) -> None:

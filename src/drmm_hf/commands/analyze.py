@@ -39,7 +39,14 @@ def parser() -> argparse.ArgumentParser:
         f"checkpoints, side by side: {REPORT} (one file, nothing else needed) and {NUMBERS}.",
     )
     parser.add_argument(
-        "--checkpoint", nargs="+", required=True, metavar="FOLDER", help="written by save_pretrained, or a Hub id"
+        "--checkpoint", nargs="+", default=[], metavar="FOLDER", help="written by save_pretrained, or a Hub id"
+    )
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="detections of any detector (COCO results), beside the checkpoints or without any",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls them (default: the folders)")
     add_data_arguments(parser, "COCO-format folder")
@@ -54,18 +61,23 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     require_matplotlib()
+    if not arguments.checkpoint and not arguments.results:
+        raise ValueError("--checkpoint or --results is required: what to analyze")
     names = _names(arguments)
     output = make_output_folder(arguments.output_dir)
     # Every input is looked at before the first model runs.
     dataset = _load_data(arguments)
     truth = prepare_ground_truth(dataset.annotations_path)
-    chosen = []
-    for name, checkpoint in zip(names, arguments.checkpoint, strict=True):
+    chosen: list[tuple[str, str, Path, Mapping[str, Any] | None]] = []
+    for name, checkpoint in zip(names, arguments.checkpoint, strict=False):
         saved = output / f"results-{name}.json"
         facts = _saved_facts(saved, checkpoint, arguments)
         if facts is not None:
             prepare_results(saved, truth)
         chosen.append((name, checkpoint, saved, facts))
+    for name, file in zip(names[len(chosen) :], arguments.results, strict=True):
+        prepare_results(file, truth)
+        chosen.append((name, file, Path(file), {}))
     models, drawn = [], []
     for name, checkpoint, saved, known in chosen:
         facts = _predict(saved, checkpoint, arguments) if known is None else known
@@ -88,11 +100,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _names(arguments: argparse.Namespace) -> Sequence[str]:
+    sources = [*arguments.checkpoint, *(str(Path(file).with_suffix("")) for file in arguments.results)]
     if arguments.names is None:
-        return result_names(arguments.checkpoint)
+        return result_names(sources)
     names: list[str] = arguments.names
-    if len(names) != len(arguments.checkpoint):
-        raise ValueError(f"--names: {len(names)} names for {len(arguments.checkpoint)} checkpoints; give one each")
+    if len(names) != len(sources):
+        raise ValueError(f"--names: {len(names)} names for {len(sources)} checkpoints and results; give one each")
     if odd := [name for name in names if result_names([name]) != [name]]:
         raise ValueError(
             f"--names: {odd[0]!r} becomes part of a file name; use letters, digits, '-', '_', '.' inside it"
@@ -103,7 +116,7 @@ def _names(arguments: argparse.Namespace) -> Sequence[str]:
 
 
 def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None = None) -> DetectionDataset:
-    where = {"annotations": arguments.annotations, "images": arguments.images}
+    where = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
     return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
 
 

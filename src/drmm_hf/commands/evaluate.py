@@ -130,11 +130,14 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
     }
     truth: Path | dict[str, Any]
     if arguments.streaming:
-        stream = load_streaming_dataset(arguments.data, arguments.split, id2label=label_names(model))
+        stream = load_streaming_dataset(
+            arguments.data, arguments.split, id2label=label_names(model), image_frame=arguments.image_frame
+        )
         results, truth = predict_stream(model, processor, stream, **options)
         source = output / "ground_truth.json" if output else Path(stream.name)
     else:
-        files = {"annotations": arguments.annotations, "images": arguments.images, "boxless": boxless is not None}
+        files = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
+        files["boxless"] = boxless is not None
         dataset = load_detection_dataset(arguments.data, arguments.split, **files, id2label=label_names(model))
         results, truth = predict_dataset(model, processor, dataset, **options), dataset.annotations_path
         source = boxless or dataset.annotations_path

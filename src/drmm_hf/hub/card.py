@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoModelForObjectDetection
 
 from ..configuration_drmm import DrmmConfig
+from ..configuration_drmm_detr import DrmmDetrConfig
 from ..evaluation import CalibrationReport, save_reliability_diagram
 from ..files import read_json
 from ..loading import read_config
-from ..modeling_drmm import DrmmForObjectDetection
 from ..training import TrainConfig, parse_config
 
 CARD, DIAGRAM, APACHE = "README.md", "images/reliability.png", "apache-2.0"
@@ -37,6 +38,18 @@ _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
 _PROCESSES = 8  # of the recipes for COCO
 _SAME_MODEL = 0.005  # AP of two measurements of one model on different processors
 _FEW_OBJECTS = 100
+_NAMES = {
+    "sparse_rcnn": "Sparse R-CNN",
+    "adamixer": "AdaMixer",
+    "rt_detr": "RT-DETR",
+    "rt_detr_v2": "RT-DETR v2",
+    "d_fine": "D-FINE",
+    "lw_detr": "LW-DETR",
+    "rf_detr": "RF-DETR",
+    "deformable_detr": "Deformable DETR",
+    "conditional_detr": "Conditional DETR",
+    "detr": "DETR",
+}
 # Settings without effect on the weights, or of one call only.
 _NOT_SHOWN = {"resume", "log_every", "report_to", "save_every", "save_total_limit", "num_workers", "timeout", "output"}
 
@@ -91,7 +104,7 @@ def write_checkpoint_card(
     name = repo_id.rsplit("/", 1)[-1] if repo_id else (home.parent if home.name in ("model", "best") else home).name
     card = _render(
         re.sub(r"[^\w.-]+", "-", name),
-        DrmmConfig.from_dict(content),
+        (DrmmConfig if content["model_type"] == DrmmConfig.model_type else DrmmDetrConfig).from_dict(content),
         measured,
         training,
         license_id,
@@ -201,22 +214,26 @@ def _write_preset_card(source: Path, root: Path, output: Path) -> Path:
 
 def _render(
     name: str,
-    config: DrmmConfig,
+    config: DrmmConfig | DrmmDetrConfig,
     measured: dict[str, Any] | None,
     training: TrainConfig | None,
     license_id: str = APACHE,
     **context: Any,
 ) -> ModelCard:
     facts = measured["facts"].get(measured["split"]) if measured else None
-    decoder = {"sparse_rcnn": "Sparse R-CNN", "adamixer": "AdaMixer"}[config.decoder]
-    tags = ["drmm", "object-detection", config.decoder.replace("_", "-")]
+    if isinstance(config, DrmmDetrConfig):
+        detector: Any = config.detector_config
+        decoder, backbone, is_mixture = detector.model_type, detector.backbone_config, config.objective != "native"
+    else:
+        decoder, backbone, is_mixture = config.decoder, config.backbone_config, config.head == "mixture"
+    base = _NAMES.get(decoder, decoder)
     with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in DrmmForObjectDetection(config).parameters())
+        model = AutoModelForObjectDetection.from_config(config)
     header = ModelCardData(
         license=license_id,
         library_name="transformers",
         pipeline_tag="object-detection",
-        tags=tags + ["calibration"] * (config.head == "mixture"),
+        tags=["drmm", "object-detection", decoder.replace("_", "-"), *(["calibration"] if is_mixture else [])],
         model_name=name,
         eval_results=_model_index(measured) if measured else None,
     )
@@ -226,10 +243,12 @@ def _render(
         plain=_plain,
         public_name=_public_name,
         name=name,
-        method=decoder if config.head == "set_prediction" else f"D-RMM on {decoder}",
+        method=f"D-RMM on {base}" if is_mixture else base,
+        decoder=decoder,
+        is_mixture=is_mixture,
         config=config,
-        backbone=getattr(config.backbone_config, "backbone", None),
-        parameters=parameters / 1e6,
+        backbone=getattr(backbone, "backbone", None) or getattr(backbone, "model_type", None),
+        parameters=sum(weight.numel() for weight in model.parameters()) / 1e6,
         classes=[_plain(label) for _, label in sorted((config.id2label or {}).items())],
         training=training,
         measured=measured,

@@ -118,7 +118,7 @@ def export_with_code(folder: str | Path) -> list[Path]:
 
 def _texts_with_code(folder: Path) -> dict[str, str]:
     """What `export_with_code` writes; config.json last, so that after a crash none names code that is not there."""
-    config, processor = read_config(folder), read_json(folder / PROCESSOR)
+    config, processor = read_config(folder, [DrmmConfig.model_type]), read_json(folder / PROCESSOR)
     if not isinstance(processor, dict):
         raise ValueError(f"{folder / PROCESSOR}: holds no JSON object; save the image processor again")
     # A type that transformers does not know would keep it from looking into config.json.

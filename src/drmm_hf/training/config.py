@@ -65,6 +65,10 @@ class TrainConfig:
         "with the columns image and objects; with --streaming also a folder of WebDataset tars",
     )
     output: str = _option("runs/train", "folder for the model, metrics.json and results")
+    image_frame: Literal["upright", "stored"] = _option(
+        "upright",
+        "boxes are in pixels of images turned by their EXIF orientation, as viewers show them, or of the stored pixels",
+    )
     train_split: str = _option("train", "split to train on")
     eval_split: str = _option("val", "split to evaluate; '' for none")
     annotations: str | None = _option(None, "COCO json to train on, if it is not where the split's is looked for")

@@ -26,7 +26,7 @@ from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
 from .config import TrainConfig, write_recipe
 from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, weight_average
-from .setup import build_accelerator, build_model, build_transform, model_inputs, open_data
+from .setup import build_accelerator, build_model, build_transform, check_training_data, model_inputs, open_data
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +125,9 @@ class _Training:
                 f"{self.checkpoints.folder}: an unfinished training has left checkpoints here; add --resume to go on "
                 "with it, or choose another --output."
             )
+        checked = None
+        if resumed is None:
+            checked = check_training_data(self.data, self.eval_dataset, self.model, self.processor, accelerator)
         accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -132,6 +135,8 @@ class _Training:
                 self.checkpoints.clear()
                 finished.unlink(missing_ok=True)
             write_recipe(config, self.output / "recipe.yaml")
+            if checked is not None:
+                write_json(self.output / "data_report.json", checked)
         optimizer = build_optimizer(self.model, config)
         schedule = build_schedule(optimizer, config, self.num_steps, self.steps_per_epoch)
         if config.gradient_checkpointing:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.image_utils import SizeDict
@@ -16,7 +16,8 @@ from transformers.image_utils import SizeDict
 from ..annotations import make_labels
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
-from ..data import PaperTransform, TrainTransform
+from ..data import DetectionDataset, PaperTransform, TrainTransform
+from ..data.check import check_data, format_check
 from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
@@ -89,6 +90,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
         skip_empty=config.skip_empty_images,
         by_orientation=config.aspect_ratio_batches,
         strict=config.max_bad_images == 0,
+        image_frame=config.image_frame,
     )
     if data.epoch_images is None and not (config.epochs is None and config.eval_every_epochs is None):
         raise ValueError(
@@ -96,6 +98,32 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
             "--eval-every-epochs; use --train-images and --eval-every, or give --epoch-images as well"
         )
     return data
+
+
+def check_training_data(
+    data: TrainingData,
+    eval_dataset: DetectionDataset | None,
+    model: DrmmForObjectDetection,
+    processor: DrmmImageProcessor,
+    accelerator: Accelerator,
+) -> dict[str, Any] | None:
+    """The report of `check_data`, whose lines the main process prints; None for a stream, which nothing can look over.
+
+    Raises:
+        ValueError: nothing can be learned from these data; in every process.
+    """
+    if not isinstance(data, TableData):
+        return None
+    report: list[Any] = [None]
+    if accelerator.is_main_process:
+        size, proposals = input_size(processor), getattr(model.config, "num_proposals", None)  # others have queries
+        proposals = proposals or getattr(model.config, "num_queries", None)
+        report = [check_data(data.dataset, eval_dataset, size=size, num_proposals=proposals)]
+        print(format_check(report[0]), flush=True)
+    found = broadcast_object_list(report)[0]
+    if found["problem"]:
+        raise ValueError(f"{data.path or data.annotations}: {found['problem']}")
+    return found
 
 
 def build_model(

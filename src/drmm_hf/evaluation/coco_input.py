@@ -89,8 +89,8 @@ class CocoResults:
     scores: np.ndarray
 
     def select(self, kept: np.ndarray) -> "CocoResults":
-        """The detections where `kept` (n,) is true."""
-        rows = [self.rows[row] for row in np.flatnonzero(kept).tolist()]
+        """The detections where `kept` (n,) is true, or those with these indices."""
+        rows = [self.rows[row] for row in np.arange(len(self.rows))[kept].tolist()]
         arrays = {name: getattr(self, name)[kept] for name in ("images", "classes", "boxes", "scores")}
         return replace(self, rows=rows, **arrays)
 

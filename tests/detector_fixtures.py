@@ -80,7 +80,7 @@ WITH_PROPOSALS = ("rt_detr", "rt_detr_v2", "d_fine", "lw_detr", "rf_detr", "defo
 def small_detector_config(family: str, **fields: Any) -> PreTrainedConfig:
     """Configuration of a detector of 64x64 images and three classes."""
     model_type, own, backbone_type, backbone = _FAMILIES[family]
-    fields = {"num_labels": 3, **own, **fields}
+    fields = {**({} if "id2label" in fields else {"num_labels": 3}), **own, **fields}
     return CONFIG_MAPPING[model_type](backbone_config=CONFIG_MAPPING[backbone_type](**backbone), **fields)
 
 

@@ -1,10 +1,11 @@
 """A model small enough that a test of it costs milliseconds, and inputs for it."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from drmm_hf import DrmmConfig, DrmmForObjectDetection
+from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
 
 NAMES = {0: "disc", 1: "ring", 2: "star"}
 
@@ -26,6 +27,13 @@ def small_config(**overrides: Any) -> DrmmConfig:
 def small_model(seed: int = 0, **overrides: Any) -> DrmmForObjectDetection:
     torch.manual_seed(seed)
     return DrmmForObjectDetection(small_config(**overrides))
+
+
+def save_small(folder: Path, seed: int = 0, **overrides: Any) -> str:
+    """Save such a model, with its processor; the folder, as the commands take it."""
+    small_model(seed, **overrides).save_pretrained(folder)
+    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return str(folder)
 
 
 def inputs(batch: int = 2, height: int = 64, width: int = 96) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 from transformers import AutoModelForObjectDetection, ConvNextConfig, ResNetConfig, SwinConfig
@@ -93,6 +93,48 @@ def test_a_step_changes_no_frozen_parameter_or_statistic():
     assert not any(name.startswith(stem_and_first) for name in changed)
     assert f"{network}layer2.0.bn1.running_mean" in changed
     assert f"{network}layer2.0.bn1.weight" in changed
+
+
+def freeze_all(model: nn.Module) -> None:
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():  # as peft does: matrices of attention and the class layers train
+        parameter.requires_grad_("self_attn" in name or "fc1" in name or "classifier" in name)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "still"),
+    [
+        (freeze_all, ""),
+        (lambda model: model.model.backbone.requires_grad_(False), ""),
+        (lambda model: model.model.backbone.model._backbone.layer3.requires_grad_(False), "layer3"),
+        (
+            lambda model: [m.weight.requires_grad_(False) for m in model.modules() if "BatchNorm" in type(m).__name__],
+            "",
+        ),
+    ],
+)
+@pytest.mark.parametrize("frozen_before_train", [True, False])
+def test_norms_that_somebody_else_freezes_keep_their_statistics(tmp_path, freeze, still, frozen_before_train):
+    """What a training saves is what requires a gradient: buffers that moved beside it would be lost."""
+    model, twin = small_model(backbone_norm="train"), small_model(backbone_norm="train")
+    steps = [freeze, lambda model: model.train()]
+    for step in steps if frozen_before_train else steps[::-1]:
+        step(model)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        model(**inputs()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name for name, buffer in model.named_buffers() if not torch.equal(buffer, before[name])}
+    assert not {name for name in moved if still in name}
+    assert bool(moved) == bool(still), "what is not frozen moves as ever"
+    if not still:
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        save_file(trained, tmp_path / "adapter.safetensors")
+        twin.load_state_dict(load_file(tmp_path / "adapter.safetensors"), strict=False)
+        batch = {name: value for name, value in inputs().items() if name != "labels"}
+        assert torch.equal(twin.eval()(**batch).logits, model.eval()(**batch).logits)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,9 @@ from detector_fixtures import small_detector
 from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor
 from drmm_hf.cli import COMMANDS as SUBCOMMANDS
 from drmm_hf.data import generate_scenes, load_detection_dataset
+from drmm_hf.evaluation import predict_images
 from model_fixtures import small_model
+from sahi_fixtures import use_stand_in
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md"))]
@@ -105,20 +108,40 @@ def stand_ins(here: Path) -> dict[str, Any]:
     }
 
 
+def check_adapter(adapter: Any, image: Image.Image) -> None:
+    """SAHI gets the scores p*o, the model's labels and corners in pixels of the slice."""
+    adapter.confidence_threshold = 0.0
+    adapter.perform_inference(np.asarray(image))
+    [found] = predict_images(adapter.model, adapter.processor, [image])
+    wide = (found["boxes"][:, :2] < found["boxes"][:, 2:]).all(1)
+    for shift, shape in ([[7, 9]], [[64, 96]]), ([7, 9], [64, 96]), ([[7, 9]], None):
+        adapter.convert_original_predictions(shift, shape)
+        [predictions] = adapter._object_prediction_list_per_image
+        assert [one.bbox for one in predictions] == found["boxes"][wide].tolist()
+        assert [one.score for one in predictions] == found["scores"][wide].tolist()
+        assert [one.category_id for one in predictions] == found["labels"][wide].tolist()
+        assert all(one.category_name == adapter.model.config.id2label[one.category_id] for one in predictions)
+        assert all(one.shift_amount == [7, 9] and one.full_shape in (None, [64, 96]) for one in predictions)
+
+
 @pytest.mark.parametrize("page", PAGES_WITH_PYTHON)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = stand_ins(folder)
     monkeypatch.chdir(folder)
+    use_stand_in(monkeypatch)
     missing = []
     for number, block in enumerate(python_blocks(page)):
         code = compile(block, f"{page}, block {number}", "exec")
         if any(name in block for name in OUTSIDE):
             imports = "".join(re.findall(r"^(?:from|import) .+\n", block, flags=re.MULTILINE))
             code = compile(imports, f"{page}, imports of block {number}", "exec")  # the rest cannot be fetched
-        if "import supervision" in block and not importlib.util.find_spec("supervision"):
-            missing.append("supervision")
+        optional = [name for name in ("supervision", "peft") if re.search(f"(import|from) {name}", block)]
+        if absent := [name for name in optional if not importlib.util.find_spec(name)]:
+            missing += absent
             continue
         exec(code, names)
+        if "import DetectionModel" in block:
+            check_adapter(names["detection_model"], names["image"])
     if missing:
         pytest.skip(f"all ran but the block of {', '.join(missing)}, which is not installed")
 

@@ -43,9 +43,14 @@ def test_everything_but_the_classifiers_is_kept(checkpoint):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_new_classifiers_start_as_from_scratch(checkpoint, count):
-    names = {i: ANIMALS[i] for i in range(count)}
-    model = finetuned(checkpoint[1], names)
+@pytest.mark.parametrize("by", ["id2label", "num_labels"])
+def test_new_classifiers_start_as_from_scratch(checkpoint, count, by):
+    """As other detectors of transformers take them; without `ignore_mismatched_sizes` they are refused."""
+    given = {"id2label": {i: ANIMALS[i] for i in range(count)}, "num_labels": count}[by]
+    model = DrmmForObjectDetection.from_pretrained(checkpoint[1], **{by: given}, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == len(model.config.label2id) == count
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        DrmmForObjectDetection.from_pretrained(checkpoint[1], **{by: given})
     for head in model.model.heads:
         weight, bias = head.classifier.weight, head.classifier.bias
         assert weight.shape == (count, 32)

@@ -1,17 +1,25 @@
 """The image processor: sizes, padding, labels, input kinds, saving, and what it refuses."""
 
+import base64
+import functools
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.image_utils import load_image
 
 from drmm_hf.image_processing_drmm import DrmmImageProcessor, keep_ratio_size
 
+ORIENTATION = 0x0112
 SMALL = {"shortest_edge": 64, "longest_edge": 100}
 
 
@@ -45,12 +53,9 @@ def test_keep_ratio_size_is_the_rule_of_the_released_code(size: tuple[int, int],
     assert keep_ratio_size(*size, 800, 1333) == expected
 
 
-def test_keep_ratio_size_with_one_edge() -> None:
+def test_defaults() -> None:
     assert keep_ratio_size(480, 640, 800, None) == (800, 1067)
     assert keep_ratio_size(480, 640, None, 320) == (240, 320)
-
-
-def test_defaults() -> None:
     batch = DrmmImageProcessor()(image_of(480, 640), return_tensors="pt")
     assert batch["pixel_values"].shape == (1, 3, 800, 1088)
     assert batch["pixel_values"].dtype == torch.float32
@@ -72,23 +77,17 @@ def test_values_are_normalized_with_imagenet_statistics_and_padding_is_zero() ->
 
 
 def test_batch_of_different_sizes() -> None:
+    processor = DrmmImageProcessor(size=SMALL)
     images = [image_of(50, 80), image_of(90, 60), image_of(64, 64)]
-    batch = DrmmImageProcessor(size=SMALL)(images, return_tensors="pt")
+    batch = processor(images, return_tensors="pt")
     assert batch["pixel_values"].shape == (3, 3, 96, 128)
-    sizes = [keep_ratio_size(*image.size[::-1], 64, 100) for image in images]
-    assert sizes == [(63, 100), (96, 64), (64, 64)]
-    for mask, (height, width) in zip(batch["pixel_mask"], sizes, strict=True):
+    sizes = [(63, 100), (96, 64), (64, 64)]
+    for image, values, mask, (height, width) in zip(images, *batch.values(), sizes, strict=True):
+        assert keep_ratio_size(*image.size[::-1], 64, 100) == (height, width)
         assert mask[:height, :width].all()
         assert mask.sum() == height * width
-
-
-def test_each_image_of_a_batch_equals_the_image_alone() -> None:
-    processor = DrmmImageProcessor(size=SMALL)
-    images = [image_of(50, 80, seed=1), image_of(90, 60, seed=2)]
-    batch = processor(images, return_tensors="pt")["pixel_values"]
-    for index, image in enumerate(images):
         alone = processor(image, return_tensors="pt")["pixel_values"][0]
-        torch.testing.assert_close(batch[index, :, : alone.shape[1], : alone.shape[2]], alone)
+        torch.testing.assert_close(values[:, : alone.shape[1], : alone.shape[2]], alone)
 
 
 def test_labels_by_hand() -> None:
@@ -125,26 +124,24 @@ def test_pad_size_makes_batches_of_separate_calls_stackable() -> None:
     assert [int(part["pixel_mask"].sum()) for part in parts] == [63 * 100, 100 * 63, 64 * 64]
 
 
-def test_fixed_size_resizes_exactly() -> None:
-    processor = DrmmImageProcessor(size={"height": 96, "width": 64})
-    batch = processor([image_of(50, 80), image_of(80, 50)], return_tensors="pt")
-    assert batch["pixel_values"].shape == (2, 3, 96, 64)
-    assert batch["pixel_mask"].all()
-
-
-@pytest.mark.parametrize(("divisor", "expected"), [(1, (64, 85)), (8, (64, 88)), (128, (128, 128))])
-def test_size_divisor(divisor: int, expected: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"size_divisor": 1}, (64, 85)),
+        ({"size_divisor": 8}, (64, 88)),
+        ({"size_divisor": 128}, (128, 128)),
+        ({"do_pad": False}, (64, 85)),
+        ({"size": {"height": 96, "width": 64}}, (96, 64)),  # exactly, and distorted
+    ],
+)
+def test_size_of_the_canvas(options: dict[str, Any], expected: tuple[int, int]) -> None:
     image = image_of(48, 64)
-    saved = DrmmImageProcessor(size=SMALL, size_divisor=divisor)(image, return_tensors="pt")
-    given = DrmmImageProcessor(size=SMALL)(image, size_divisor=divisor, return_tensors="pt")
-    assert saved["pixel_values"].shape[-2:] == given["pixel_values"].shape[-2:] == expected
-
-
-def test_without_padding_the_mask_is_there_too() -> None:
-    batch = DrmmImageProcessor(size=SMALL, do_pad=False)(image_of(48, 64), return_tensors="pt")
-    assert batch["pixel_values"].shape == (1, 3, 64, 85)
-    assert batch["pixel_mask"].shape == (1, 64, 85)
-    assert batch["pixel_mask"].all()
+    saved = DrmmImageProcessor(**{"size": SMALL, **options})(image, return_tensors="pt")
+    given = DrmmImageProcessor(size=SMALL)(image, **options, return_tensors="pt")
+    for batch in (saved, given):
+        assert batch["pixel_values"].shape == (1, 3, *expected)
+        assert batch["pixel_mask"].shape == (1, *expected)
+        assert batch["pixel_mask"].sum() == min(expected[0], 96) * expected[1] if "size" in options else 64 * 85
 
 
 def pixel(image: Any, **options: Any) -> list[float]:
@@ -199,43 +196,91 @@ def test_sixteen_bit_images_become_eight_bit() -> None:
     assert pixel(filled((30, 40, 3), 65535, np.uint16)) == [255.0] * 3
 
 
-def test_image_file(tmp_path: Path) -> None:
-    image_of(50, 80).save(tmp_path / "image.png")
+@pytest.fixture
+def photo(tmp_path: Path) -> tuple[Path, Image.Image]:
+    """A file whose EXIF data say that it lies on its side, and the upright picture."""
+    stored = image_of(50, 80)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    stored.save(tmp_path / "photo of a dog.png", exif=exif)
+    return tmp_path / "photo of a dog.png", stored.transpose(Image.Transpose.ROTATE_270)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+def test_whatever_brings_an_image_it_is_upright(photo: tuple[Path, Image.Image], server: str) -> None:
+    path, upright = photo
+    data = path.read_bytes()
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    kinds = [Image.open(path), str(path), path, data, f"{server}/{quote(path.name)}", uri, load_image(str(path))]
+    processor, annotation = DrmmImageProcessor(size=SMALL), annotation_of([10, 5, 20, 30])
+    expected = processor(upright, annotation, return_tensors="pt")
+    assert expected["labels"][0]["orig_size"].tolist() == [80, 50]
+    for kind in kinds:
+        batch = processor(kind, annotation, return_tensors="pt")
+        assert torch.equal(batch["pixel_values"], expected["pixel_values"]), kind
+        assert torch.equal(batch["labels"][0]["orig_size"], expected["labels"][0]["orig_size"])
+        assert torch.equal(batch["labels"][0]["boxes"], expected["labels"][0]["boxes"])
+    assert torch.equal(processor(kinds, return_tensors="pt")["pixel_values"][3], expected["pixel_values"][0])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image_of(40, 60).save(tmp_path / "image.jpg", exif=exif, quality=100)
+    opened = Image.open(tmp_path / "image.jpg")
+    assert pixel(opened) == pixel(tmp_path / "image.jpg") == pixel(np.array(load_image(opened)))
+
+
+def test_what_is_no_file_is_named(tmp_path: Path, server: str) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    for missing in (str(tmp_path / "none.jpg"), tmp_path / "none.jpg", "none.jpg", str(tmp_path)):
+        with pytest.raises(FileNotFoundError, match=Path(missing).name):
+            DrmmImageProcessor(size=SMALL)(missing)
+    for broken in (tmp_path / "text.png", f"{server}/none.jpg"):
+        with pytest.raises((ValueError, OSError), match=str(broken).rsplit("/", 1)[1]):
+            DrmmImageProcessor(size=SMALL)([image_of(9, 9), broken])
+
+
+def test_arrays_however_they_lie_in_memory() -> None:
+    values = np.array(image_of(20, 30))
     processor = DrmmImageProcessor(size=SMALL)
-    from_file = processor(str(tmp_path / "image.png"), return_tensors="pt")["pixel_values"]
-    assert torch.equal(from_file, processor(image_of(50, 80), return_tensors="pt")["pixel_values"])
+    arrays = [values[..., ::-1], np.flipud(values), np.fliplr(values), values[::2, ::3], np.asfortranarray(values)]
+    arrays += [values.transpose(2, 0, 1), values[..., 0][::-1]]
+    arrays += [values.astype(dtype) for dtype in (np.longdouble, np.float64, np.float16, ">f4", np.int64, np.uint32)]
+    arrays += [values.astype(">u2") * np.array(257, ">u2"), values.astype(np.int16)[::-1]]
+    locked = values.copy()
+    locked.setflags(write=False)
+    for array in [*arrays, locked]:
+        plain = array // 257 if array.dtype.itemsize == 2 and array.dtype.kind == "u" else array
+        expected = processor(np.array(plain, dtype=np.uint8, order="C"), return_tensors="pt")["pixel_values"]
+        found = processor(array, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(
+            found, expected, rtol=0, atol=0.02
+        )  # half a step of 255 where floats are not rounded
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     processor = DrmmImageProcessor(size=SMALL, size_divisor=16, pad_size={"height": 112, "width": 128})
+    processor.auto_map = {"AutoImageProcessor": "image_processing_drmm.DrmmImageProcessor"}
     processor.save_pretrained(tmp_path)
     loaded = DrmmImageProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == processor.to_dict()
-    assert loaded.size_divisor == 16
     image = image_of(50, 80)
     batches = [one(image, return_tensors="pt")["pixel_values"] for one in (processor, loaded)]
     assert torch.equal(*batches)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["size_divisor"] == 16
     assert saved["image_processor_type"] == "DrmmImageProcessor"
-    assert "auto_map" not in saved
-
-
-def test_boxes_come_back_through_post_processing() -> None:
-    """Labels written as perfect predictions give the boxes of the original images again."""
-    boxes = [[10.0, 5.0, 20.0, 30.0], [1.0, 2.0, 30.0, 4.0]]
-    images = [image_of(50, 40), image_of(45, 90)]
-    processor = DrmmImageProcessor(size=SMALL)
-    batch = processor(images, [annotation_of(box) for box in boxes], return_tensors="pt")
-    outputs = {
-        "logits": torch.full((2, 1, 2), -9.0).index_fill(2, torch.tensor(1), 9.0),
-        "pred_boxes": torch.stack([label["boxes"] for label in batch["labels"]]),
-    }
-    sizes = [label["orig_size"] for label in batch["labels"]]
-    results = processor.post_process_object_detection(outputs, 0.5, sizes)
-    for result, (x, y, width, height) in zip(results, boxes, strict=True):
-        torch.testing.assert_close(result["boxes"], torch.tensor([[x, y, x + width, y + height]]))
-        assert result["labels"].tolist() == [1]
+    assert "auto_map" not in saved, "only where the code is saved with it"
 
 
 @pytest.mark.parametrize(
@@ -280,10 +325,13 @@ def test_wrong_options_are_named(options: dict[str, Any]) -> None:
         np.full((8, 8, 3), np.nan),
         torch.full((3, 8, 8), torch.inf),
         np.full((8, 8, 3), 1e300),
+        np.full((8, 8, 3), 4000, np.int32),  # neither 8-bit nor declared as 16-bit
+        "",
+        7,
     ],
 )
 def test_what_is_no_image(images: Any) -> None:
-    with pytest.raises(ValueError, match="image"):
+    with pytest.raises((ValueError, FileNotFoundError), match="image"):
         DrmmImageProcessor(size=SMALL)(images)
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from drmm_hf import DrmmImageProcessor
 from drmm_hf.loss import pad_targets
 from model_fixtures import inputs, small_model
 
@@ -141,6 +142,9 @@ def with_labels(**change) -> dict:
                 torch.tensor([[0.5, 0.5, 1.2, 0.5]] * 2),
             )
         ],
+        # as the processor has it, the second image covers (48, 64) of the canvas
+        ("size", {**with_labels(size=torch.tensor([48, 64])), "pixel_mask": None}),
+        *[("size", with_labels(size=value)) for value in (torch.tensor([64, 48]), torch.tensor([48]), [48, 64])],
         ("labels", {**inputs(), "labels": inputs()["labels"][:1]}),
         ("labels", {**inputs(), "labels": ["class_labels", "boxes"]}),
         ("pixel_values", {"pixel_values": torch.zeros(3, 64, 96)}),
@@ -151,5 +155,29 @@ def with_labels(**change) -> dict:
     ],
 )
 def test_wrong_inputs_are_refused_by_their_name(field: str, batch: dict) -> None:
-    with pytest.raises(ValueError, match=field):
-        small_model().eval()(**batch)
+    for mode in (True, False):
+        with pytest.raises(ValueError, match=field):
+            small_model().train(mode)(**batch)
+
+
+def test_the_processors_own_batch_is_accepted_with_its_mask_alone() -> None:
+    """Every way in which `size` agrees: padded images with their mask, and images that fill the canvas without one."""
+    processor = DrmmImageProcessor(size={"shortest_edge": 48, "longest_edge": 96})
+    images = [torch.zeros(3, 64, 128, dtype=torch.uint8), torch.zeros(3, 70, 64, dtype=torch.uint8)]
+    nothing = [{"image_id": i, "annotations": []} for i in range(2)]
+    batch = processor(images, nothing, return_tensors="pt")
+    assert small_model()(**batch).loss == 0
+    del batch["pixel_mask"]
+    with pytest.raises(ValueError, match="pixel_mask"):
+        small_model()(**batch)
+    full = processor(images, nothing, size={"height": 64, "width": 96}, return_tensors="pt")
+    assert small_model()(full["pixel_values"], labels=full["labels"]).loss == 0
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_names_that_do_not_fit_the_head_are_refused(count: int) -> None:
+    model = small_model()
+    model.config.id2label = {i: f"class {i}" for i in range(count)}
+    for batch in (inputs(), with_labels(class_labels=torch.tensor([0, 4]))):
+        with pytest.raises(ValueError, match="id2label"):
+            model(**batch)

@@ -68,13 +68,14 @@ def test_loss_and_training_forward_never_wait_for_the_device(preset, top_k_ratio
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     model, batch = small(preset, top_k_ratio=top_k_ratio).train().to("meta"), inputs()
     empty = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+    empty["size"] = torch.tensor([64, 96])
     labels = [{name: value.to("meta") for name, value in label.items()} for label in (batch["labels"][0], empty)]
     pixels = (batch["pixel_values"].to("meta"), batch["pixel_mask"].to("meta"))
     with Recorder() as recorder:
         loss = model(*pixels, labels=labels).loss
         loss.backward()
     assert recorder.waiting() == []
-    assert recorder.operators["_assert_async.msg"] == 2, "the labels are checked by the device"
+    assert recorder.operators["_assert_async.msg"] == 3, "the labels are checked by the device"
 
 
 @pytest.mark.parametrize("preset", DECODERS)

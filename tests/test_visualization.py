@@ -24,12 +24,6 @@ def found(boxes, labels=None, scores=None) -> dict:
     }
 
 
-def color_extent(image: Image.Image, color) -> tuple[int, int, int, int]:
-    """First and last column and row with this exact color: x0, y0, x1, y1."""
-    rows, columns = np.nonzero((np.asarray(image) == color).all(axis=-1))
-    return columns.min(), rows.min(), columns.max(), rows.max()
-
-
 def test_box_edges_have_the_color_of_the_class():
     image = gray()
     drawn = draw_detections(image, found([[40, 50, 120, 110]], labels=[1]), NAMES)
@@ -39,13 +33,9 @@ def test_box_edges_have_the_color_of_the_class():
     for point in [(39, 80), (120, 80), (60, 110), (80, 80)]:
         assert drawn.getpixel(point) == GRAY
     assert image.getpixel((40, 80)) == GRAY  # the input is left alone
-
-
-def test_tag_sits_above_the_box():
-    drawn = draw_detections(gray(), found([[40, 50, 120, 110]]), NAMES)
-    x0, y0, _, y1 = color_extent(drawn, label_color(0))
-    assert (x0, y1) == (40, 109)
-    assert 30 < y0 < 45
+    rows, columns = np.nonzero((np.asarray(drawn) == label_color(1)).all(axis=-1))
+    assert (columns.min(), rows.max()) == (40, 109)
+    assert 30 < rows.min() < 45, "the tag sits above the box"
 
 
 @pytest.mark.parametrize(
@@ -92,13 +82,7 @@ def test_the_surest_box_is_on_top():
 
 
 @pytest.mark.parametrize(
-    "box",
-    [
-        [-50, -50, -10, -10],
-        [300, 10, 350, 60],
-        [float("nan"), 0, 10, 10],
-        [0, 0, float("inf"), 10],
-    ],
+    "box", [[-50, -50, -10, -10], [300, 10, 350, 60], [float("nan"), 0, 10, 10], [0, 0, float("inf"), 10]]
 )
 def test_boxes_with_nothing_to_show_are_left_out(box):
     assert np.array_equal(draw_detections(gray(), found([box]), NAMES), gray())
@@ -129,22 +113,18 @@ def test_tiny_images_and_unknown_labels(size):
     assert draw_comparison(gray(*size), found([[0, 0, 1, 1]]), found([]), NAMES).width > 2 * size[0]
 
 
-def test_title_adds_a_strip_with_text():
-    drawn = draw_detections(gray(), found([]), NAMES, title="val 17")
-    strip = drawn.height - 150
-    assert strip > 8
-    assert np.asarray(drawn)[:strip].min() < 100
-    assert np.array_equal(np.asarray(drawn)[strip:], np.asarray(gray()))
-
-
-def test_comparison_has_truth_left_and_prediction_right():
+def test_comparison_has_truth_left_and_prediction_right_each_under_its_title():
     truth = [{"bbox": [40, 50, 80, 60], "category_id": 0}]
-    sheet = draw_comparison(gray(), truth, found([[40, 50, 120, 110]], labels=[1]), NAMES)
-    strip = sheet.height - 150
-    right = sheet.width - 200
-    assert right > 200
+    prediction = found([[40, 50, 120, 110]], labels=[1])
+    sheet = draw_comparison(gray(), truth, prediction, NAMES, captions=("truth", "val 17"))
+    titled = draw_detections(gray(), prediction, NAMES, title="val 17")
+    strip = titled.height - 150
+    assert strip > 8
+    assert np.asarray(titled)[:strip].min() < 100
+    assert np.array_equal(np.asarray(titled)[strip:], np.asarray(draw_detections(gray(), prediction, NAMES)))
+    assert sheet.width > 400
     assert sheet.getpixel((40, strip + 80)) == label_color(0)
-    assert sheet.getpixel((right + 40, strip + 80)) == label_color(1)
+    assert np.array_equal(np.asarray(sheet)[:, -200:], np.asarray(titled))
 
 
 def test_contact_sheet_places_images_in_rows():
@@ -157,9 +137,6 @@ def test_contact_sheet_places_images_in_rows():
         (255, 255, 255),
     ]
     assert contact_sheet(images, 5, cell_width=20, gap=0).size == (60, 10)
-
-
-def test_contact_sheet_needs_images_and_columns():
     for images, columns in (([], 2), ([gray()], 0)):
         with pytest.raises(ValueError, match="contact_sheet"):
             contact_sheet(images, columns)

@@ -34,8 +34,9 @@ def linear_mixture_loss(
             classes c, which is most of the time; the numbers are the same.
     """
     losses = []
-    for locations, scales, class_logits, objectness_logits, _ in stages:
-        objectness = objectness_logits.sigmoid()
+    for stage in stages:
+        locations, scales, class_logits = stage.locations, stage.scales, stage.class_logits
+        objectness = stage.objectness_logits.sigmoid()
         mixing = objectness / objectness.sum(dim=1, keepdim=True)
         probability = class_logits.softmax(dim=-1)
         for i, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):

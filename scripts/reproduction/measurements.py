@@ -95,27 +95,30 @@ def _summary(seeds: dict[str, float]) -> dict[str, Any]:
 
 def objectives(run: Run, context: Context) -> Rows:
     """AP, AP50, AP75, AR100, ECE, duplicates an image and what NMS adds to AP (Table 2 has AP only)."""
-    accuracy = {name: run.metric(name) for name in ("AP", "AP50", "AP75", "AR100", "ECE")}
-    duplicates = count_duplicates(context.truth, run.results).duplicates_per_image
-    return {run.cell.label: {**accuracy, "duplicates": duplicates, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
+    values = run.metrics_of("AP", "AP50", "AP75", "AR100", "ECE")
+    values["duplicates"] = count_duplicates(context.truth, run.results).duplicates_per_image
+    return {run.cell.label: {**values, f"NMS {NMS_IOU:g} gain": _nms_gain(run, context)}}
 
 
 def merging(run: Run, context: Context) -> Rows:
     """AP, AR and ECE; for the likelihood alone also with NMS and with winner takes all (Table 3)."""
-    return {
-        row: {name: report[name] for name in ("AP", "AR100", "ECE")} for row, report in _merged(run, context).items()
-    }
+    return _of_variants(run, context, "AP", "AR100", "ECE")
+
+
+def reliability(run: Run, context: Context) -> Rows:
+    """ECE, D-ECE and AP (Fig. 2); for the likelihood alone also with NMS and winner takes all (Fig. 8)."""
+    return _of_variants(run, context, "AP", "ECE", "D-ECE")
 
 
 def accuracy(run: Run, context: Context) -> Rows:
     """AP, AP50 and AP75 (Table 7)."""
-    return {run.cell.label: {name: run.metric(name) for name in ("AP", "AP50", "AP75")}}
+    return {run.cell.label: run.metrics_of("AP", "AP50", "AP75")}
 
 
 def grid(run: Run, context: Context) -> Rows:
     """AP and AP50 at "row | column" of the cell's label (Table 8 and Fig. 11)."""
     row, column = run.cell.label.split(" | ")
-    return {row: {f"AP {column}": run.metric("AP"), f"AP50 {column}": run.metric("AP50")}}
+    return {row: {f"{name} {column}": value for name, value in run.metrics_of("AP", "AP50").items()}}
 
 
 def likelihood(run: Run, context: Context) -> Rows:
@@ -159,13 +162,6 @@ def nms_thresholds(run: Run, context: Context) -> Rows:
     values = {f"NMS {threshold:g}": sweep[f"{threshold:g}"]["AP"] for threshold in NMS_THRESHOLDS}
     values |= {NMS_BEST: max(values.values()), NMS_NONE: sweep["none"]["AP"]}
     return {name: {run.cell.label: value} for name, value in values.items()}
-
-
-def reliability(run: Run, context: Context) -> Rows:
-    """ECE, D-ECE and AP (Fig. 2); for the likelihood alone also with NMS and winner takes all (Fig. 8)."""
-    return {
-        row: {name: report[name] for name in ("AP", "ECE", "D-ECE")} for row, report in _merged(run, context).items()
-    }
 
 
 def parts(run: Run, context: Context) -> Rows:
@@ -214,7 +210,7 @@ def ranking(run: Run, context: Context) -> Rows:
 def anchors(run: Run, context: Context) -> Rows:
     """Accuracy, calibration and false positives on images without boxes, for `objectness_anchor`. Not in the paper."""
     truth = context.truth
-    row = {name: run.metric(name) for name in ("AP", "AR100", "ECE", "D-ECE")}
+    row = run.metrics_of("AP", "AR100", "ECE", "D-ECE")
     row["OCE"] = object_calibration_report(truth, run.results).oce
     for score in (0.3, 0.5):
         row[f"false positives at {score:g}"] = false_positives_without_objects(truth, run.results, score)
@@ -258,13 +254,13 @@ def false_positives_without_objects(
     return wrong / len(empty) if empty else math.nan
 
 
-def _merged(run: Run, context: Context) -> dict[str, dict[str, float]]:
+def _of_variants(run: Run, context: Context, *names: str) -> Rows:
     found = {}
-    for name, results in variants(run).items():
+    for label, results in variants(run).items():
         numbers = evaluate_coco(context.truth, results)
-        ece = calibration_report(context.truth, results).ece
-        d_ece = calibration_report(context.truth, results, score_threshold=0.3).ece
-        found[name] = {**numbers, "ECE": ece, "D-ECE": d_ece}
+        numbers["ECE"] = calibration_report(context.truth, results).ece
+        numbers["D-ECE"] = calibration_report(context.truth, results, score_threshold=0.3).ece
+        found[label] = {name: numbers[name] for name in names}
     return found
 
 

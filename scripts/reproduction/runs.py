@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,6 @@ class PlannedRun:
         return [Run(cell, config.seed, config.learning_rate, self.folder, config.preset) for cell in self.cells]
 
 
-def cells_of(tables: Sequence[Table], base: Sequence[TrainConfig], scale: str) -> Iterator[tuple[Cell, TrainConfig]]:
-    """The cells of some tables with the settings of their presets; those of presets without settings are left out."""
-    settings = {config.preset: config for config in base}
-    for cell in (cell for table in tables for cell in table.cells(scale)):
-        if own := settings.get(cell.preset(base[0].preset)):
-            yield cell, own
-
-
 def plan_runs(
     tables: Sequence[Table],
     base: Sequence[TrainConfig],
@@ -87,29 +80,96 @@ def plan_runs(
             run and the field.
     """
     wanted: dict[str, tuple[dict[str, Cell], TrainConfig]] = {}
-    for cell, own in cells_of(tables, base, scale):
+    for cell, own in _cells(tables, base, scale):
         wanted.setdefault(_training_of(cell, own), ({}, own))[0].setdefault(cell.name, cell)
     first: dict[str, Cell] = {}
-    for cell, own in cells_of(list(TABLES.values()), base, scale):
+    for cell, own in _cells(TABLES.values(), base, scale):
         with contextlib.suppress(ValueError):  # a cell that was not asked for need not fit the user's options
             first.setdefault(_training_of(cell, own), cell)
     planned = []
     for training, (cells, own) in wanted.items():
         cell = first[training]
-        for rate in learning_rates or (own.learning_rate,):
-            for seed in seeds:
-                middle = "" if rate == own.learning_rate else f"-lr{rate:g}"
-                config = dataclasses.replace(
-                    own,
-                    config={**(own.config or {}), **cell.config},
-                    learning_rate=rate,
-                    seed=seed,
-                    output=str(runs_folder / f"{cell.name}{middle}-seed{seed}"),
-                    **cell.training,
-                )
-                planned.append(PlannedRun(tuple(cells.values()), config))
-                _check_same_settings(planned[-1])
+        for rate, seed in itertools.product(learning_rates or (own.learning_rate,), seeds):
+            middle = "" if rate == own.learning_rate else f"-lr{rate:g}"
+            config = dataclasses.replace(
+                own,
+                config={**(own.config or {}), **cell.config},
+                learning_rate=rate,
+                seed=seed,
+                output=str(runs_folder / f"{cell.name}{middle}-seed{seed}"),
+                **cell.training,
+            )
+            planned.append(PlannedRun(tuple(cells.values()), config))
+            _check_same_settings(planned[-1])
     return planned
+
+
+def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: str, folder: Path) -> list[Run]:
+    """Finished runs below a folder that are a cell of one of the tables: their models have its configuration.
+
+    Args:
+        tables, base, scale: as in `plan_runs`.
+        folder: its sub-folders are runs, as `drmm_hf.training.train` leaves them.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no run of it belongs to the tables, or two are the same.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--runs {folder}: no such folder")
+    cells = {cell.name: (cell, own.preset, _model_of(cell, own)) for cell, own in _cells(tables, base, scale)}
+    found: dict[tuple[str, int, float], Run] = {}
+    nearest: list[tuple[int, str]] = []
+    needed = ("metrics.json", "recipe.yaml", "model/config.json")
+    for path in sorted(path for path in folder.iterdir() if all((path / name).is_file() for name in needed)):
+        fields, recipe = _model_fields(DrmmConfig.from_pretrained(str(path / "model"))), saved_settings(path)
+        rate, seed = recipe.get("learning_rate", base[0].learning_rate), recipe.get("seed", 0)
+        for cell, preset, wanted in cells.values():
+            if differing := [name for name in wanted if fields.get(name) != wanted[name]]:
+                name = differing[0]
+                text = f"{path.name} has {name}={fields.get(name)} where {cell.name} has {wanted[name]}"
+                nearest.append((len(differing), text))
+                continue
+            other = found.setdefault((cell.name, seed, rate), Run(cell, seed, rate, path, preset))
+            if other.folder != path:
+                raise ValueError(
+                    f"--runs {folder}: {other.folder.name} and {path.name} are both {cell.name} with seed {seed} and "
+                    f"learning rate {rate:g}; leave one of them there"
+                )
+    if not found:
+        reason = f"the nearest: {min(nearest)[1]}" if nearest else f"no folder in it has {', '.join(needed)}"
+        raise ValueError(f"--runs {folder}: no finished run of {', '.join(t.name for t in tables)}; {reason}")
+    return list(found.values())
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Fields of the trainings that are not the same in all runs, besides seed, learning rate and model."""
+    expected = {"seed", "learning_rate", "preset", "config", "data"} | _FREE
+    recipes = [saved_settings(run.folder) for run in runs]
+    names = sorted({name for recipe in recipes for name in recipe} - expected)
+    return [name for name in names if len({json.dumps(recipe.get(name), default=str) for recipe in recipes}) > 1]
+
+
+def saved_settings(folder: Path) -> Mapping[str, Any]:
+    """The recipe.yaml of a run as it stands there (an older version may have had other fields); a ValueError that
+    names the file where it holds no fields.
+    """
+    path = folder / "recipe.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no fields; train this run again")
+    return content
+
+
+def _cells(tables: Iterable[Table], base: Sequence[TrainConfig], scale: str) -> Iterator[tuple[Cell, TrainConfig]]:
+    """The cells of some tables with the settings of their presets; those of presets without settings are left out."""
+    settings = {config.preset: config for config in base}
+    for cell in (cell for table in tables for cell in table.cells(scale)):
+        if own := settings.get(cell.preset(base[0].preset)):
+            yield cell, own
 
 
 def _training_of(cell: Cell, own: TrainConfig) -> str:
@@ -156,67 +216,3 @@ def _comparable(name: str, value: Any) -> Any:
     if name == "data" and value and Path(value).exists():
         return str(Path(value).resolve())
     return json.loads(json.dumps(value, default=list))
-
-
-def find_runs(tables: Sequence[Table], base: Sequence[TrainConfig], *, scale: str, folder: Path) -> list[Run]:
-    """Finished runs below a folder that are a cell of one of the tables: their models have its configuration.
-
-    Args:
-        tables, base, scale: as in `plan_runs`.
-        folder: its sub-folders are runs, as `drmm_hf.training.train` leaves them.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no run of it belongs to the tables, or two are the same.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--runs {folder}: no such folder")
-    cells = {cell.name: (cell, own.preset, _model_of(cell, own)) for cell, own in cells_of(tables, base, scale)}
-    found: dict[tuple[str, int, float], Run] = {}
-    nearest: list[tuple[int, str]] = []
-    needed = ("metrics.json", "recipe.yaml", "model/config.json")
-    for path in sorted(path for path in folder.iterdir() if all((path / name).is_file() for name in needed)):
-        fields = _model_fields(DrmmConfig.from_pretrained(str(path / "model")))
-        recipe = saved_settings(path)
-        for cell, preset, wanted in cells.values():
-            differing = [name for name in wanted if fields.get(name) != wanted[name]]
-            if differing:
-                name = differing[0]
-                text = f"{path.name} has {name}={fields.get(name)} where {cell.name} has {wanted[name]}"
-                nearest.append((len(differing), text))
-                continue
-            rate, seed = recipe.get("learning_rate", base[0].learning_rate), recipe.get("seed", 0)
-            other = found.setdefault((cell.name, seed, rate), Run(cell, seed, rate, path, preset))
-            if other.folder != path:
-                raise ValueError(
-                    f"--runs {folder}: {other.folder.name} and {path.name} are both {cell.name} with seed {seed} and "
-                    f"learning rate {rate:g}; leave one of them there"
-                )
-    if not found:
-        reason = f"the nearest: {min(nearest)[1]}" if nearest else f"no folder in it has {', '.join(needed)}"
-        raise ValueError(f"--runs {folder}: no finished run of {', '.join(t.name for t in tables)}; {reason}")
-    return list(found.values())
-
-
-def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Fields of the trainings that are not the same in all runs, besides seed, learning rate and model."""
-    expected = {"seed", "learning_rate", "preset", "config", "data"} | _FREE
-    recipes = [saved_settings(run.folder) for run in runs]
-    names = sorted({name for recipe in recipes for name in recipe} - expected)
-    return [name for name in names if len({json.dumps(recipe.get(name), default=str) for recipe in recipes}) > 1]
-
-
-def saved_settings(folder: Path) -> Mapping[str, Any]:
-    """The recipe.yaml of a run as it stands there: an older version may have had other fields.
-
-    Raises:
-        ValueError: it holds no fields; the message names the file.
-    """
-    path = folder / "recipe.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML; train this run again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no fields; train this run again")
-    return content

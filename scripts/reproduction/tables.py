@@ -89,6 +89,10 @@ class Run:
         value = self.metrics[name]
         return math.nan if value is None else float(value)
 
+    def metrics_of(self, *names: str) -> dict[str, float]:
+        """Several of them by name."""
+        return {name: self.metric(name) for name in names}
+
 
 @dataclass(frozen=True)
 class Context:

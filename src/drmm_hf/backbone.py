@@ -59,6 +59,10 @@ class DrmmBackbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised pixels to maps (B, C_l, H_l, W_l), finest first."""
+        if self.training and not torch.compiler.is_compiling():
+            for norm in self._batch_norms():  # whoever froze it, and since when: its statistics belong to its weights
+                if norm.weight is not None and not norm.weight.requires_grad:
+                    norm.eval()
         if pixel_values.device.type == "cpu":  # convolutions, pooling and reading of regions are faster so
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         # said here because config.output_attentions=True reaches the backbone's configuration, which may refuse it
@@ -73,7 +77,11 @@ class DrmmBackbone(nn.Module):
             module.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "DrmmBackbone":
-        """As in `nn.Module`, but frozen stages, and BatchNorms of fixed statistics, stay in eval mode."""
+        """As in `nn.Module`, but frozen stages, and BatchNorms of fixed statistics, stay in eval mode.
+
+        So does, from the next `forward` on, a norm whose weight needs no gradient, whoever froze it: peft, or
+        `requires_grad_(False)` on any part.
+        """
         if mode and self.norm_mode == "sync":
             self._synchronize_batch_norm()
         super().train(mode)

@@ -1,8 +1,8 @@
 """The command `drmm`: one subcommand a module of `commands/`, one line instead of a traceback for a user's mistake.
 
 A command module has `parser()`, its `argparse.ArgumentParser`, and `run(arguments)`, which returns an exit status or
-None. `scripts/NAME.py` is the same subcommand, for `accelerate launch scripts/train.py` and a checkout that is not
-installed.
+None. `scripts/NAME.py`, with `_` for `-`, is the same subcommand, for `accelerate launch scripts/train.py` and a
+checkout that is not installed.
 """
 
 import argparse
@@ -16,6 +16,7 @@ FAILED, INTERRUPTED = 2, 130
 
 COMMANDS = {
     "quickstart": "train a small detector, measure it and look at it",
+    "check-data": "what a training will find in a data set",
     "train": "train or fine-tune a detector",
     "evaluate": "COCO accuracy and calibration of a detector, or of a file of results",
     "predict": "detect objects in pictures and draw them",
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: drmm has no command {name!r}" + (f"; did you mean {near[0]}?" if near else ""), file=sys.stderr)
         return FAILED
     try:
-        command = importlib.import_module(f"drmm_hf.commands.{name}")
+        command = importlib.import_module(f"drmm_hf.commands.{name.replace('-', '_')}")
     except ImportError as error:  # an extra is not installed
         if "--debug" in rest:
             raise
@@ -125,7 +126,19 @@ def add_data_arguments(parser: argparse.ArgumentParser, data: str, *, required: 
     parser.add_argument("--split", default="val", help="split of the data set (default: val)")
     parser.add_argument("--annotations", help="annotation file, if not where the split's is looked for")
     parser.add_argument("--images", help="image folder, if not where the split's is looked for")
+    add_frame_argument(parser)
     parser.add_argument("--workers", type=count, default=0, help="threads that read images (default: 0)")
+
+
+def add_frame_argument(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that reads images which may have an EXIF orientation."""
+    parser.add_argument(
+        "--image-frame",
+        choices=("upright", "stored"),
+        default="upright",
+        help="turn images by their EXIF orientation, as viewers do, or take the pixels as they are stored (default: "
+        "upright); boxes are in pixels of that",
+    )
 
 
 def positive_int(text: str) -> int:

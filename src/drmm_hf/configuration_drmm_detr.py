@@ -70,6 +70,18 @@ class DrmmDetrConfig(PreTrainedConfig):
                 detector.id2label, detector.label2id = value, self.label2id
         super().__setattr__(key, value)
 
+    @property
+    def num_proposals(self) -> int:
+        """Number of queries of the detector, of one group."""
+        detector: Any = self.detector_config
+        return detector.num_queries
+
+    @property
+    def num_stages(self) -> int:
+        """Number of layers of the detector's decoder."""
+        detector: Any = self.detector_config
+        return detector.decoder_layers
+
     def validate_architecture(self) -> None:
         """Refuse values that no model can be trained with. Called by the base class."""
         for name in ("initial_scale_ratio", "student_t_dof"):

@@ -43,8 +43,9 @@ class DrmmProposals(nn.Module):
         While training with query groups, K is num_query_groups * num_proposals; otherwise the first group is used.
         """
         count = len(self.features) if self.training else self.num_proposals
-        center, half = self.boxes[:count, :2], self.boxes[:count, 2:] / 2
-        corners = torch.cat((center - half, center + half), dim=-1).float()
+        boxes = self.boxes[:count].float()
+        center, half = boxes[:, :2], boxes[:, 2:] / 2
+        corners = torch.cat((center - half, center + half), dim=-1)
         boxes = corners * torch.cat((image_sizes, image_sizes), dim=-1).unsqueeze(1)
         features = self.features[:count]
         if self.normalize_features:  # without parameters, as AdaMixer's released code has it
@@ -157,13 +158,32 @@ class XavierLinear(nn.Linear):
         bias_value: constant of the bias; None is torch's default, uniform in +-1/sqrt(in_features).
         zero_weight: start from zero weights (AdaMixer's generators).
         fan_out: of Xavier's rule, where the released code holds several of our layers in one matrix.
+        exact: compute and answer in float32 whatever the weights or autocast say. For layers whose output is a
+            coordinate or a parameter of the mixture: bfloat16 resolves pixels only to 4 at a coordinate of 1000.
     """
 
     def __init__(
-        self, *args, bias_value: float | None = None, zero_weight: bool = False, fan_out: int | None = None, **kwargs
+        self,
+        *args,
+        bias_value: float | None = None,
+        zero_weight: bool = False,
+        fan_out: int | None = None,
+        exact: bool = False,
+        **kwargs,
     ):
-        self.bias_value, self.zero_weight, self.fan_out = bias_value, zero_weight, fan_out
+        self.bias_value, self.zero_weight, self.fan_out, self.exact = bias_value, zero_weight, fan_out, exact
         super().__init__(*args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.exact:
+            return super().forward(input)
+        kind = torch.promote_types(self.weight.dtype, torch.float32)
+        values = (input.to(kind), self.weight.to(kind), None if self.bias is None else self.bias.to(kind))
+        device = input.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return F.linear(*values)
+        with torch.autocast(device, enabled=False):
+            return F.linear(*values)
 
     def reset_parameters(self) -> None:
         if self.zero_weight:
@@ -322,10 +342,7 @@ class _Head(nn.Module):
         self.box_layers = nn.Sequential(*(_BranchLayer(config) for _ in range(config.num_box_layers)))
 
     def raw_boxes(self, query_states: Tensor) -> Tensor:
-        """(B, K, D) to (B, K, 4 or 8) of the box branch.
-
-        In float32 also under autocast: bfloat16 resolves pixels only to 4 at a coordinate of 1000.
-        """
+        """(B, K, D) to (B, K, 4 or 8) of the box branch."""
         return self.box(self.box_layers(query_states)).float()
 
     def next_regions(self, query_states: Tensor, regions: Tensor) -> Tensor:
@@ -340,9 +357,9 @@ class DrmmMixtureHead(_Head):
         super().__init__(config)
         dim, num_labels, self.scale_unit = config.hidden_size, len(config.id2label or {}), float(config.box_unit)
         # One matrix in the released code: apart, the objectness survives fine-tuning on other classes.
-        self.objectness = XavierLinear(dim, 1, bias_value=0.0, fan_out=num_labels + 1)
-        self.classifier = XavierLinear(dim, num_labels, bias_value=0.0, fan_out=num_labels + 1)
-        self.box = XavierLinear(dim, 8, bias_value=0.0, zero_weight=config.decoder == "adamixer")
+        self.objectness = XavierLinear(dim, 1, bias_value=0.0, fan_out=num_labels + 1, exact=True)
+        self.classifier = XavierLinear(dim, num_labels, bias_value=0.0, fan_out=num_labels + 1, exact=True)
+        self.box = XavierLinear(dim, 8, bias_value=0.0, zero_weight=config.decoder == "adamixer", exact=True)
 
     def forward(self, query_states: Tensor, regions: Tensor) -> tuple[MixtureParameters, Tensor]:
         """Queries (B, K, D) and the regions (B, K, 4) they looked at to the stage's mixture and the next regions."""
@@ -363,8 +380,9 @@ class DrmmSetPredictionHead(_Head):
 
     def __init__(self, config: DrmmConfig):
         super().__init__(config)
-        self.classifier = XavierLinear(config.hidden_size, len(config.id2label or {}), bias_value=_PRIOR_BIAS)
-        self.box = XavierLinear(config.hidden_size, 4, bias_value=0.0, zero_weight=config.decoder == "adamixer")
+        dim, num_labels = config.hidden_size, len(config.id2label or {})
+        self.classifier = XavierLinear(dim, num_labels, bias_value=_PRIOR_BIAS, exact=True)
+        self.box = XavierLinear(dim, 4, bias_value=0.0, zero_weight=config.decoder == "adamixer", exact=True)
 
     def forward(self, query_states: Tensor, regions: Tensor) -> tuple[SetPrediction, Tensor]:
         """Queries (B, K, D) and the regions (B, K, 4) they looked at to the stage's boxes and the next regions."""

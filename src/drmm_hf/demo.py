@@ -17,10 +17,11 @@ from PIL import Image, ImageDraw
 from torchvision.ops import batched_nms
 
 from .configuration_drmm import DrmmConfig
+from .data import open_image
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
-from .evaluation.predict import open_upright
 from .files import read_json
+from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 from .postprocessing import box_intervals
 from .visualization import draw_detections, label_color
@@ -319,7 +320,7 @@ def build_app(
         ImportError: gradio is not installed.
     """
     gr = import_gradio()
-    start, with_bands = Options(), model.config.head == "mixture"
+    start, with_bands = Options(), "scales" in predicted(model)
     bands = [("off", None), *((f"{level:.0%}", level) for level in LEVELS)]
 
     def detect_picture(image: Image.Image | None) -> Any:
@@ -399,7 +400,7 @@ def open_upload(path: str) -> Image.Image:
             server's own.
     """
     try:
-        return open_upright(Path(path))
+        return open_image(path)
     except (OSError, ValueError) as error:
         raise type(error)(str(error).replace(str(path), Path(path).name).partition("; replace the file")[0]) from None
 

@@ -114,8 +114,7 @@ class DrmmImageProcessor(TorchvisionBackend):
             ValueError: naming the image, or the option, or the image_id, the annotation's index and the field.
         """
         _check_options(kwargs)
-        images = [_opened(image) for image in images] if isinstance(images, (list, tuple)) else _opened(images)
-        return super().preprocess(images, annotations, **kwargs)
+        return super().preprocess(_opened(images), annotations, **kwargs)
 
     def process_image(
         self,
@@ -135,13 +134,11 @@ class DrmmImageProcessor(TorchvisionBackend):
             # Not inferred: an image of three rows, or one, looks as if its channels came first.
             input_data_format = ChannelDimension.LAST if image.ndim == 3 else ChannelDimension.FIRST
             image = image if image.ndim == 3 else image[None]
-        if not isinstance(image, (np.ndarray, torch.Tensor)):
-            raise ValueError(f"an image is a {type(image).__name__}: give a PIL image, an array, a file or its bytes.")
         try:
             if 0 in image.shape:
                 raise ValueError("no pixels")
             if input_data_format is None:
-                input_data_format = infer_channel_dimension_format(image, (1, 3, 4))  # type: ignore[arg-type]
+                input_data_format = infer_channel_dimension_format(image, (1, 3, 4))
         except ValueError:
             raise ValueError(
                 f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
@@ -295,7 +292,9 @@ def _canvas(sizes: np.ndarray, do_pad: bool, pad_size: SizeDict | None, size_div
 
 
 def _opened(image: Any) -> Any:
-    """A PIL image, upright, of what names or holds one; arrays and tensors get an axis of channels."""
+    """An image, or each of a list: an upright PIL image of what names or holds one; arrays with an axis of channels."""
+    if isinstance(image, (list, tuple)):
+        return [_opened(one) for one in image]
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
         try:
             with urlopen(image, timeout=60) as response:
@@ -310,7 +309,9 @@ def _opened(image: Any) -> Any:
         image = PIL.Image.open(io.BytesIO(image))
     if isinstance(image, PIL.Image.Image):
         return PIL.ImageOps.exif_transpose(image)
-    return image[None] if getattr(image, "ndim", None) == 2 else image
+    if not isinstance(image, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"an image is a {type(image).__name__}: give a PIL image, an array, a file or its bytes.")
+    return image[None] if image.ndim == 2 else image
 
 
 def _pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None) -> np.ndarray:
@@ -331,8 +332,10 @@ def _known_numbers(image: np.ndarray | torch.Tensor) -> torch.Tensor:
         raise ValueError(f"an image holds values of type {image.dtype}: convert them to uint8 (0..255).")
     if isinstance(image, np.ndarray):
         wide = {"f": np.float32, "u": np.int64}.get(image.dtype.kind) if image.dtype.itemsize > 2 else None
-        # copied where torch would refuse it: strides below zero, the other byte order, long doubles
-        image = torch.from_numpy(np.ascontiguousarray(image, dtype=wide or image.dtype.newbyteorder("=")))
+        # copied where torch would refuse it: strides below zero, the other byte order, long doubles, read-only
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinite
+            image = np.require(image, wide or image.dtype.newbyteorder("="), ["C", "W"])
+        image = torch.from_numpy(image)
     if image.dtype == torch.uint16:
         return (image.float() / 257).round().to(torch.uint8)
     if image.dtype == torch.bool:

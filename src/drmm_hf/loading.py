@@ -1,7 +1,7 @@
 """Loads a trained detector for use, with one clear error where the folder holds something else."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from .backbone import check_tensors
 from .configuration_drmm import DrmmConfig
+from .configuration_drmm_detr import DrmmDetrConfig
+from .detectors import ADAPTERS
 from .files import read_json
 from .image_processing_drmm import DrmmImageProcessor
 from .modeling_drmm import DrmmForObjectDetection
+from .modeling_drmm_detr import DrmmDetrForObjectDetection
+
+_OWN = (DrmmConfig.model_type, DrmmDetrConfig.model_type)
 
 
-def load_detector(
-    model: str, device: str | torch.device | None = None
-) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+def load_detector(model: str, device: str | torch.device | None = None) -> tuple[Any, Any]:
     """A trained model in eval mode, and its image processor.
 
     Args:
@@ -29,38 +33,78 @@ def load_detector(
 
     Raises:
         FileNotFoundError: no such folder or Hub model, or a file is missing from it.
-        ValueError: the checkpoint is not a complete D-RMM, or the device cannot be used.
+        ValueError: the checkpoint is not a complete detector, or the device cannot be used.
     """
     target = choose_device(device)
     detector, processor = load_checkpoint(model)
     return detector.eval().to(target), processor
 
 
-def load_checkpoint(model: str, **options: Any) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
     """Model and image processor of a checkpoint, with the errors of `load_detector`.
 
     Args:
-        model: folder written by `save_pretrained`, or a Hub id.
-        options: passed to `DrmmForObjectDetection.from_pretrained`, such as `id2label` with
-            `ignore_mismatched_sizes=True` for other classes.
+        model: folder written by `save_pretrained`, or a Hub id: of D-RMM, or of any object detector of transformers.
+        options: passed to `from_pretrained`, such as `id2label` with `ignore_mismatched_sizes=True` for other classes.
     """
-    config_file = Path(model) / "config.json"
-    config = _read_config(model)
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found != DrmmConfig.model_type:
-        raise ValueError(
-            f"{config_file}: field model_type is {found!r}, not 'drmm'; give the folder of a D-RMM detector"
-        )
-    with _naming(str(config_file)):
-        DrmmConfig.from_pretrained(model)
+    found = model_type(model)
     with _naming(f"{model}: preprocessor_config.json cannot be used"):
-        processor = DrmmImageProcessor.from_pretrained(model)
+        kind = DrmmImageProcessor if found == DrmmConfig.model_type else AutoImageProcessor
+        processor = kind.from_pretrained(model)
     # A misfit is an error below, whose message names it; transformers prints a table of several lines.
     forced = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _naming(f"{model}: the model cannot be loaded"):
-        detector, info = DrmmForObjectDetection.from_pretrained(model, **forced)
+        detector, info = AutoModelForObjectDetection.from_pretrained(model, **forced)
+    if found not in _OWN:  # stock checkpoints may have more than they need
+        info = {**info, "unexpected_keys": []}
     _check_weights(model, detector.state_dict(), info, other_classes=bool(options.get("ignore_mismatched_sizes")))
     return detector, processor
+
+
+def load_drmm(model: str) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
+    """As `load_checkpoint`, where only the model of this package's own decoders will do."""
+    detector, processor = load_checkpoint(model)
+    if not isinstance(detector, DrmmForObjectDetection):
+        raise ValueError(
+            f"{model}: is a {type(detector).__name__}, but only Sparse R-CNN's and AdaMixer's decoder can be taken here"
+        )
+    return detector, processor
+
+
+def load_to_train(
+    model: str, id2label: Mapping[int, str], label2id: Mapping[str, int], **fields: Any
+) -> tuple[Any, Any]:
+    """As `load_checkpoint`, with these classes and fields of the configuration; D-RMM is put on a stock detector."""
+    if model_type(model) in ADAPTERS:
+        with _naming(f"{model}: the model cannot be loaded"):
+            processor = AutoImageProcessor.from_pretrained(model)
+            detector = DrmmDetrForObjectDetection.from_detector(model, dict(id2label), dict(label2id), **fields)
+        return detector, processor
+    return load_checkpoint(model, ignore_mismatched_sizes=True, id2label=id2label, label2id=label2id, **fields)
+
+
+def model_type(model: str) -> str:
+    """What kind of detector a checkpoint is, with the errors of `load_detector`."""
+    config_file = Path(model) / "config.json"
+    config = _read_config(model)
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(found, str) or found not in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
+        raise ValueError(
+            f"{config_file}: field model_type is {found!r}, which is no object detector of transformers; give the "
+            "folder of a D-RMM detector, or of one of transformers"
+        )
+    with _naming(str(config_file)):
+        AutoConfig.from_pretrained(model)
+    return found
+
+
+def read_config(folder: Path, types: Sequence[str] = _OWN) -> dict[str, Any]:
+    """Content of the config.json of a checkpoint of one of the model types; ValueError for another one."""
+    config = read_json(folder / "config.json")
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found not in types:
+        raise ValueError(f"{folder / 'config.json'}: field model_type is {found!r}; this takes {' or '.join(types)}")
+    return config
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -84,9 +128,17 @@ def weights_written(model: str) -> str | None:
     return datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None
 
 
-def label_names(model: DrmmForObjectDetection) -> dict[int, str]:
+def label_names(model: Any) -> dict[int, str]:
     """Name of each label of a model."""
     return {int(label): name for label, name in (model.config.id2label or {}).items()}
+
+
+def predicted(model: Any) -> frozenset[str]:
+    """What a model predicts besides boxes and scores: "scales" of the edges, "objectness" as a factor of the scores."""
+    config = model.config
+    if config.model_type == DrmmDetrConfig.model_type:
+        return frozenset({"scales"} if config.objective != "native" else ())
+    return frozenset({"scales", "objectness"} if getattr(config, "head", None) == "mixture" else ())
 
 
 def _read_config(model: str) -> Any:

@@ -35,17 +35,22 @@ class Targets(NamedTuple):
     mask: Tensor
 
 
-def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_labels: int) -> Targets:
+def pad_targets(
+    labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_labels: int, compare_sizes: bool = True
+) -> Targets:
     """Check the labels of a batch and pad them.
 
     Args:
         labels: one mapping an image: `class_labels` (n,) int64 in 0..num_labels-1 and `boxes` (n, 4) as fractions
-            of the un-padded image, (center x, center y, width, height).
+            of the un-padded image, (center x, center y, width, height); where there is `size` (2,), it is compared.
         sizes: (B, 2) width and height of the un-padded images, pixels of the network input.
+        num_labels: width of the model's class layer.
+        compare_sizes: not for labels of processors that write the size of the padded canvas.
 
     Raises:
-        ValueError: a key is missing, shapes do not fit, a class is out of range, or boxes are no fractions. On a
-            GPU the values (not the shapes) are checked by device-side assertions, without a synchronisation.
+        ValueError: a key is missing, shapes do not fit, a class is out of range, boxes are no fractions, or `size`
+            (height, width) is another than that of `sizes`, as where pixel_mask was left out. On a GPU the values
+            (not the shapes) are checked by device-side assertions, without a synchronisation.
     """
     if len(labels) != len(sizes):
         raise ValueError(f"labels has {len(labels)} entries for a batch of {len(sizes)} images; give one per image.")
@@ -56,31 +61,43 @@ def pad_targets(labels: Sequence[Mapping[str, Tensor]], sizes: Tensor, num_label
     positions = torch.arange(classes.shape[1], device=sizes.device)
     mask = torch.stack([positions < len(label["class_labels"]) for label in labels])
     if not torch.compiler.is_compiling():
-        _check_values(boxes, classes, mask, num_labels)
+        given = [compare_sizes and "size" in label for label in labels]
+        claimed = [label["size"].to(sizes).flip(0) if given[i] else sizes[i] for i, label in enumerate(labels)]
+        _check_values(boxes, classes, mask, num_labels, torch.stack(claimed), sizes)
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     corners = torch.cat((center - half, center + half), dim=-1) * torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
     return Targets(corners, classes, mask)
 
 
 def _check_shapes(index: int, label: Mapping[str, Tensor]) -> None:
-    for key in ("class_labels", "boxes"):
-        value = label.get(key) if isinstance(label, Mapping) else None
+    label = label if isinstance(label, Mapping) else {}
+    for key in ("class_labels", "boxes", *(["size"] if "size" in label else [])):
+        value = label.get(key)
         if not isinstance(value, Tensor):
             raise ValueError(
                 f"labels[{index}][{key!r}] is {shown(value)}; expected a tensor. DrmmImageProcessor(images, "
                 "annotations=...) makes labels of the right form."
             )
-        wanted = (label["class_labels"].numel(), 4)[: 1 if key == "class_labels" else 2]
-        if tuple(value.shape) != wanted and (wanted[0] or value.numel()):
+        count = label["class_labels"].numel()
+        wanted = {"size": (2,), "class_labels": (count,), "boxes": (count, 4)}[key]
+        if tuple(value.shape) != wanted and (key == "size" or count or value.numel()):
             raise ValueError(f"labels[{index}][{key!r}] has shape {tuple(value.shape)}; expected {wanted}.")
 
 
-def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int) -> None:
-    """Refuse classes out of range and boxes that are no fractions; the one check of the values of labels.
+def _check_values(
+    boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int, claimed: Tensor, sizes: Tensor
+) -> None:
+    """Refuse classes out of range, boxes that are no fractions and another image size; the one check of such values.
 
     On a GPU the device asserts, so that the host does not wait for it; a CPU has time for an error that says more.
     """
     checks = {
+        "size": (
+            (claimed != sizes).any(dim=-1, keepdim=True),
+            claimed.flip(1).unsqueeze(1).long(),
+            "(height, width) of the image on its canvas, as pixel_mask has it: pass the pixel_mask that the processor "
+            "returned with these images, for without it padding counts as image",
+        ),
         "class_labels": (
             ((classes < 0) | (classes >= num_labels)) & mask,
             classes,
@@ -98,7 +115,8 @@ def _check_values(boxes: Tensor, classes: Tensor, mask: Tensor, num_labels: int)
             torch._assert_async(~bad.any(), f"labels[...][{key!r}] must be {expected}.")
         elif bad.any():
             i, j = bad.nonzero()[0].tolist()
-            raise ValueError(f"labels[{i}][{key!r}][{j}] is {shown(values[i, j].tolist())}; expected {expected}.")
+            place = f"labels[{i}]['size']" if key == "size" else f"labels[{i}][{key!r}][{j}]"
+            raise ValueError(f"{place} is {shown(values[i, j].tolist())}; expected {expected}.")
 
 
 def drmm_loss(

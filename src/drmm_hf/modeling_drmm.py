@@ -208,7 +208,7 @@ class DrmmModel(DrmmPreTrainedModel):
         """
         check_input_shapes(pixel_values, pixel_mask)
         sizes = image_sizes(pixel_values, pixel_mask)
-        features = self.pyramid(self.backbone(pixel_values))
+        features = self.pyramid(self.backbone(pixel_values.to(self.dtype)))
         strides = self.strides or [round(pixel_values.shape[-1] / f.shape[-1]) for f in features]
         boxes, query_states = self.proposals(sizes)
         num_groups = query_states.shape[1] // self.config.num_proposals
@@ -275,7 +275,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
             pixel_values: (B, 3, H, W) normalised images as `DrmmImageProcessor` makes them.
             pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
             labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height)
-                as fractions of the un-padded image.
+                as fractions of the un-padded image; `size`, if there, is checked against pixel_mask.
             output_stages: also return the intermediate stages in `auxiliary_outputs`.
 
         Raises:
@@ -287,9 +287,15 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         else:
             outputs = self.model(pixel_values, pixel_mask=pixel_mask, **kwargs)
         stages, sizes = outputs.stages, outputs.image_sizes
+        num_labels, num_names = stages[-1].class_logits.shape[-1], len(self.config.id2label or {})
+        if num_labels != num_names:
+            raise ValueError(
+                f"config.id2label has {num_names} names, but the model's class layers tell {num_labels} classes apart. "
+                "For other classes load it with from_pretrained(..., id2label=names, ignore_mismatched_sizes=True)."
+            )
         loss = loss_dict = None
         if labels is not None:
-            targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
+            targets = pad_targets(labels, sizes, num_labels)
             counts = [len(label["class_labels"]) for label in labels]
             loss, loss_dict = self.loss_function(stages, targets, self.config, sizes, counts)
         return DrmmObjectDetectionOutput(
@@ -378,7 +384,8 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     if pixel_mask is None:
         sides = [torch.full((batch,), s, dtype=torch.float32, device=pixel_values.device) for s in (width, height)]
         return torch.stack(sides, dim=-1)
-    return torch.stack((pixel_mask[:, 0, :].sum(-1), pixel_mask[:, :, 0].sum(-1)), dim=-1).float().clamp(min=1)
+    inside = pixel_mask != 0  # counted as whole numbers, whatever the type of the mask
+    return torch.stack((inside[:, 0, :].sum(-1), inside[:, :, 0].sum(-1)), dim=-1).float().clamp(min=1)
 
 
 def _keep(tensor: Tensor, index: Tensor) -> Tensor:

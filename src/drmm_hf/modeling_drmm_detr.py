@@ -161,7 +161,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         self, layers: list[Layer], labels: list[dict[str, Tensor]], sizes: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective summed over the layers; groups of queries are mixtures of their own, and their mean counts."""
-        targets = pad_targets(labels, sizes, len(self.config.id2label or {}))
+        targets = pad_targets(labels, sizes, len(self.config.id2label or {}), compare_sizes=False)
         counts = [len(label["class_labels"]) for label in labels]
         num_groups = len(layers[-1].boxes) // len(sizes)
         if num_groups > 1:

@@ -83,7 +83,7 @@ def preset_fields(name: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.3) or sorted(PRESETS)
-        raise ValueError(f"There is no preset {name!r}. Nearest: {', '.join(near)}.")
+        raise ValueError(f"There is no preset {str(name)[:80]!r}. Nearest: {', '.join(near)}.")
     return copy.deepcopy(PRESETS[name])
 
 

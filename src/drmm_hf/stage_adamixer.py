@@ -70,7 +70,7 @@ def sample_3d(features: Sequence[Tensor], strides: Sequence[int], points: Tensor
             g-th share of the D channels.
 
     Returns:
-        (B, K, G, P, D / G).
+        (B, K, G, P, D / G), float32 at least.
     """
     batch, num_queries, groups, num_points, _ = points.shape
     # numbers go in one by one: a tensor of them would be a copy to the device
@@ -84,14 +84,11 @@ def sample_3d(features: Sequence[Tensor], strides: Sequence[int], points: Tensor
         height, width = feature.shape[-2:]
         # not one tensor of both sides: that would fix the size in a captured graph, and copy it to a GPU
         grid = torch.stack((xy[..., 0] / (width * stride), xy[..., 1] / (height * stride)), dim=-1) * 2 - 1
-        values = F.grid_sample(
-            feature.reshape(batch * groups, -1, height, width),
-            grid.to(feature.dtype),
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )
-        sampled = sampled + values * weights[..., level].to(values.dtype)
+        # not in the type of half-precision maps, which would read cells elsewhere
+        kind = torch.promote_types(feature.dtype, grid.dtype)
+        maps = feature.reshape(batch * groups, -1, height, width).to(kind)
+        values = F.grid_sample(maps, grid.to(kind), mode="bilinear", padding_mode="zeros", align_corners=False)
+        sampled = sampled + values * weights[..., level].to(kind)
     assert isinstance(sampled, Tensor)  # there is a level
     return sampled.view(batch, groups, -1, num_queries, num_points).permute(0, 3, 1, 4, 2)
 
@@ -127,7 +124,11 @@ class AdaMixerStage(DrmmStage):
         self.groups = config.num_sampling_groups
         self.attention_bias = IntersectionBias(config.num_attention_heads)
         self.sampling_offsets = SamplingOffsets(
-            config.hidden_size, self.groups * config.num_sampling_points * 3, zero_weight=True, bias_value=0.0
+            config.hidden_size,
+            self.groups * config.num_sampling_points * 3,
+            zero_weight=True,
+            bias_value=0.0,
+            exact=True,
         )
         self.adaptive_mixing = AdaptiveMixing(config)
         self.mixing_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -139,7 +140,7 @@ class AdaMixerStage(DrmmStage):
     def read_image(
         self, query_states: Tensor, regions: Tensor, features: Sequence[Tensor], strides: Sequence[int]
     ) -> Tensor:
-        sampled = sample_3d(features, strides, self.sampling_points(query_states, regions))
+        sampled = sample_3d(features, strides, self.sampling_points(query_states, regions)).to(query_states.dtype)
         mixed = self.adaptive_mixing(query_states, sampled)
         return self.mixing_layer_norm(query_states + self._drop(mixed))
 

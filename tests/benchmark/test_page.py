@@ -10,14 +10,10 @@ import torch
 
 from benchmark import main
 from benchmarks import loss
-from benchmarks.measure import figure, table
-from benchmarks.page import render, suite_table
+from benchmarks.measure import table
+from benchmarks.page import suite_table
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-ENVIRONMENT = {
-    "date": "2026-01-01", "machine": "one", "cores": 2, "versions": {"torch": "2"}, "device": "cpu", "threads": 1,
-    "rounds": 3, "quick": False, "compile": False,
-}  # fmt: skip
 
 
 def timing(*seconds: float, cpu: float = 1.0) -> dict[str, list[float]]:
@@ -34,11 +30,6 @@ def small_table() -> dict[str, Any]:
     return table("Loss", "What.", timings, extra, base="ours", comparisons=[("theirs / ours", "theirs", "ours")])
 
 
-def write(folder: Path, name: str, *figures: dict[str, Any], **environment: Any) -> None:
-    content = {"suite": name, "environment": {**ENVIRONMENT, **environment}, "tables": [small_table()]}
-    (folder / f"{name}.json").write_text(json.dumps({**content, "figures": figures}))
-
-
 def test_table_has_medians_spreads_and_the_ratio_of_its_clock() -> None:
     lines = suite_table(small_table(), "wall").splitlines()
     assert lines[0] == "|  | wall (ms) | CPU (ms) | ratio | peak (MB) | syncs |"
@@ -46,23 +37,6 @@ def test_table_has_medians_spreads_and_the_ratio_of_its_clock() -> None:
     assert lines[3] == "| theirs | 4.00 (4.00, 6.00) | 8.00 (8.00, 12.0) | 2.00 |  | 3 |"
     assert lines[4] == "| elsewhere |  | 1,000 (500, 1,500) | 500.00 |  |  |"
     assert "| 4.00 |" in suite_table(small_table(), "cpu").splitlines()[3]
-
-
-def test_page_has_every_suite_in_order_with_its_command(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    curves = {"a": [(1.0, 1.0), (2.0, 4.0)], "one point": [(1.0, 1.0)]}
-    write(tmp_path, "zoo")
-    write(tmp_path, "scaling", figure("Cost", "K", "ms", curves), threads=2)
-    render(tmp_path, tmp_path / "speed.md")
-    text = (tmp_path / "speed.md").read_text()
-    assert text.index("Suite `scaling`") < text.index("Suite `zoo`")
-    assert "| theirs / ours | 2.00 (2.00, 4.00) | 4.00 (4.00, 8.00) |" in text
-    assert "| Cost: a | 2.00 |" in text
-    assert "Cost: one point" not in text
-    assert "![Curves of the suite scaling](scaling.png)" in text
-    sections = dict(zip(("head", "scaling", "zoo"), text.split("## Suite"), strict=True))
-    assert "| 8.00 (8.00, 12.0) | 4.00 |" in sections["zoo"]  # one thread: CPU time
-    assert "| 8.00 (8.00, 12.0) | 2.00 |" in sections["scaling"]  # two: by the clock
 
 
 def test_the_page_of_the_documentation_is_that_of_its_results(tmp_path: Path) -> None:

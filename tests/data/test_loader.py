@@ -41,7 +41,8 @@ def tell(row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
     """A sample that tells its draw."""
     decode_image(row)
     image = torch.randint(2**20, (1, row["height"], row["width"]), generator=generator)
-    return {"image": image, "boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "image_id": row["image_id"]}
+    sample = {"image": image, "boxes": torch.zeros(0, 4), "labels": torch.zeros(0).long(), "dropped_boxes": 0}
+    return {**sample, "image_id": row["image_id"]}
 
 
 def seen(batches: Any, count: int) -> list[list[tuple[int, int]]]:

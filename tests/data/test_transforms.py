@@ -65,7 +65,7 @@ def view_of(transform: PaperTransform, size: tuple[int, int], seed: int) -> View
 @pytest.mark.parametrize("transform", BOTH)
 def test_output(transform: Any) -> None:
     sample = transform(example(smooth_image((48, 64)), [[10, 5, 40, 30]]), seeded(0))
-    assert list(sample) == ["image", "boxes", "labels", "image_id"]
+    assert list(sample) == ["image", "boxes", "labels", "image_id", "dropped_boxes"]
     assert [type(sample[name]) for name in ("image", "boxes", "labels")] == [torch.Tensor] * 3
     assert [sample[name].dtype for name in ("image", "boxes", "labels")] == [torch.uint8, torch.float32, torch.int64]
     assert sample["image"].shape[0] == 3

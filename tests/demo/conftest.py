@@ -5,19 +5,16 @@ from typing import Any
 
 import pytest
 
-from drmm_hf import DrmmImageProcessor
 from drmm_hf.data.scenes import CATEGORIES
-from model_fixtures import small_model
+from model_fixtures import save_small
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the generated scenes' classes with random weights."""
-    folder = tmp_path_factory.mktemp("demo") / "model"
     names = dict(enumerate(CATEGORIES))
-    small_model(id2label=names, label2id={name: label for label, name in names.items()}).save_pretrained(folder)
-    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return folder
+    labels = {name: label for label, name in names.items()}
+    return Path(save_small(tmp_path_factory.mktemp("demo") / "model", id2label=names, label2id=labels))
 
 
 @pytest.fixture

@@ -26,6 +26,9 @@ def test_precision_above_is_that_of_all_bins_above(tmp_path: Path, report: dict)
     assert measured.precision_above(0.125) == pytest.approx((29 / 130 + 19 / 30) / 2)
     assert measured.precision_above(0.5) == measured.precision_above(0.9) == pytest.approx(0.9)
     assert math.isnan(measured.precision_above(1.0))
+    # At a score it lies between the means of the bins.
+    found = [measured.precision_at(score) for score in (0.0, 0.1, 0.2, 0.3, 0.8, 1.0)]
+    assert found == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.9, 0.9])
 
 
 def test_precision_above_all_scores_is_unknown(tmp_path: Path, report: dict) -> None:
@@ -38,12 +41,6 @@ def test_precision_above_all_scores_is_unknown(tmp_path: Path, report: dict) -> 
     empty = read(tmp_path, report)
     assert math.isnan(empty.precision_above(0.0))
     assert math.isnan(empty.precision_at(0.5))
-
-
-def test_precision_at_a_score_lies_between_the_bins(tmp_path: Path, report: dict) -> None:
-    measured = read(tmp_path, report)
-    found = [measured.precision_at(score) for score in (0.0, 0.1, 0.2, 0.3, 0.8, 1.0)]
-    assert found == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.9, 0.9])
 
 
 def test_coverage_is_that_of_the_factor(tmp_path: Path, report: dict) -> None:
@@ -68,15 +65,12 @@ def test_the_report_of_another_model_is_refused(tmp_path: Path, report: dict) ->
         read(tmp_path, report, classes=["cat"])
 
 
-@pytest.mark.parametrize("content", [[], {}, {"checkpoints": []}, {"checkpoints": [{"checkpoint": "a"}], "data": {}}])
-def test_another_json_is_refused(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"checkpoints": []}', '{"checkpoints": [{"checkpoint": "model"}], "data": {}}', "{"]
+)
+def test_another_json_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "analysis.json").write_text(content)
     with pytest.raises(ValueError, match=r"analysis\.json"):
-        read(tmp_path, content, "a")
-
-
-def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
+        load_measured(tmp_path / "analysis.json", "model", CLASSES)
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
-        load_measured(tmp_path / "none.json", "a", CLASSES)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match=r"bad\.json"):
-        load_measured(tmp_path / "bad.json", "a", CLASSES)
+        load_measured(tmp_path / "none.json", "model", CLASSES)

@@ -69,13 +69,10 @@ def test_nms_is_shown_and_not_applied() -> None:
     assert "would change nothing here" in show(IMAGE, FOUND, CONFIG, Options(0.7, None, True)).text
 
 
-def test_nothing_found(measured: Measured) -> None:
+def test_nothing_found_and_no_density(measured: Measured) -> None:
     view = show(IMAGE, FOUND, CONFIG, Options(0.9, 0.8, True), measured)
     assert view.rows == []
     assert "No detection" in view.text
-
-
-def test_a_model_without_density_has_no_bands() -> None:
     bare = {name: values for name, values in FOUND.items() if name != "scales"}
     view = show(IMAGE, bare, CONFIG, Options(0.3, 0.8))
     assert view.rows[0][2] == "100.0"

@@ -7,21 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from drmm_hf.configuration_drmm import DrmmConfig
 from drmm_hf.data import load_detection_dataset
 from drmm_hf.evaluation import detections_to_coco, evaluate_coco, predict_dataset, predict_images
 from drmm_hf.evaluation.predict import predict_batches, prepared_batches
 from drmm_hf.image_processing_drmm import DrmmImageProcessor
-from drmm_hf.modeling_drmm import DrmmForObjectDetection
+from model_fixtures import small_model
 
 NAMES = {0: "cat", 1: "dog", 2: "emu"}
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", id2label=NAMES, num_proposals=8, num_stages=1)
-    return DrmmForObjectDetection(config)
+    return small_model(id2label=NAMES, label2id={}, num_proposals=8, num_stages=1)
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +146,10 @@ def test_parts_are_kept_on_request(model, processor, dataset):
         detections_to_coco([none], [1], [4], with_parts=True)
 
 
-def test_no_images_give_nothing(model, processor):
-    assert predict_images(model, processor, []) == []
-
-
 def test_images_of_several_sizes_in_one_batch(model, processor):
     images = [Image.new("RGB", size, (90, 120, 30)) for size in [(80, 60), (30, 90), (1, 1)]]
     detections = predict_images(model, processor, images, top_k=4)
     assert [len(one["scores"]) for one in detections] == [4, 4, 4]
     assert all(one["boxes"].shape == one["scales"].shape == (4, 4) for one in detections)
     assert all(torch.isfinite(one["boxes"]).all() for one in detections)
+    assert predict_images(model, processor, []) == []

@@ -12,11 +12,10 @@ from drmm_hf.evaluation import evaluate_coco, part_calibration_report
 from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results, describe_data
 from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.report import compared_cells, render_report
-from drmm_hf.image_processing_drmm import DrmmImageProcessor
 from evaluation_fixtures import MIXED_RESULTS as RESULTS
 from evaluation_fixtures import MIXED_TRUTH as TRUTH
 from evaluation_fixtures import detection
-from model_fixtures import small_model
+from model_fixtures import save_small
 
 HOSTILE = "<script>alert('x')</script>&\"star"
 
@@ -153,13 +152,12 @@ def test_names_of_others_cannot_break_the_page() -> None:
 def checkpoints(tmp_path_factory) -> list[str]:
     """Two folders of random models, one with a mixture head and one without, with a hostile class name."""
     folder = tmp_path_factory.mktemp("runs")
-    names = {0: "disc", 1: HOSTILE}
-    options = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
-    small_model(0, **options).save_pretrained(folder / "mixture" / "model")
-    small_model(1, **options, objective="set_prediction", head="set_prediction").save_pretrained(folder / "baseline")
-    for name in ("mixture/model", "baseline"):
-        DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder / name)
-    return [str(folder / "mixture" / "model"), str(folder / "baseline")]
+    classes = {"id2label": {0: "disc", 1: HOSTILE}, "label2id": {"disc": 0, HOSTILE: 1}}
+    baseline = {"objective": "set_prediction", "head": "set_prediction"}
+    return [
+        save_small(folder / "mixture" / "model", **classes),
+        save_small(folder / "baseline", 1, **classes, **baseline),
+    ]
 
 
 @pytest.fixture
@@ -242,21 +240,31 @@ def test_the_report_compares_checkpoints(checkpoints, data, tmp_path, capsys):
 
 
 def test_results_from_elsewhere_can_be_analyzed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without a model, and without what only a mixture predicts."""
+    rows = [{"image_id": 5, "category_id": 4, "bbox": [5, 5, 40, 40], "score": 0.9, "area": 1600, "segmentation": []}]
+    (tmp_path / "theirs/yolo").mkdir(parents=True)
+    (tmp_path / "theirs/yolo/results.json").write_text(json.dumps(rows))
+    (tmp_path / "nothing.json").write_text("[]")
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "results-nothing.json").write_text("[]")
-    arguments = ["--checkpoint", "no/model", "--names", "nothing", "--data", str(data), "--output-dir", str(out)]
-    assert analyze([*arguments, "--reuse", "--worst", "0"]) == 0
-    assert "nothing: AP 0.000, 0 detections" in capsys.readouterr().out
+    arguments = ["--results", str(tmp_path / "theirs/yolo/results.json"), str(tmp_path / "nothing.json"), "--data"]
+    assert analyze([*arguments, str(data), "--output-dir", str(out), "--worst", "0"]) == 0
+    assert "yolo: AP 0.500, 1 detections\nnothing: AP 0.000, 0 detections" in capsys.readouterr().out
     text = check_page((out / "report.html").read_text(encoding="utf-8")).text
     assert "No image to show." in text
-    assert "no known density" in text
+    assert not any(words in text for words in ("Likelihood", "Uncertainty", "objectness"))
+    # The other way, as of a checkpoint whose detections are there.
+    (out / "results-mine.json").write_text(json.dumps(rows))
+    arguments = ["--checkpoint", "no/model", "--names", "mine", "--data", str(data), "--output-dir", str(out)]
+    assert analyze([*arguments, "--reuse", "--worst", "0"]) == 0
+    assert "mine: AP 0.500, 1 detections" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"--checkpoint": ["none"]}, "none"),
+        ({"--checkpoint": [], "--results": []}, "--checkpoint"),
+        ({"--results": ["none.json"]}, "none.json"),
         ({"--names": ["a", "b"]}, "--names"),
         ({"--names": ["../a"]}, "../a"),
         ({"--checkpoint": ["x/a", "y/a"], "--names": ["a", "A"]}, "--names"),
@@ -270,4 +278,5 @@ def test_bad_inputs_are_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file")
     options = {"--checkpoint": checkpoints[:1], "--data": [str(data)], "--output_dir": ["out"], **changed}
-    assert named in fails([word for name, values in options.items() for word in (name, *values)], capsys)
+    given = {name: values for name, values in options.items() if values}
+    assert named in fails([word for name, values in given.items() for word in (name, *values)], capsys)

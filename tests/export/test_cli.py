@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import RTDetrImageProcessor
 
+from detector_fixtures import small_detector
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.cli import main
 from drmm_hf.commands.export import parser
@@ -52,6 +54,17 @@ def test_a_mistake_is_one_line(
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     [line] = [line for line in lines if line.strip() and not line.startswith("Loading weights")]  # its bar
     assert named in line
+
+
+@pytest.mark.parametrize("kind", ["adapter", "detector of transformers"])
+def test_what_has_no_graph_is_one_line(kind: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if kind != "adapter":
+        small_detector("rt_detr_v2").save_pretrained(tmp_path)
+        RTDetrImageProcessor().save_pretrained(tmp_path)
+    assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "onnx"]) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert ("adapter_config.json" if kind == "adapter" else "RTDetrV2ForObjectDetection") in line
 
 
 @pytest.mark.parametrize("size", ["100", "axb", "64x", "64X96"])

@@ -52,13 +52,9 @@ def assert_like_the_pipeline(example: ModuleType, exported: Path, checkpoint: Pa
         assert len(one["scale"]) == 4
 
 
-def test_a_scene_gives_the_pipelines_detections(example, exported, checkpoint) -> None:
-    assert_like_the_pipeline(example, exported, checkpoint, scene())
-
-
-def test_a_real_image_gives_the_pipelines_detections(example, exported, checkpoint, bccd) -> None:
-    image = Image.open(min(bccd.glob("images/*.jpg")))
-    assert_like_the_pipeline(example, exported, checkpoint, image)
+def test_a_picture_gives_the_pipelines_detections(example, exported, checkpoint, bccd) -> None:
+    for image in (scene(), Image.open(min(bccd.glob("images/*.jpg")))):
+        assert_like_the_pipeline(example, exported, checkpoint, image)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_an_earlier_result_survives_a_full_disk(run: Run, tmp_path: Path, capsys
     ],
     ids=["gpu", "cpu", "python"],
 )
-@pytest.mark.parametrize("name", ["evaluate", "predict", "analyze", "train"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "analyze"])
 def test_no_memory_names_the_option(run: Run, tmp_path: Path, capsys, monkeypatch, name: str, error) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise error

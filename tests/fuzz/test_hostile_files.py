@@ -66,12 +66,12 @@ def test_urls_are_never_fetched(tmp_path: Path, no_network: list[Any], capsys: p
         (tmp_path / name).mkdir()
     for row in load_detection_dataset(write_coco(tmp_path / "a")).dataset:  # each has a `coco_url`
         decode_image(row)
-    url = "http://example.invalid/a.png"
+    url = "http://example.invalid/other.png"  # a.png would be the one in the folder
     with pytest.raises(FileNotFoundError, match=re.escape(url)):
         load_detection_dataset(write_coco(tmp_path / "b", changed(COCO, "images", 0, "file_name", to=url)))
     model = write_model(tmp_path / "model")
     assert main(["predict", "--model", str(model), url, "--output", str(tmp_path / "out"), "--device", "cpu"]) == 2
-    assert "example.invalid/a.png" in capsys.readouterr().err
+    assert "example.invalid/other.png" in capsys.readouterr().err
     assert no_network == []
 
 
@@ -96,10 +96,14 @@ def tar_of(path: Path, *members: tuple[str, bytes | str]) -> Path:
     return path
 
 
+def read_tars(folder: Path) -> list[Any]:
+    return list(load_streaming_dataset(folder / "set", id2label={0: "a"}))
+
+
 def test_members_of_tars_are_not_written_anywhere(tmp_path: Path) -> None:
     tar_of(tmp_path / "set/train-0.tar", ("../../escaped.png", png()), ("../../escaped.json", RECORD))
     before = sorted(tmp_path.rglob("*"))
-    (row,) = load_streaming_dataset(tmp_path / "set", id2label={0: "a"})
+    (row,) = read_tars(tmp_path)
     assert decode_image(row).size == (16, 12)
     assert sorted(tmp_path.rglob("*")) == before
     assert not list(tmp_path.parent.glob("escaped*"))
@@ -109,16 +113,14 @@ def test_links_in_tars_are_not_followed(tmp_path: Path) -> None:
     secret = write(tmp_path / "secret.png", png())
     tar_of(tmp_path / "set/train-0.tar", ("a.png", str(secret)), ("a.json", RECORD))
     with pytest.raises(ValueError, match="set"):
-        list(load_streaming_dataset(tmp_path / "set", id2label={0: "a"}))
+        read_tars(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "record", [b"", b"[" * 100_000, b'{"objects": {"bbox": [[1, 2, 3, 4]], "category": [9999999999999999999999]}}']
-)
+@pytest.mark.parametrize("record", [b"", b"[" * 100_000, RECORD.replace(b"[0]", b"[9999999999999999999999]")])
 def test_damaged_records_of_tars_are_named(record: bytes, tmp_path: Path) -> None:
     tar_of(tmp_path / "set/train-0.tar", ("a.png", png()), ("a.json", record))
     with pytest.raises(ValueError, match="set"):
-        list(load_streaming_dataset(tmp_path / "set", id2label={0: "a"}))
+        read_tars(tmp_path)
 
 
 def test_weights_that_unfold_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
@@ -141,9 +143,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # imports everything afresh
-@pytest.mark.parametrize(
-    ("limit", "fine"), [("1198", False), ("1200", True), ("", False), ("-5", False), ("all", False)]
-)
+@pytest.mark.parametrize(("limit", "fine"), [("1198", False), ("1200", True), ("-5", False)])
 def test_the_limit_of_pixels_comes_from_the_environment(limit: str, fine: bool, tmp_path: Path) -> None:
     PIL.Image.new("L", (40, 30)).save(tmp_path / "picture.png")
     code = "import sys; from drmm_hf.data import open_image; open_image(sys.argv[1])"

@@ -11,9 +11,12 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
+from transformers import RTDetrImageProcessor
 
+from detector_fixtures import small_detector
+from drmm_hf import DrmmDetrForObjectDetection
 from drmm_hf.cli import main
-from drmm_hf.hub import checkpoint_card, plan_upload, write_preset_cards
+from drmm_hf.hub import plan_upload, write_checkpoint_card, write_preset_cards
 from drmm_hf.training import parse_config
 
 ROOT = Path(__file__).parents[2]
@@ -83,14 +86,11 @@ def test_the_snippet_runs(name, checkpoint, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "preset: drmm-adamixer-tiny\nAP: 47\n",
         "preset: drmm-adamixer-tny\nrecipe: scratch-small\n",
         "- 1\n",
         "",
         "preset: [\n",
-        "preset: sparse-rcnn-r50\nrecipe: sparse-rcnn-r50-3x\npaper: [{table: 1, mAP: 4}]\n",
         "preset: sparse-rcnn-r50\n",
-        "preset: sparse-rcnn-r50\nrecipe: sparse-rcnn-r50-3x\ncheckpoint: checkpoints/x\n",
         "preset: drmm-adamixer-tiny\nmeasured: {runs: [], split: val}\n",
     ],
 )
@@ -126,6 +126,10 @@ def run(checkpoint: Path, tmp_path: Path) -> Path:
     return output
 
 
+def written(folder: Path, **options) -> ModelCard:
+    return ModelCard.load(write_checkpoint_card(folder, overwrite=True, **options))
+
+
 def test_the_card_of_a_run_can_be_published(run, capsys) -> None:
     pytest.importorskip("matplotlib")
     options = ["--analysis", str(CHECKPOINT / "analysis.json"), "--repo-id", "me/stars", "--license", "cc-by-nc-4.0"]
@@ -146,7 +150,7 @@ def test_the_card_of_a_run_can_be_published(run, capsys) -> None:
 
 
 def test_the_recipe_on_the_card_repeats_the_training(run, tmp_path) -> None:
-    text = re.search(r"```yaml\n(.*?)```", checkpoint_card(run).text, flags=re.DOTALL).group(1)
+    text = re.search(r"```yaml\n(.*?)```", written(run).text, flags=re.DOTALL).group(1)
     (tmp_path / "shown.yaml").write_text(text)
     shown = parse_config(["--recipe", str(tmp_path / "shown.yaml"), "--output", "out"])
     data = ["--data", "Discs_and|stars", "--output", "out"]
@@ -156,16 +160,30 @@ def test_the_recipe_on_the_card_repeats_the_training(run, tmp_path) -> None:
 def test_a_checkpoint_alone_says_what_is_not_known(run) -> None:
     for name in ("recipe.yaml", "metrics.json"):
         (run / name).unlink()
-    card = checkpoint_card(run / "model")
+    card = written(run / "model")
     assert card.data.eval_results is None
     assert "recipe is not known" in card.text
     assert "nothing was measured" in card.text
 
 
+def test_the_card_of_a_detector_of_transformers(tmp_path) -> None:
+    small_detector("rt_detr_v2").save_pretrained(tmp_path / "stock")
+    DrmmDetrForObjectDetection.from_detector(str(tmp_path / "stock")).save_pretrained(tmp_path / "mine")
+    RTDetrImageProcessor().save_pretrained(tmp_path / "mine")
+    card = written(tmp_path / "mine")
+    assert "# D-RMM on RT-DETR v2: `mine`" in card.text
+    assert "8 proposals, 2 refinement stages" in card.text
+    assert "rt-detr-v2" in card.data.tags
+    plan = plan_upload(tmp_path / "mine")
+    assert sorted(plan.files) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    with pytest.raises(ValueError, match="drmm_detr"):  # its code is not flat
+        plan_upload(tmp_path / "mine", with_code=True)
+
+
 def test_an_analysis_of_another_model_is_refused(run) -> None:
     (run / "metrics.json").write_text(json.dumps({**METRICS, "AP": 0.3}))
     with pytest.raises(ValueError, match=r"analysis\.json.*metrics\.json"):
-        checkpoint_card(run, analysis=CHECKPOINT / "analysis.json")
+        written(run, analysis=CHECKPOINT / "analysis.json")
 
 
 @pytest.mark.parametrize(
@@ -193,5 +211,5 @@ def test_an_extract_names_no_picture_and_makes_the_same_card(run, tmp_path) -> N
     extract = tmp_path / "extract.json"
     assert main(["cards", "--extract", str(extract), "--analysis", str(CHECKPOINT / "analysis.json")]) == 0
     assert "jpg" not in extract.read_text()
-    cards = [checkpoint_card(run, analysis=path) for path in (extract, CHECKPOINT / "analysis.json")]
+    cards = [written(run, analysis=path) for path in (extract, CHECKPOINT / "analysis.json")]
     assert cards[0].content == cards[1].content

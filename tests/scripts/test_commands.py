@@ -6,7 +6,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from torch import distributed
 
 from drmm_hf.cli import COMMANDS, main, run_command
@@ -21,7 +23,7 @@ def test_the_installed_command_is_this_one() -> None:
 
 def test_every_command_has_a_script() -> None:
     for name in COMMANDS:
-        assert f'main(["{name}", *sys.argv[1:]])' in (ROOT / "scripts" / f"{name}.py").read_text()
+        assert f'main(["{name}", *sys.argv[1:]])' in (ROOT / "scripts" / f"{name.replace('-', '_')}.py").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -58,6 +60,39 @@ def test_mistakes_are_one_line_and_debug_shows_where(tmp_path: Path, capsys: pyt
     assert "none.jpg" in line
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         main([*arguments, "--debug"])
+
+
+TOO_MUCH = 2**58
+"""More bytes than any address space has."""
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 8}, {}])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda _: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")),
+        lambda _: fail(RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: not enough memory")),
+        lambda _: torch.empty(TOO_MUCH, dtype=torch.uint8),
+        lambda _: np.empty(TOO_MUCH, dtype=np.uint8),
+        lambda _: bytearray(TOO_MUCH),
+    ],
+)
+def test_no_memory_of_any_kind_is_one_line(run, options, capsys) -> None:
+    assert run_command(run, argparse.Namespace(debug=False, **options)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert ("--batch-size" in line) == bool(options)
+    with pytest.raises((MemoryError, RuntimeError)):
+        run_command(run, argparse.Namespace(debug=True))
+
+
+@pytest.mark.parametrize("message", ["mat1 and mat2 shapes", "memory format option is only for strided tensors"])
+def test_another_error_keeps_its_traceback(message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        run_command(lambda _: fail(RuntimeError(message)), argparse.Namespace(debug=False))
 
 
 @pytest.mark.parametrize("mistake", [None, ValueError, KeyboardInterrupt])

@@ -15,7 +15,6 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from drmm_hf.cli import main
-from drmm_hf.configuration_drmm import DrmmConfig
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from drmm_hf.evaluation import (
     brier_report,
@@ -25,11 +24,10 @@ from drmm_hf.evaluation import (
     localization_calibration_report,
     lrp_report,
 )
-from drmm_hf.image_processing_drmm import DrmmImageProcessor
-from drmm_hf.modeling_drmm import DrmmForObjectDetection
-from model_fixtures import small_model
+from model_fixtures import save_small
 
 ROOT = Path(__file__).parents[2]
+CLASSES = {"id2label": {0: "cat", 1: "emu"}, "label2id": {"cat": 0, "emu": 1}}
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -43,14 +41,7 @@ def read(path: Path) -> Any:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """Folder of a random model with the classes cat and emu."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    config = DrmmConfig.from_preset(
-        "drmm-sparse-rcnn-tiny", id2label={0: "cat", 1: "emu"}, num_proposals=60, num_stages=1
-    )
-    DrmmForObjectDetection(config).save_pretrained(folder)
-    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return str(folder)
+    return save_small(tmp_path_factory.mktemp("model"), **CLASSES, num_proposals=60, num_stages=1)
 
 
 @pytest.fixture
@@ -106,7 +97,7 @@ def test_saved_results_need_neither_model_nor_images(data, results, tmp_path, ca
     assert "2 images, 4 detections" in printed
     assert "AP cat  0.300  AR  0.300" in printed  # IoU .6: right at .50, .55 and .60
     assert "AP emu  1.000  AR  1.000" in printed
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = read(tmp_path / "out/metrics.json")
     assert metrics["metrics"] == evaluate_coco(truth, results, per_class=True)
     assert metrics["metrics"]["AR/cat"] == pytest.approx(0.3)
     assert metrics["results"] == str(results)
@@ -121,7 +112,7 @@ def test_more_measures_are_those_of_their_modules(data, results, tmp_path, capsy
     truth = data / "annotations" / "instances_val.json"
     assert evaluate(["--results", str(results), "--data", str(data), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = read(tmp_path / "out/metrics.json")
     assert metrics["localization"] == [
         localization_calibration_report(truth, results, iou_threshold=iou).to_dict() for iou in (0.1, 0.0)
     ]
@@ -139,14 +130,17 @@ def test_more_measures_are_those_of_their_modules(data, results, tmp_path, capsy
 
 def test_results_of_a_run_evaluate_to_the_same(model, data, tmp_path, capsys):
     first, second = tmp_path / "first", tmp_path / "second"
-    assert evaluate(["--model", model, "--data", str(data), "--output", str(first)]) == 0
+    assert evaluate(["--model", model, "--data", str(data), "--output", str(first), "--with-scales"]) == 0
     saved = first / "results.json"
     assert evaluate(["--results", str(saved), "--data", str(data), "--output", str(second)]) == 0
-    one, other = (json.loads((folder / "metrics.json").read_text()) for folder in (first, second))
+    one, other = (read(folder / "metrics.json") for folder in (first, second))
     for name in ("metrics", "calibration", "localization", "lrp", "brier", "images", "detections"):
         assert one[name] == other[name]
     printed = capsys.readouterr().out.splitlines()
     assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
+    assert all(len(row["scales"]) == 4 and min(row["scales"]) > 0 for row in read(saved))
+    truth = data / "annotations" / "instances_val.json"
+    interval_report(truth, saved, iou_threshold=0.1, score_threshold=0.0)
 
 
 def test_more_detections(data, tmp_path, capsys):
@@ -158,7 +152,7 @@ def test_more_detections(data, tmp_path, capsys):
     saved.write_text(json.dumps(rows))
     arguments = ["--results", str(saved), "--data", str(data), "--max-detections", "120"]
     assert evaluate([*arguments, "--output", str(tmp_path / "out")]) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
+    metrics = read(tmp_path / "out/metrics.json")["metrics"]
     at_100 = evaluate_coco(truth, saved, per_class=True)
     at_120 = evaluate_coco(truth, saved, max_detections=(1, 10, 120))
     assert at_100["AR100"] == 0.0
@@ -192,13 +186,13 @@ def test_file_without_annotations_gives_results_only(model, data, tmp_path, caps
     assert "image_info_test.json: 2 images, 10 detections" in printed
     assert "has no annotations to evaluate with" in printed
     assert [path.name for path in out.iterdir()] == ["results.json"]
-    rows = json.loads((out / "results.json").read_text())
+    rows = read(out / "results.json")
     assert {row["image_id"] for row in rows} == {3, 7}
     assert {row["category_id"] for row in rows} <= {4, 9}
     assert all(set(row) == {"image_id", "category_id", "bbox", "score"} for row in rows)
     # what COCO's own reader, and so its server, takes
-    read = COCO(info).loadRes(str(out / "results.json")).loadAnns(range(1, 11))
-    assert [one["bbox"] for one in read] == [row["bbox"] for row in rows]
+    taken = COCO(info).loadRes(str(out / "results.json")).loadAnns(range(1, 11))
+    assert [one["bbox"] for one in taken] == [row["bbox"] for row in rows]
     capsys.readouterr()
     assert "--output" in fails(arguments, capsys)
     again = ["--results", str(out / "results.json"), "--annotations", str(info)]
@@ -207,21 +201,9 @@ def test_file_without_annotations_gives_results_only(model, data, tmp_path, caps
     assert "image_info_test.json" in fails([*arguments, "--output", str(out)], capsys)
 
 
-def test_scales_are_kept_on_request(model, data, tmp_path):
-    out = tmp_path / "out"
-    assert evaluate(["--model", model, "--data", str(data), "--output", str(out), "--with-scales"]) == 0
-    rows = json.loads((out / "results.json").read_text())
-    assert all(len(row["scales"]) == 4 and min(row["scales"]) > 0 for row in rows)
-    truth = data / "annotations" / "instances_val.json"
-    interval_report(truth, out / "results.json", iou_threshold=0.1, score_threshold=0.0)
-
-
 def test_what_a_baseline_does_not_predict_is_refused(data, tmp_path, capsys):
-    torch.manual_seed(0)
-    config = DrmmConfig.from_preset("sparse-rcnn-tiny", id2label={0: "cat", 1: "emu"}, num_proposals=4, num_stages=1)
-    DrmmForObjectDetection(config).save_pretrained(tmp_path / "baseline")
-    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path / "baseline")
-    arguments = ["--model", str(tmp_path / "baseline"), "--data", str(data)]
+    baseline = save_small(tmp_path / "baseline", **CLASSES, objective="set_prediction", head="set_prediction")
+    arguments = ["--model", baseline, "--data", str(data)]
     for option in ("--with-parts", "--with-scales"):
         assert option in fails([*arguments, option], capsys)
     assert evaluate(arguments) == 0
@@ -282,11 +264,9 @@ def scenes(tmp_path_factory) -> Path:
 def on_scenes(scenes, tmp_path_factory) -> list[str]:
     """A random model, and batches of two of the eleven images."""
     dataset = load_detection_dataset(scenes, "val")
-    folder = tmp_path_factory.mktemp("model")
-    small_model(id2label=dataset.id2label, label2id=dataset.label2id).save_pretrained(folder)
-    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    folder = save_small(tmp_path_factory.mktemp("model"), id2label=dataset.id2label, label2id=dataset.label2id)
     few = ["--batch-size", "2", "--top-k", "7", "--device", "cpu", "--with-parts"]
-    return ["--model", str(folder), "--data", str(scenes), *few]
+    return ["--model", folder, "--data", str(scenes), *few]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
 """`drmm predict` on a small random model, and what it says of folders that are no model."""
 
+import collections
+import functools
+import http.server
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,17 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from drmm_hf.cli import main
-from drmm_hf.image_processing_drmm import DrmmImageProcessor
-from model_fixtures import NAMES, small_model
+from model_fixtures import NAMES, save_small
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a random model."""
-    folder = tmp_path_factory.mktemp("model")
-    small_model().save_pretrained(folder)
-    DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
-    return str(folder)
+    return save_small(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
@@ -68,12 +68,6 @@ def test_it_writes_drawings_and_results(model, images, tmp_path, capsys):
     assert [one["category_id"] for one in again] == [one["category_id"] for one in results]
 
 
-def test_without_output_it_writes_into_drawn(model, images, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert predict(images / "a.png", "--model", model) == 0
-    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.png", "predictions.json"]
-
-
 def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, capsys):
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:300])
     out = tmp_path / "out"
@@ -84,12 +78,48 @@ def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, caps
     assert {one["image_id"] for one in json.loads((out / "predictions.json").read_text())} == {1, 3}
 
 
-def test_it_turns_photographs_upright(model, tmp_path):
+def test_subfolders_and_urls_are_read_and_the_output_is_not(model, images, tmp_path, capsys):
+    """A second run does not take the drawings of the first for pictures."""
+    (images / "deep/er").mkdir(parents=True)
+    shutil.copy(images / "a.png", images / "deep/er/d.png")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=images)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        inputs = [images, f"{address}/b.jpg?size=full", f"{address}/none.png", f"{address}/notes.txt"]
+        for _ in range(2):
+            assert predict(*inputs, "--model", model, "--output", images / "drawn", "--threshold", "0") == 1
+        server.shutdown()
+    skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
+    assert [f"{address}/none.png" in skipped[0], f"{address}/notes.txt" in skipped[1]] == [True, True]
+    results = json.loads((images / "drawn/predictions.json").read_text())
+    assert {one["drawing"] for one in results} == {"a.png", "b.png", "c.png", "d.png", "b-2.png"}
+    assert [one["bbox"] for one in results if one["file_name"].startswith(address)] == [
+        one["bbox"] for one in results if one["file_name"].endswith("images/b.jpg")
+    ]
+
+
+def test_tiles_are_of_the_size_asked_for(model, images, tmp_path):
+    Image.new("RGB", (500, 90), (120, 90, 60)).save(images / "wide.png")
+    found = []
+    for options in (["--tile", "90", "--overlap", "0.5"], ["--tile", "5000"], []):
+        out = tmp_path / f"out{len(found)}"
+        assert predict(images, "--model", model, "--output", out, "--threshold", "0", *options) == 0
+        results = json.loads((out / "predictions.json").read_text())
+        found.append([(one["file_name"], one["bbox"]) for one in results])
+    assert found[1] == found[2]
+    counts = [collections.Counter(Path(name).name for name, _ in one) for one in found]
+    assert counts[0].pop("wide.png") > counts[2].pop("wide.png")
+    assert counts[0] == counts[2]
+
+
+def test_it_turns_photographs_upright_and_writes_into_drawn(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     Image.new("RGB", (80, 60)).save(tmp_path / "photo.jpg", exif=exif)
-    assert predict(tmp_path / "photo.jpg", "--model", model, "--output", tmp_path / "out") == 0
-    with Image.open(tmp_path / "out" / "photo.png") as drawn:
+    assert predict("photo.jpg", "--model", model) == 0
+    with Image.open("drawn/photo.png") as drawn:
         assert drawn.size == (60, 80)
 
 
@@ -115,6 +145,7 @@ def test_equal_names_are_kept_apart_and_an_image_is_predicted_once(model, images
         (["images"], {"--output": "images"}, "images"),
         (["images"], {"--output": "images/a.png"}, "images/a.png"),
         (["images"], {"--device": "abacus"}, "abacus"),
+        (["images"], {"--tile": "100", "--overlap": "1"}, "--overlap"),
         (["images"], {"--model": "nowhere"}, "nowhere"),
         (["images"], {"--model": "images/a.png"}, "images/a.png"),
     ],
@@ -149,14 +180,10 @@ def drop_a_tensor(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def ask_for_fewer_stages(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_stages": 1}))
-
-
-def ask_for_another_width(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "decoder_ffn_dim": 32}))
+def ask_for(**fields: int) -> Callable[[Path], object]:
+    return lambda folder: (folder / "config.json").write_text(
+        json.dumps({**json.loads((folder / "config.json").read_text()), **fields})
+    )
 
 
 @pytest.mark.parametrize(
@@ -174,8 +201,8 @@ def ask_for_another_width(folder: Path) -> None:
         (remove("model.safetensors"), "safetensors"),
         (write("model.safetensors", b"\x08\0\0\0"), "broken"),
         (drop_a_tensor, "1 tensors"),
-        (ask_for_fewer_stages, "heads.1"),
-        (ask_for_another_width, "shape"),
+        (ask_for(num_stages=1), "heads.1"),
+        (ask_for(decoder_ffn_dim=32), "shape"),
     ],
 )
 def test_damaged_model_folders(damage, named, model, images, tmp_path, capsys):

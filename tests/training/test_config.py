@@ -137,29 +137,50 @@ def test_the_resolved_recipe_repeats_the_run(tmp_path: Path) -> None:
     assert "resume" not in yaml.safe_load((tmp_path / "recipe.yaml").read_text())
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("learning_rat: 1", "learning_rate"),
-        ("resume: true", "resume"),
-        ("epochs: many", "epochs"),
-        ("epochs: 2001-99-99", "YAML"),
-        ("batch_size: 2.5", "batch_size"),
-        ("batch_size: true", "batch_size"),
-        ("milestones: 27", "milestones"),
-        ("milestones: [a]", "milestones"),
-        ("config: [1]", "config"),
-        ("cpu: 1", "cpu"),
-        ("- epochs", "fields"),
-        ("epochs: [1", "YAML"),
-        ("base: nothing-like-it", "nothing-like-it"),
-        ("base: BAD", "base"),
-    ],
+# `&i` stands for 9^9 letters, of which nothing may be unfolded
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
-def test_a_bad_recipe_is_refused_by_field(tmp_path: Path, capsys, text: str, named: str) -> None:
+BAD_RECIPES = {
+    "learning_rat: 1": "learning_rate",
+    "resume: true": "resume",
+    "epochs: many": "epochs",
+    "epochs: []": "epochs",
+    "epochs: .nan": "epochs",
+    "epochs: -1": "epochs",
+    "epochs: 2001-99-99": "YAML",
+    "epochs: " + "9" * 6000: "YAML",
+    "batch_size: 0": "batch_size",
+    "batch_size: 2.5": "batch_size",
+    "batch_size: true": "batch_size",
+    f"batch_size: {10**400}": "batch_size",
+    "milestones: 27": "milestones",
+    "milestones: [a]": "milestones",
+    "config: [1]": "config",
+    "config: {num_proposals: -5}": "num_proposals",
+    "cpu: 1": "cpu",
+    f"augmentation: {'x' * 5000}": "augmentation",
+    f"preset: {'x' * 5000}": "preset",
+    "- epochs": "fields",
+    "epochs: [1": "YAML",
+    "[" * 5000: "YAML",
+    "a: !!python/object:os.system x": "YAML",
+    LAUGHS: "unknown field",
+    LAUGHS + "epochs: *i": "",
+    "base: nothing-like-it": "nothing-like-it",
+    "base: BAD": "base",
+    "epochs: \xe4\xe9": "YAML",  # written as Latin-1
+}
+
+
+@pytest.mark.parametrize("text", BAD_RECIPES, ids=lambda text: ascii(text[:40]))
+def test_a_bad_recipe_is_refused_by_field(scenes: Path, tmp_path: Path, capsys, text: str) -> None:
     path = tmp_path / "bad.yaml"
-    path.write_text(text.replace("BAD", str(path)))
-    assert main(["train", "--recipe", str(path), "--data", "d"]) == 2
+    path.write_bytes(text.replace("BAD", str(path)).encode("latin-1"))
+    words = ["--data", str(scenes), "--output", str(tmp_path / "out"), "--cpu"]
+    words += [] if "epochs" in text else ["--epochs", "1"]
+    assert main(["train", "--recipe", str(path), *words]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert named in line
-    assert "bad.yaml" in line or "nothing-like-it" in line
+    assert BAD_RECIPES[text] in line
+    assert len(line) < 3000
+    assert not (tmp_path / "out").exists()

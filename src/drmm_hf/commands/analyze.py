@@ -23,7 +23,7 @@ from ..evaluation.analysis import (
 from ..evaluation.coco_input import prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report, require_matplotlib
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
-from ..loading import label_names, load_detector, weights_written
+from ..loading import label_names, load_detector, predicted, weights_written
 
 REPORT, NUMBERS = "report.html", "analysis.json"
 NO_LIKELIHOOD: dict[str, Any] = {
@@ -39,7 +39,14 @@ def parser() -> argparse.ArgumentParser:
         f"checkpoints, side by side: {REPORT} (one file, nothing else needed) and {NUMBERS}.",
     )
     parser.add_argument(
-        "--checkpoint", nargs="+", required=True, metavar="FOLDER", help="written by save_pretrained, or a Hub id"
+        "--checkpoint", nargs="+", default=[], metavar="FOLDER", help="written by save_pretrained, or a Hub id"
+    )
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="detections of any detector (COCO results), beside the checkpoints or without any",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls them (default: the folders)")
     add_data_arguments(parser, "COCO-format folder")
@@ -54,18 +61,23 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     require_matplotlib()
+    if not arguments.checkpoint and not arguments.results:
+        raise ValueError("--checkpoint or --results is required: what to analyze")
     names = _names(arguments)
     output = make_output_folder(arguments.output_dir)
     # Every input is looked at before the first model runs.
     dataset = _load_data(arguments)
     truth = prepare_ground_truth(dataset.annotations_path)
-    chosen = []
-    for name, checkpoint in zip(names, arguments.checkpoint, strict=True):
+    chosen: list[tuple[str, str, Path, Mapping[str, Any] | None]] = []
+    for name, checkpoint in zip(names, arguments.checkpoint, strict=False):
         saved = output / f"results-{name}.json"
         facts = _saved_facts(saved, checkpoint, arguments)
         if facts is not None:
             prepare_results(saved, truth)
         chosen.append((name, checkpoint, saved, facts))
+    for name, file in zip(names[len(chosen) :], arguments.results, strict=True):
+        prepare_results(file, truth)
+        chosen.append((name, file, Path(file), {}))
     models, drawn = [], []
     for name, checkpoint, saved, known in chosen:
         facts = _predict(saved, checkpoint, arguments) if known is None else known
@@ -88,11 +100,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _names(arguments: argparse.Namespace) -> Sequence[str]:
+    sources = [*arguments.checkpoint, *(str(Path(file).with_suffix("")) for file in arguments.results)]
     if arguments.names is None:
-        return result_names(arguments.checkpoint)
+        return result_names(sources)
     names: list[str] = arguments.names
-    if len(names) != len(arguments.checkpoint):
-        raise ValueError(f"--names: {len(names)} names for {len(arguments.checkpoint)} checkpoints; give one each")
+    if len(names) != len(sources):
+        raise ValueError(f"--names: {len(names)} names for {len(sources)} checkpoints and results; give one each")
     if odd := [name for name in names if result_names([name]) != [name]]:
         raise ValueError(
             f"--names: {odd[0]!r} becomes part of a file name; use letters, digits, '-', '_', '.' inside it"
@@ -103,7 +116,7 @@ def _names(arguments: argparse.Namespace) -> Sequence[str]:
 
 
 def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None = None) -> DetectionDataset:
-    where = {"annotations": arguments.annotations, "images": arguments.images}
+    where = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
     return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
 
 
@@ -140,14 +153,17 @@ def _predict(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Map
     """Write results and what is known of the model, which is returned."""
     model, processor = load_detector(checkpoint, arguments.device)
     dataset = _load_data(arguments, label_names(model))
-    mixture = model.config.head == "mixture"
+    parts = predicted(model)
     options = {"batch_size": arguments.batch_size, "top_k": arguments.top_k, "num_workers": arguments.workers}
-    results = predict_dataset(model, processor, dataset, **options, with_scales=mixture, with_parts=mixture)
+    results = predict_dataset(
+        model, processor, dataset, **options, with_scales="scales" in parts, with_parts="objectness" in parts
+    )
     facts: dict[str, Any] = {"made_from": _made_from(checkpoint, arguments)}
-    if mixture:
-        likelihood = likelihood_report(model, processor, dataset, arguments.batch_size)
+    if "scales" in parts:
         named = ("density", "student_t_dof", "min_scale_ratio")
         facts["density"] = {name: getattr(model.config, name) for name in named}
+    if "objectness" in parts:
+        likelihood = likelihood_report(model, processor, dataset, arguments.batch_size)
         facts["likelihood"] = {**likelihood.to_dict(), "settings": likelihood.settings, "note": None}
     # The facts first: results without facts would pass for those of another tool.
     write_json(saved.with_suffix(".model.json"), facts)

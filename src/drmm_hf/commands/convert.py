@@ -7,7 +7,7 @@ from pathlib import Path
 from ..conversion import convert_checkpoint, verify_golden, write_released_file
 from ..files import writing
 from ..hub import write_checkpoint_card
-from ..loading import load_checkpoint
+from ..loading import load_drmm
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output)
     if arguments.reverse:
-        model, _ = load_checkpoint(arguments.source)
+        model, _ = load_drmm(arguments.source)
         print(f"{write_released_file(model, output)} tensors under the released names: {output}")
         return 0
     if arguments.preset is None:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _verify(folder: str, golden: str) -> int:
     """1 if the checkpoint computes something else than the golden values say."""
-    deviations = verify_golden(load_checkpoint(folder)[0], golden)
+    deviations = verify_golden(load_drmm(folder)[0], golden)
     bad = [deviation for deviation in deviations if not deviation.within]
     for deviation in bad:
         print(f"  {deviation.name}: off by {deviation.value:.1e}, allowed {deviation.tolerance:.0e}")

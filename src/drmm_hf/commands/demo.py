@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     import_gradio()
     examples: list[Any] = []
     if arguments.examples:
-        examples = [str(file) for file in find_images([arguments.examples])[:MOST_EXAMPLES]]
+        examples = find_images([arguments.examples])[:MOST_EXAMPLES]
     model, processor = load_detector(arguments.checkpoint, arguments.device)
     classes = list(label_names(model).values())
     measured = find_report(arguments.analysis, arguments.checkpoint, classes)

@@ -20,7 +20,7 @@ from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
 from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
 from ..files import make_output_folder, read_json, write_json
-from ..loading import label_names, load_detector
+from ..loading import label_names, load_detector, predicted
 
 MAX_DETECTIONS = 100
 
@@ -120,9 +120,9 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         raise ValueError(f"{boxless}: has no annotations, so that results.json is all there is; give --output")
     output = make_output_folder(arguments.output) if arguments.output else None
     model, processor = load_detector(arguments.model, processes.device if processes else arguments.device)
-    for option in ("with_scales", "with_parts"):
-        if getattr(arguments, option) and model.config.head != "mixture":
-            raise ValueError(f"--{option.replace('_', '-')}: a model with head={model.config.head!r} predicts none")
+    for option, part in {"with_scales": "scales", "with_parts": "objectness"}.items():
+        if getattr(arguments, option) and part not in predicted(model):
+            raise ValueError(f"--{option.replace('_', '-')}: {arguments.model} predicts no {part}")
     options: dict[str, Any] = {
         "accelerator": processes,
         "num_workers": arguments.workers,
@@ -130,11 +130,14 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
     }
     truth: Path | dict[str, Any]
     if arguments.streaming:
-        stream = load_streaming_dataset(arguments.data, arguments.split, id2label=label_names(model))
+        stream = load_streaming_dataset(
+            arguments.data, arguments.split, id2label=label_names(model), image_frame=arguments.image_frame
+        )
         results, truth = predict_stream(model, processor, stream, **options)
         source = output / "ground_truth.json" if output else Path(stream.name)
     else:
-        files = {"annotations": arguments.annotations, "images": arguments.images, "boxless": boxless is not None}
+        files = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
+        files["boxless"] = boxless is not None
         dataset = load_detection_dataset(arguments.data, arguments.split, **files, id2label=label_names(model))
         results, truth = predict_dataset(model, processor, dataset, **options), dataset.annotations_path
         source = boxless or dataset.annotations_path

@@ -14,7 +14,7 @@ from ..export import DEFAULT_OPSET, EXPORT_FORMATS, PRECISIONS, SIDECAR, Exporte
 from ..export_graph import MIN_SIDE, STRIDE, DetectorGraph, GraphSettings, deviations, example_inputs
 from ..files import make_output_folder
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import label_names, load_checkpoint
+from ..loading import label_names, load_drmm
 from ..modeling_drmm import DrmmForObjectDetection
 
 TOLERANCE = 1e-4  # largest deviation of an fp32 file from the checkpoint that counts as the same model
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--data compares raw outputs: leave out --with-postprocessing")
     top_k = arguments.top_k if arguments.with_postprocessing else None
     settings = GraphSettings(arguments.batch, arguments.size, top_k)
-    model, processor = load_checkpoint(arguments.checkpoint)
+    model, processor = load_drmm(arguments.checkpoint)
     model.float().eval()
     folder = make_output_folder(arguments.output)
     path = export_detector(

@@ -2,13 +2,15 @@
 
 import argparse
 import sys
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..cli import add_model_arguments, count, fraction
+from ..cli import add_frame_argument, add_model_arguments, count, fraction, positive_int
 from ..evaluation import detections_to_coco
-from ..evaluation.predict import find_images, open_upright, predict_batches
+from ..evaluation.predict import find_images, is_url, open_source, predict_batches
+from ..evaluation.tiles import predict_tiled
 from ..files import make_output_folder, write_json, writing
 from ..loading import label_names, load_detector
 from ..visualization import draw_detections
@@ -20,7 +22,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
     add_model_arguments(parser)
-    parser.add_argument("input", nargs="+", help="images, or folders of images")
+    add_frame_argument(parser)
+    parser.add_argument("input", nargs="+", help="images, folders of images with their subfolders, or URLs of images")
     parser.add_argument(
         "--output", default="drawn", help="folder for the drawings and predictions.json (default: %(default)s)"
     )
@@ -28,14 +31,25 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=count, default=1, help="threads that prepare images, each a batch ahead (default: 1)"
     )
+    parser.add_argument(
+        "--tile",
+        type=positive_int,
+        metavar="PIXELS",
+        help="cut large images into overlapping tiles of this side, keep each object once; --top-k is then of a tile",
+    )
+    parser.add_argument(
+        "--overlap", type=fraction, default=0.2, help="share of a tile that neighbours have in common (default: 0.2)"
+    )
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    files = find_images(arguments.input)
     output = Path(arguments.output)
     if any(Path(text).is_dir() and Path(text).resolve() == output.resolve() for text in arguments.input):
         raise ValueError(f"--output {output}: is also an input folder; drawings would mix with the images")
+    files = find_images(arguments.input, leave_out=output)
+    if arguments.overlap == 1.0:
+        raise ValueError("--overlap 1: tiles would not move on; give less than 1, such as 0.2")
     model, processor = load_detector(arguments.model, arguments.device)
     make_output_folder(arguments.output)
     targets, id2label = name_outputs(files, output), label_names(model)
@@ -44,28 +58,29 @@ def run(arguments: argparse.Namespace) -> int:
     def readable() -> Iterator[dict[str, Any]]:
         for image_id, file in enumerate(files, start=1):
             try:
-                yield {"image_id": image_id, "file": file, "image": open_upright(file)}
+                yield {"image_id": image_id, "file": file, "image": open_source(file, arguments.image_frame)}
             except (OSError, ValueError) as error:
                 skipped.append(str(error))
 
+    options: dict[str, Any] = {
+        "batch_size": arguments.batch_size,
+        "threshold": arguments.threshold,
+        "top_k": arguments.top_k,
+        "num_workers": arguments.workers,
+    }
+    if arguments.tile:
+        batches = predict_tiled(model, processor, readable(), tile=arguments.tile, overlap=arguments.overlap, **options)
+    else:
+        batches = predict_batches(model, processor, readable(), total=len(files), **options)
     results: list[dict[str, Any]] = []
-    for rows, found in predict_batches(
-        model,
-        processor,
-        readable(),
-        batch_size=arguments.batch_size,
-        threshold=arguments.threshold,
-        top_k=arguments.top_k,
-        num_workers=arguments.workers,
-        total=len(files),
-    ):
+    for rows, found in batches:
         for row, detections in zip(rows, found, strict=True):
             drawing = targets[row["file"]]
             with writing(drawing):
                 draw_detections(row["image"], detections, id2label, threshold=arguments.threshold).save(drawing)
-            # `category_id` is the model's label, boxes are in pixels of the upright image
+            # `category_id` is the model's label, boxes are in pixels of the image in its frame
             for result in detections_to_coco([detections], [row["image_id"]], range(len(id2label))):
-                names = {"category_name": id2label[result["category_id"]], "file_name": str(row["file"])}
+                names = {"category_name": id2label[result["category_id"]], "file_name": row["file"]}
                 results.append({**result, **names, "drawing": drawing.name})
     write_json(output / "predictions.json", results)
     read = len(files) - len(skipped)
@@ -75,18 +90,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def name_outputs(files: list[Path], output: Path) -> dict[Path, Path]:
-    """`<stem>.png` in `output` for each file; `<stem>-2.png` and so on where that name is taken.
+def name_outputs(files: list[str], output: Path) -> dict[str, Path]:
+    """`<stem>.png` in `output` for each file or URL; `<stem>-2.png` and so on where that name is taken.
 
     A name is taken by another drawing, whatever the case of its letters, or by an input file itself.
     """
-    taken = {str(file.resolve()).lower() for file in files}
+    taken = {str(Path(file).resolve()).lower() for file in files}
     names = {}
     for file in files:
-        target, number = output / f"{file.stem}.png", 1
+        stem = Path(urllib.parse.urlsplit(file).path if is_url(file) else file).stem or "image"
+        target, number = output / f"{stem}.png", 1
         while str(target.resolve()).lower() in taken:
             number += 1
-            target = output / f"{file.stem}-{number}.png"
+            target = output / f"{stem}-{number}.png"
         taken.add(str(target.resolve()).lower())
         names[file] = target
     return names

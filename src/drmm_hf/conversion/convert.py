@@ -4,9 +4,8 @@ import hashlib
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from ..backbone import check_tensors, read_weights
 from ..configuration_drmm import DrmmConfig
 from ..files import writing
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_checkpoint
+from ..loading import load_drmm
 from ..matching import SetPrediction
 from ..mixture import MixtureParameters
 from ..modeling_drmm import DrmmForObjectDetection
@@ -37,15 +36,9 @@ _OUTPUT_LAYERS = ("classifier", "objectness", "box")
 _TOLERANCES = {"loc": 1e-3, "sc": 1e-4, "fg": 1e-5, "prob": 1e-5, "cls_score": 5e-4, "decode_bbox_pred": 2e-2}
 
 
-@dataclass(frozen=True)
-class ReleasedFile:
-    """A state dict as released, and what else the file says.
-
-    Attributes:
-        path: the file.
-        tensors: by released key, without a `module.` prefix.
-        classes: class names by label, None if the file does not say.
-        skipped: keys left out on purpose, with the reason.
+class ReleasedFile(NamedTuple):
+    """A state dict as released: `tensors` by key, without a `module.` prefix; class names by label, None if the file
+    does not say; and the keys left out on purpose, with the reason.
     """
 
     path: Path
@@ -54,23 +47,17 @@ class ReleasedFile:
     skipped: dict[str, str]
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What became of the keys of a checkpoint.
-
-    Attributes:
-        used: number of released tensors that went into the model.
-        skipped: released keys that were left out, with the reason.
-        added: our tensors that the file does not have, with the reason.
+class ConversionReport(NamedTuple):
+    """What became of the keys of a checkpoint: how many released tensors went into the model, and, with the reasons,
+    the released keys that were skipped and our tensors that were added because the file does not have them.
     """
 
     used: int
-    skipped: dict[str, str] = field(default_factory=dict)
-    added: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str]
+    added: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Converted:
+class Converted(NamedTuple):
     """Result of `convert_checkpoint`: `model`, the image `processor` of its preset, and the `report` on the keys."""
 
     model: DrmmForObjectDetection
@@ -78,8 +65,7 @@ class Converted:
     report: ConversionReport
 
 
-@dataclass(frozen=True)
-class Deviation:
+class Deviation(NamedTuple):
     """Largest absolute difference of one quantity of one stage from its golden value, and what is allowed."""
 
     name: str
@@ -152,7 +138,7 @@ def convert_checkpoint(path: str | Path, preset: str, weights: str = "raw", **ov
     state, report = convert_state_dict(released.tensors, model, str(released.path))
     model = DrmmForObjectDetection(config)
     model.load_state_dict(state)
-    report = ConversionReport(report.used, {**released.skipped, **report.skipped}, report.added)
+    report = report._replace(skipped=released.skipped)
     return Converted(model.eval(), DrmmImageProcessor(**processor_fields(preset)), report)
 
 
@@ -246,7 +232,7 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     Raises:
         FileNotFoundError, ValueError: the checkpoint cannot be loaded, or is of another decoder, backbone or size.
     """
-    source, _ = load_checkpoint(checkpoint)
+    source, _ = load_drmm(checkpoint)
     if source.config.decoder != model.config.decoder:
         raise ValueError(
             f"{checkpoint} has decoder={source.config.decoder!r}, the model to train {model.config.decoder!r}; choose "
@@ -255,13 +241,12 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     target, weights = model.state_dict(), source.state_dict()
     kept = [name for name in target if name.startswith("model.heads.") and name.split(".")[3] in _OUTPUT_LAYERS]
     wanted = [name for name in target if name not in kept]
-    missing = [name for name in wanted if name not in weights]
-    misfits = [name for name in wanted if name in weights and weights[name].shape != target[name].shape]
-    if missing or misfits:
+    misfits = [name for name in wanted if name not in weights or weights[name].shape != target[name].shape]
+    if misfits:
         raise ValueError(
-            f"{checkpoint} does not fit the model to train: {len(missing)} tensors missing and {len(misfits)} of "
-            f"another shape, such as {', '.join((missing + misfits)[:3])}. Choose the preset of the same backbone, "
-            "widths and numbers of stages and proposals."
+            f"{checkpoint} does not fit the model to train: {len(misfits)} tensors are missing or of another shape, "
+            f"such as {', '.join(misfits[:3])}. Choose the preset of the same backbone, widths and numbers of stages "
+            "and proposals."
         )
     for name in wanted:
         target[name].copy_(weights[name])

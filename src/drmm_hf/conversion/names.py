@@ -5,7 +5,7 @@ classes below; here they are two layers, so that the objectness survives fine-tu
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _HEAD = "roi_head.bbox_head"
 _RULES = [  # what ours begin with, and what the released names begin with in its place
@@ -47,13 +47,9 @@ _RULES += [
 ]
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where one of our tensors comes from.
-
-    Attributes:
-        name: the released key.
-        part: "first" row or the "rest" of its rows; None for all of it.
+class Source(NamedTuple):
+    """Where one of our tensors comes from: the released key, and the "first" row or the "rest" of its rows, or None for
+    all of it.
     """
 
     name: str

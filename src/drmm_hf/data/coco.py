@@ -16,7 +16,7 @@ from datasets.fingerprint import Hasher
 from ..annotations import Records
 from ..configuration_drmm import shown
 from ..files import collection_paused, to_json, write_text
-from .images import stored_size
+from .images import ImageFrame, image_size
 from .layouts import Part, find_images
 from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, Portion, build_detection_dataset, image_sizes
 
@@ -27,25 +27,27 @@ _BATCH = 1000
 
 @collection_paused()
 def load_part(
-    part: Part, id2label: Mapping[int, str] | None, boxless: bool, portion: Portion | None
+    part: Part, id2label: Mapping[int, str] | None, boxless: bool, portion: Portion | None, image_frame: ImageFrame
 ) -> DetectionDataset:
     """Read one split of a folder, as `load_detection_dataset` says."""
     source = str(part.annotations)
-    content, pictures = part.read()
+    content, pictures = part.read(image_frame)
     sections = read_sections(content, source, boxless=boxless)
     images_dir = part.images[0]
     if pictures is None:
         images_dir, pictures = find_images(part, _file_names(sections["images"]))
     dataset = build_detection_dataset(
-        read_coco(sections, source, pictures),
+        read_coco(sections, source, pictures, image_frame),
         id2label,
         pictures=pictures,
         annotations_path=part.annotations,
         images_dir=images_dir,
         kind=part.kind,
         portion=portion,
+        image_frame=image_frame,
     )
-    own = part.annotations.suffix == ".json" and portion is None
+    # with the sizes of upright images where the file has those of the stored ones
+    own = part.annotations.suffix == ".json" and portion is None and not dataset.report.turned_images
     return dataset if own else with_ground_truth(dataset, f"{part.annotations.parent.name}-{part.annotations.stem}")
 
 
@@ -72,12 +74,14 @@ def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[s
     return sections
 
 
-def read_coco(sections: Mapping[str, Records], source: str, pictures: Sequence[str]) -> Annotations:
+def read_coco(
+    sections: Mapping[str, Records], source: str, pictures: Sequence[str], image_frame: ImageFrame = "upright"
+) -> Annotations:
     """The sections of a COCO instances file as columns, categories in the order of their ids.
 
     Args:
         source: what messages call the file.
-        pictures: path of every image, for the sizes that the file does not give.
+        pictures, image_frame: path of every image and how it is read, for the sizes that the file does not give.
 
     Raises:
         ValueError: a value cannot be right.
@@ -89,7 +93,9 @@ def read_coco(sections: Mapping[str, Records], source: str, pictures: Sequence[s
     image_ids, category_ids = images.ids(), sorted(categories.ids())
     names = dict(zip(categories.ids(), categories.texts("name"), strict=True))
     categories.require_different(list(names.values()), "name")
-    widths, heights = image_sizes(images, lambda index: stored_size({"image": pictures[index]}))
+    widths, heights = image_sizes(
+        images, lambda index: image_size({"image": pictures[index], "image_frame": image_frame})
+    )
     return Annotations(
         source=source,
         image_ids=np.array(image_ids, dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Reading one image file: RGB, in the stored-pixel frame, with errors that name the file."""
+"""Reading one image file: upright, 8-bit RGB, with errors that name the file."""
 
 import contextlib
 import io
@@ -7,17 +7,26 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import PIL.Image
+from PIL import ExifTags
 
 LIMIT_VARIABLE = "DRMM_MAX_IMAGE_PIXELS"
 """Environment variable: images of more pixels are refused; without it those of twice PIL's `MAX_IMAGE_PIXELS`."""
 
+Number = TypeVar("Number", int, float)
 Size = tuple[int, int]
 """`(height, width)` in pixels."""
 
+ImageFrame = Literal["upright", "stored"]
+"""How images are read, and so what pixels their annotations are counted in.
+
+`upright`: turned by their EXIF orientation, as browsers, annotation tools and transformers' `load_image` show them.
+`stored`: as the pixels lie in the file, for annotations that were drawn by a tool that passes over the orientation.
+A row says which by its `image_frame`; without it, it is upright.
+"""
 
 if LIMIT_VARIABLE in os.environ:  # here, so that it holds in the worker processes, too
     _limit = os.environ[LIMIT_VARIABLE]
@@ -25,40 +34,69 @@ if LIMIT_VARIABLE in os.environ:  # here, so that it holds in the worker process
         raise ValueError(f"{LIMIT_VARIABLE} is {_limit!r}: give the most pixels of an image as a whole number above 0")
     PIL.Image.MAX_IMAGE_PIXELS = (int(_limit) + 1) // 2  # PIL warns from half of it on
 
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""What turns an image of each EXIF orientation upright; from 5 on height and width change places."""
+_BACK = {6: 8, 8: 6}
+"""The orientations whose turn is undone by that of another."""
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the header of an image file tells: its stored size, and its EXIF orientation, 1 for none."""
+
+    stored: Size
+    orientation: int
+
+    @property
+    def turned(self) -> bool:
+        """Whether the orientation changes the picture."""
+        return self.orientation != 1
+
+    @property
+    def upright(self) -> Size:
+        """The size of the upright picture."""
+        return _swap(self.stored) if self.orientation >= 5 else self.stored
+
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An RGB image that may be smaller than the stored one.
+    """An RGB image that may be smaller than the one in the file.
 
-    `scale` is `(x, y)`: pixels of `image` per stored pixel; `stored_size` the `(height, width)` of the stored
-    image, whose right and lower edges lie at `stored_size * scale`. With JPEG files of odd size that is up to
-    one pixel before the edges of `image`.
+    `size` is the whole image's `(height, width)`, in its frame, and `scale` is `(x, y)`: pixels of `image` per pixel of
+    it. Its right and lower edges lie at `size * scale`; with JPEG files of odd size that is up to one pixel before the
+    edges of `image`.
     """
 
     image: PIL.Image.Image
     scale: tuple[float, float]
-    stored_size: Size
+    size: Size
 
 
 def open_image(path: str | PathLike[str]) -> PIL.Image.Image:
-    """Decode one image file completely to RGB.
-
-    The EXIF orientation is **not** applied: COCO boxes live in the frame of the stored pixels.
+    """Decode one image file completely to upright RGB (`to_rgb`).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, unreadable, not 8 bits a channel, or of so many pixels that it seems made to
-            fill the memory (`LIMIT_VARIABLE` raises the limit).
+        ValueError: the file is truncated, unreadable, of values outside the range that they may have, or of so many
+            pixels that it seems made to fill the memory (`LIMIT_VARIABLE` raises the limit).
     """
     return decode_image({"image": path})
 
 
 def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
-    """Decode the image of one dataset example to RGB (stored-pixel frame, no EXIF rotation).
+    """Decode the image of one dataset example to RGB, in its frame (see `ImageFrame`).
 
     Args:
-        example: a row with `image`, and optionally `width` and `height`, which are then checked. `image` is
-            what `datasets.Image(decode=False)` gives (`{"path", "bytes"}`), a path, or a PIL image.
+        example: a row with `image`, and optionally `width` and `height`, which are then checked, and `image_frame`.
+            `image` is what `datasets.Image(decode=False)` gives (`{"path", "bytes"}`), a path, or a PIL image.
 
     Raises:
         FileNotFoundError, ValueError: as `open_image`, or the image has another size.
@@ -67,34 +105,76 @@ def decode_image(example: Mapping[str, Any]) -> PIL.Image.Image:
 
 
 def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], Size] | None = None) -> DecodedImage:
-    """Decode an example's image, possibly smaller than stored, never smaller than needed.
+    """Decode an example's image, possibly smaller than it is, never smaller than needed.
 
     JPEG files can be decoded at 1/2, 1/4 or 1/8 of their size in less time.
 
     Args:
         example: as in `decode_image`.
-        needed: gives, for the stored size, the smallest that will do; None for all pixels.
+        needed: gives, for the size of the whole image, the smallest that will do; None for all pixels.
     """
     with _opened(example) as (image, name):
-        _check_size(image, name, example)
-        stored, scale = (image.height, image.width), (1.0, 1.0)
+        header = _header(image, name)
+        _check_size(header, name, example)
+        upright = example.get("image_frame", "upright") == "upright"
+        size, scale = header.upright if upright else header.stored, (1.0, 1.0)
         try:
-            if needed is not None and image is not example["image"]:  # the caller's own image stays as it is
-                scale = _draft(image, needed(stored))
+            # The caller's own image stays as it is. Turning would bring a fraction of a pixel at one edge to the other.
+            exact = not (header.turned and upright) or not any(side % 8 for side in size)
+            if needed is not None and image is not example["image"] and exact:
+                across = upright and header.orientation >= 5
+                scale = _draft(image, _swap(needed(size)) if across else needed(size))
+                scale = _swap(scale) if across else scale
             image.load()
+            rgb = to_rgb(image)
         except Exception as error:  # damaged files have decoders raise anything
             raise _unreadable(name, error) from error
-        return DecodedImage(_to_rgb(image, name), scale, stored)
+        turned = _orientation(image) != header.orientation  # Pillow does it with TIFF files
+        if header.turned and turned != upright:
+            back = _BACK.get(header.orientation, header.orientation)
+            rgb = rgb.transpose(_TURNS[header.orientation if upright else back])
+        return DecodedImage(rgb, scale, size)
 
 
-def stored_size(example: Mapping[str, Any]) -> Size:
-    """`(height, width)` of an example's image in stored pixels, read from the header alone.
+def read_header(example: Mapping[str, Any]) -> ImageHeader:
+    """Size and orientation of an example's image; no pixel is decoded.
 
     Raises:
         FileNotFoundError, ValueError: as `open_image`.
     """
-    with _opened(example) as (image, _):
-        return image.height, image.width
+    with _opened(example) as (image, name):
+        return _header(image, name)
+
+
+def image_size(example: Mapping[str, Any]) -> Size:
+    """`(height, width)` of an example's image in its frame, read from the header alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_image`.
+    """
+    header = read_header(example)
+    return header.stored if example.get("image_frame") == "stored" else header.upright
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image of any mode as 8-bit RGB, without metadata.
+
+    Grey, palette, CMYK and other colors are converted as Pillow does it; transparent pixels are seen over white.
+    Whole numbers of more than 8 bits are taken for 16 bits and divided by 257, unless none is above 255. Fractions from
+    0 to 1 are multiplied by 255; if one is above 1, all are taken for 0..255.
+
+    Raises:
+        ValueError: a value is negative, not finite, or above what its kind of pixels may have.
+    """
+    if image.mode[0] in "IF":  # I, I;16, I;16B, F
+        image = _eight_bits(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    rgb = image.convert("RGB")  # always a copy
+    # Without metadata nothing downstream (transformers' load_image does) can rotate it away from its boxes.
+    rgb.info = {}
+    return rgb
 
 
 class ImageCache:
@@ -118,24 +198,24 @@ class ImageCache:
     def get(self, example: Mapping[str, Any], needed: Callable[[Size], Size]) -> DecodedImage:
         """The image of an example, downscaled to the size that is needed.
 
-        Only images that come from a file are kept, under its path. `needed` gives
-        the size from the stored one, and must always give the same.
+        Only images that come from a file are kept, under its path. `needed` gives the size from that of the whole
+        image, and must always give the same.
         """
         source, _ = _image_source(example)
         if isinstance(source, Path) and source in self._images:
-            pixels, stored = self._images[source]
+            pixels, size = self._images[source]
             image = PIL.Image.fromarray(pixels)
         else:
             image = decode_image(example)
-            stored = image.height, image.width
-            height, width = needed(stored)
-            if height < stored[0] and width < stored[1]:
+            size = image.height, image.width
+            height, width = needed(size)
+            if height < size[0] and width < size[1]:
                 image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
             pixels = np.asarray(image)
             if isinstance(source, Path) and self.used_bytes + pixels.nbytes <= self.max_bytes:
-                self._images[source] = pixels, stored
+                self._images[source] = pixels, size
                 self.used_bytes += pixels.nbytes
-        return DecodedImage(image, (image.width / stored[1], image.height / stored[0]), stored)
+        return DecodedImage(image, (image.width / size[1], image.height / size[0]), size)
 
 
 def _image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Image.Image, str]:
@@ -175,6 +255,27 @@ def _opened(example: Mapping[str, Any]) -> Iterator[tuple[PIL.Image.Image, str]]
         yield image, name
 
 
+def _header(image: PIL.Image.Image, name: str) -> ImageHeader:
+    try:
+        orientation = _orientation(image)
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    # Pillow gives the upright size of TIFF files.
+    tags = getattr(image, "tag_v2", {})
+    width = tags.get(ExifTags.Base.ImageWidth, image.width)
+    return ImageHeader((tags.get(ExifTags.Base.ImageLength, image.height), width), orientation)
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    # Not the method of PNG images, which would decode the whole image to look for an orientation behind it.
+    orientation = PIL.Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in _TURNS else 1
+
+
+def _swap(pair: tuple[Number, Number]) -> tuple[Number, Number]:
+    return pair[1], pair[0]
+
+
 def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:
     """Ask a JPEG decoder for a smaller image; the scale (x, y) that it will really use."""
     width, height = image.size
@@ -186,28 +287,36 @@ def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:
     return extent_x / width, extent_y / height
 
 
-def _to_rgb(image: PIL.Image.Image, name: str) -> PIL.Image.Image:
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"{name}: has pixel mode {image.mode!r} (more than 8 bits a channel), whose range is unknown; "
-            "convert it to 8 bits"
-        )
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    rgb = image.convert("RGB")  # always a copy
-    # Without metadata nothing downstream (transformers' load_image does) can rotate it away from its boxes.
-    rgb.info = {}
-    return rgb
+def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    values = np.asarray(image)
+    least, most = values.min(initial=0), values.max(initial=0)
+    fractions = image.mode == "F"
+    limit = 255 if fractions else 65535
+    if not (least >= 0 and most <= limit):  # nor NaN
+        kind = "fractions from 0 to 1, or 0 to 255," if fractions else "whole numbers from 0 to 65535"
+        raise ValueError(f"its pixels of mode {image.mode!r} are {least} to {most}, not {kind}: convert it to 8 bits")
+    if fractions:
+        values = values * (255.0 if most <= 1 else 1.0)
+    elif most > 255 or image.mode != "I":
+        values = values / 257.0
+    return PIL.Image.fromarray(np.round(values).astype(np.uint8))
 
 
-def _check_size(image: PIL.Image.Image, name: str, example: Mapping[str, Any]) -> None:
-    """Refuse an image that is not as large as the annotations say."""
+def _check_size(header: ImageHeader, name: str, example: Mapping[str, Any]) -> None:
+    """Refuse an image that is not as large as the annotations say.
+
+    Read upright, the stored size will do as well: tools write it of photos that they show upright.
+    """
     height, width = example.get("height"), example.get("width")
-    if height is None or width is None or image.size == (width, height):
+    stored = example.get("image_frame") == "stored"
+    if height is None or width is None or (height, width) == header.stored:
         return
-    hint = " (made on an EXIF-rotated copy?)" if image.size == (height, width) else ""
+    if (height, width) == header.upright and not stored:
+        return
+    upright = (height, width) == header.upright
+    hint = " (the size of the upright picture, so leave out the image frame 'stored')" if upright else ""
     raise ValueError(
-        f"{name}: is {image.width}x{image.height} pixels, but the annotations say width={width}, "
+        f"{name}: is {header.stored[1]}x{header.stored[0]} pixels, but the annotations say width={width}, "
         f"height={height}{hint}; replace the image or correct the annotations"
     )
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .coco import load_part
+from .images import ImageFrame
 from .layouts import AnyPath, Part, choose_split, coco_part, find_parts
 from .rows import DetectionDataset, Portion
 from .tables import is_objects_source, load_splits, objects_dataset
@@ -26,6 +27,7 @@ def load_detection_dataset(
     boxless: bool = False,
     validation_share: float | None = None,
     split_seed: int = 0,
+    image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
     """Read one split of a data set as the usual tools write it.
 
@@ -63,6 +65,9 @@ def load_detection_dataset(
         validation_share: share of the images that is held out for validation where there is no split for it; 0.15 for
             the split "val" where it is not given; 0 for none.
         split_seed: chooses them.
+        image_frame: in what pixels boxes and sizes are. `"upright"`: of images turned by their EXIF orientation, as
+            annotation tools show them; sizes may be the stored ones all the same. `"stored"`: of the pixels as they lie
+            in the file. The images are read accordingly, and the log says how many have an orientation.
 
     Raises:
         FileNotFoundError: the folder (and the Hub data set), the json or an image is missing.
@@ -76,10 +81,12 @@ def load_detection_dataset(
         splits = load_splits(path)
         found, held_out = choose_split(splits, split, validation_share, str(path))
         name = f"{path} ({found})"
-        dataset = objects_dataset(splits[found], id2label=id2label, name=name, portion=portion(held_out))
+        dataset = objects_dataset(
+            splits[found], id2label=id2label, name=name, portion=portion(held_out), image_frame=image_frame
+        )
     else:
         part, held_out = find_part(path, split, annotations, images, validation_share)
-        dataset = load_part(part, id2label, boxless, portion(held_out))
+        dataset = load_part(part, id2label, boxless, portion(held_out), image_frame)
     logger.info("%s: %s, %d images of the split %r", path, dataset.kind, len(dataset), split)
     return dataset
 

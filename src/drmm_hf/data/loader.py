@@ -19,9 +19,10 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
+from .images import ImageFrame
 from .layouts import SPLITS, AnyPath
 from .load import VALIDATION_SHARE, load_detection_dataset
-from .rows import DetectionDataset
+from .rows import DatasetReport, DetectionDataset, turned_notice
 from .stream import load_streaming_dataset, mixed_seed, store_split
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,11 @@ class TrainingData(ABC):
         skip_empty: leave out images without a box that is no crowd.
         by_orientation: a batch has only images at least as wide as tall, or only taller ones, as in mmdet.
         strict: an image that cannot be read is an error; otherwise the next one replaces it.
+        image_frame: as in `load_detection_dataset`.
 
     Attributes:
         id2label, label2id: labels 0..C-1 and names.
+        report: what was changed in the boxes while reading; of a stream, in those that this process has read so far.
         epoch_images: images of an epoch of all processes; None where nothing tells.
 
     Raises:
@@ -87,8 +90,10 @@ class TrainingData(ABC):
     skip_empty: bool = False
     by_orientation: bool = False
     strict: bool = False
+    image_frame: ImageFrame = "upright"
 
     def __post_init__(self) -> None:
+        self.report = DatasetReport()
         self.id2label = self._open()
         self.label2id = {name: label for label, name in self.id2label.items()}
 
@@ -122,7 +127,8 @@ class TrainingData(ABC):
 
         Returns:
             `images`, a list of (3, h, w) uint8; `annotations`, COCO annotations of each in its pixels, as
-            `DrmmImageProcessor` takes them; and `skipped`, messages of images that could not be read.
+            `DrmmImageProcessor` takes them; `objects`, how many these are, and `dropped_boxes`, how many others are too
+            small in the augmented images or outside of them; and `skipped`, messages of images that could not be read.
 
         Raises:
             ValueError, FileNotFoundError: the data cannot be read.
@@ -189,31 +195,28 @@ class TableData(TrainingData):
     """A data set that can be read in any order."""
 
     def _open(self) -> dict[int, str]:
+        held_out = self.eval_split in SPLITS["val"] and not self.eval_annotations
         dataset = load_detection_dataset(
             self.path or ".",
             self.split,
             annotations=self.annotations,
             images=self.images,
             id2label=self.labels,
-            validation_share=VALIDATION_SHARE
-            if self.eval_split in SPLITS["val"] and not self.eval_annotations
-            else None,
+            validation_share=VALIDATION_SHARE if held_out else None,
+            image_frame=self.image_frame,
         )
         if dataset.report.boxes == dataset.report.crowd:  # crowd is not trained on
+            why = "all are `iscrowd`, regions that are neither trained on nor counted"
             raise ValueError(
                 f"{dataset.annotations_path}: no boxes to learn from in the split {self.split!r}: "
-                + (
-                    "all are `iscrowd`, regions that are neither trained on nor counted"
-                    if dataset.report.crowd
-                    else "none"
-                )
+                f"{why if dataset.report.crowd else 'none'}"
             )
         self.dataset = dataset
         if self.skip_empty:
             keep = [i for i, objects in enumerate(dataset.dataset["objects"]) if not all(objects["iscrowd"])]
             dataset = replace(dataset, dataset=dataset.dataset.select(keep))
         self.rows = dataset.dataset
-        self.epoch_images = len(dataset)
+        self.epoch_images, self.report = len(dataset), dataset.report
         return dataset.id2label
 
     def landscape_share(self) -> float:
@@ -230,6 +233,7 @@ class TableData(TrainingData):
             images=self.eval_images,
             id2label=self.id2label,
             validation_share=0 if self.annotations else None,
+            image_frame=self.image_frame,
         )
 
     def _wide(self) -> np.ndarray:
@@ -310,7 +314,8 @@ class StreamData(TrainingData):
     """
 
     def _open(self) -> dict[int, str]:
-        self.stream = load_streaming_dataset(self.path, self.split, id2label=self.labels)
+        labels, frame = self.labels, self.image_frame
+        self.stream = load_streaming_dataset(self.path, self.split, id2label=labels, image_frame=frame)
         self.epoch_images = self.epoch_images or self.stream.listed_images
         # The places in the stream where each reader goes on: of rows that wait for their batch, and of the next one.
         self._positions: dict[int, list[Place]] = {}
@@ -341,7 +346,7 @@ class StreamData(TrainingData):
 
     def evaluation_dataset(self) -> DetectionDataset:
         """The split is read once and stored in the cache folder of `datasets`."""
-        return store_split(self.path, self.eval_split or "val", self.id2label)
+        return store_split(self.path, self.eval_split or "val", self.id2label, self.image_frame)
 
     def position(self) -> Any:
         """The readers of every process and their positions."""
@@ -351,6 +356,9 @@ class StreamData(TrainingData):
     def batches(self, transform: Transform, first_step: int = 0, position: Any = None) -> Iterator[dict[str, Any]]:
         for batch in super().batches(transform, first_step, position):
             self._positions[batch.pop("reader")] = batch.pop("position")
+            before, self.report = self.report.turned_images, self.report + batch.pop("report")
+            if self.report.turned_images and not before:
+                self._warn(turned_notice(self.report, self.image_frame))
             yield batch
 
     def _start(self, first_step: int, position: Any) -> tuple[int, int]:
@@ -377,6 +385,7 @@ class StreamData(TrainingData):
         first_epoch, idle = start
         if reader < idle:
             yield None
+        self.stream.report = DatasetReport()
         waiting: defaultdict[bool, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
         rows = self._rows(self._positions.get(reader, [(first_epoch, 0)]), reader)
         for place, row, sample in self._samples(rows, transform):
@@ -386,7 +395,9 @@ class StreamData(TrainingData):
                 batch = make_batch([entry for _, entry in group])
                 group.clear()
                 others = sorted(other for entries in waiting.values() for other, _ in entries)
-                yield {**batch, "reader": reader, "position": [*others, (place[0], place[1] + 1)]}
+                read, self.stream.report = self.stream.report, DatasetReport()
+                position = [*others, (place[0], place[1] + 1)]
+                yield {**batch, "reader": reader, "position": position, "report": read}
 
     def _rows(self, position: Sequence[Sequence[int]], reader: int) -> Iterator[tuple[Place, dict[str, Any], int]]:
         """Rows with their places and seeds: those that wait, and all from the last place of the position on."""
@@ -436,7 +447,7 @@ class _Batches(IterableDataset):
 
 
 def make_batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Samples (`image`, `boxes` xyxy, `labels`, `image_id`, `skipped`) to what `TrainingData.batches` gives."""
+    """Samples of a transform, with `skipped`, to what `TrainingData.batches` gives."""
     annotations = []
     for sample in samples:
         boxes = box_convert(sample["boxes"].double(), "xyxy", "xywh").tolist()
@@ -445,8 +456,13 @@ def make_batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for box, label in zip(boxes, sample["labels"].tolist(), strict=True)
         ]
         annotations.append({"image_id": sample["image_id"], "annotations": records})
-    skipped = [message for sample in samples for message in sample["skipped"]]
-    return {"images": [sample["image"] for sample in samples], "annotations": annotations, "skipped": skipped}
+    return {
+        "images": [sample["image"] for sample in samples],
+        "annotations": annotations,
+        "objects": sum(len(annotation["annotations"]) for annotation in annotations),
+        "dropped_boxes": sum(sample["dropped_boxes"] for sample in samples),
+        "skipped": [message for sample in samples for message in sample["skipped"]],
+    }
 
 
 def _is_wide(row: Mapping[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The augmentation of the paper: images of many sizes, each one resample of the stored pixels."""
+"""The augmentation of the paper: images of many sizes, each one resample of the image pixels."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class PaperTransform(Augmentation):
 
     Every resize keeps the aspect ratio and, where the longer side would exceed `longest_edge`, makes that
     `longest_edge` instead. All choices are uniform. Sizes are rounded as in mmdet. The steps are done as one
-    bilinear, anti-aliased resample of the stored pixels; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that
+    bilinear, anti-aliased resample of the image pixels; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that
     is still at least as large as needed.
 
     Boxes are clipped to what the sample shows, and removed where nothing is left. Crowd boxes are removed.
@@ -66,20 +66,20 @@ class PaperTransform(Augmentation):
         self.crop_probability, self.horizontal_flip = crop_probability, horizontal_flip
 
     def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
-        def needed(stored: Size) -> Size:
-            scale_x, scale_y = self.view(stored, draws).scale
-            return round_up(stored[0] * scale_y), round_up(stored[1] * scale_x)
+        def needed(whole: Size) -> Size:
+            scale_x, scale_y = self.view(whole, draws).scale
+            return round_up(whole[0] * scale_y), round_up(whole[1] * scale_x)
 
         return decode_image_at_least(example, needed)
 
-    def view(self, stored: Size, draws: Sequence[float]) -> View:
+    def view(self, whole: Size, draws: Sequence[float]) -> View:
         flip, branch, first_edge, crop_height, crop_width, top, left, last_edge = draws
-        height, width = stored
+        height, width = whole
         shortest = _choose(self.shortest_edges, last_edge) if self.multi_scale else max(self.shortest_edges)
-        shown, source = stored, (0.0, 0.0, float(width), float(height))
+        shown, source = whole, (0.0, 0.0, float(width), float(height))
         if self.multi_scale and branch < self.crop_probability:
             # The crop is drawn in the image before the flip: its position is uniform, so the order does not matter.
-            tall, wide = self._fit(stored, _choose(self.crop_shortest_edges, first_edge))
+            tall, wide = self._fit(whole, _choose(self.crop_shortest_edges, first_edge))
             y1, y2 = self._crop_axis(tall, crop_height, top)
             x1, x2 = self._crop_axis(wide, crop_width, left)
             # Multiplied before the division, a crop to the image's edge ends exactly at that edge.

@@ -1,18 +1,22 @@
 """What a row of a detection data set is, and how the columns of a split become rows: cleaned and labeled once."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from ..annotations import ARE_THEY_CORNERS, MIN_SIDE, Records, clean_boxes, frame_problem
+from ..annotations import ARE_THEY_CORNERS, CLIP_TOLERANCE, MIN_SIDE, Records, clean_boxes, frame_problem
+from .images import ImageFrame, ImageHeader, Size, read_header
 
 logger = logging.getLogger(__name__)
 
+_SAMPLE = 100
+"""The headers of so many images of a split tell whether there are EXIF orientations."""
 OBJECT_FIELDS = ("id", "bbox", "category", "area", "iscrowd")
 MAX_SIDE = 2**31
 PIXELS = "a positive number of pixels"
@@ -24,16 +28,22 @@ class DatasetReport:
 
     `images` are all of the split, `boxes` those kept, crowd included; `boxless_images` have no box left to train on
     (crowd does not count); `clipped_boxes` are kept and stuck out by more than 0.05 px; `dropped_zero_area` had no area
-    in the file; `dropped_outside` lie wholly outside their image.
+    in the file; `dropped_outside` lie wholly outside their image; `turned_images` have an EXIF orientation, and
+    the boxes of `misfit_images` of these leave their image, but would not if that was not turned (or was).
     """
 
-    images: int
-    boxes: int
-    crowd: int
-    boxless_images: int
-    clipped_boxes: int
-    dropped_zero_area: int
-    dropped_outside: int
+    images: int = 0
+    boxes: int = 0
+    crowd: int = 0
+    boxless_images: int = 0
+    clipped_boxes: int = 0
+    dropped_zero_area: int = 0
+    dropped_outside: int = 0
+    turned_images: int = 0
+    misfit_images: int = 0
+
+    def __add__(self, other: "DatasetReport") -> "DatasetReport":
+        return DatasetReport(*(own + more for own, more in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def changed_boxes(self) -> int:
@@ -52,12 +62,12 @@ class DetectionDataset:
     """One split of a detection data set.
 
     `dataset` has one row an image: `image` (`datasets.Image(decode=False)`: the path or the bytes; decode with
-    `drmm_hf.data.decode_image`, which does not apply the EXIF rotation that `datasets` would), `image_id`
-    int64, `width` and `height` int32 (stored pixels), and `objects`, a dict of lists in file order: `id`
-    int64, `bbox` float32 `[x, y, width, height]` in pixels of the stored image, `category` (ClassLabel, the
-    contiguous label), `area` float32 (px², as in the file; that of the box where the file has none) and
-    `iscrowd` int8.
+    `drmm_hf.data.decode_image`), `image_id` int64, `width` and `height` int32 (pixels), and `objects`, a dict of lists
+    in file order: `id` int64, `bbox` float32 `[x, y, width, height]` in pixels of the image, `category` (ClassLabel,
+    the contiguous label), `area` float32 (px², as in the file; that of the box where the file has none) and `iscrowd`
+    int8.
 
+    All pixels are those of the image in its `image_frame`, which rows have as a column where it is not `"upright"`.
     `kind` says what it was read from; `id2label` and `label2id` are those for a model's configuration; `report` says
     what was changed while reading. `category_ids[label]` is the category id of the json, or -1 for a label (of a given
     `id2label`) it does not have. Data sets that do not come as COCO, and shares of a split, have a json too, made of
@@ -72,6 +82,7 @@ class DetectionDataset:
     images_dir: Path
     report: DatasetReport
     kind: str = ""
+    image_frame: ImageFrame = "upright"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -106,7 +117,7 @@ class Annotations:
     """Columns of one split, which messages call `source`: I images, C categories, M annotations in file order.
 
     `image_index` (M,) and `category_index` (M,) point into the images and categories; `boxes` (M, 4) are
-    `[x, y, width, height]` in pixels of the stored image, as in the file; `areas` (M,) is NaN where not given.
+    `[x, y, width, height]` in pixels of the image, as in the file; `areas` (M,) is NaN where not given.
     """
 
     source: str
@@ -169,18 +180,18 @@ class Annotations:
         return np.bincount(self.image_index[kept], minlength=len(self.image_ids)), objects, report
 
 
-def image_sizes(images: Records, stored: Callable[[int], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Widths and heights (I,) of images in stored pixels.
+def image_sizes(images: Records, size_of: Callable[[int], Size]) -> tuple[np.ndarray, np.ndarray]:
+    """Widths and heights (I,) of images in pixels.
 
     Args:
         images: with the fields `width` and `height`.
-        stored: the (height, width) of the image of an index, for those that are not given.
+        size_of: the (height, width) of the image of an index, for those that are not given.
     """
     sizes = [{"width": record.get("width"), "height": record.get("height")} for record in images.records]
     for index, size in enumerate(sizes):
         if any(side is None or side != side for side in size.values()):
             try:
-                size["height"], size["width"] = stored(index)
+                size["height"], size["width"] = size_of(index)
             except (OSError, ValueError) as error:
                 raise type(error)(f"{images.where(index)}: {error}") from error
     given = Records(sizes, images.where)
@@ -196,6 +207,7 @@ def build_detection_dataset(
     images_dir: Path,
     kind: str,
     portion: Portion | None = None,
+    image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
     """Clean and label annotations.
 
@@ -203,16 +215,18 @@ def build_detection_dataset(
         id2label: labels of an existing model; None for those of the data.
         pictures: path of every image, or a data set with the one column `image`.
         portion: which of the images; None for all.
+        image_frame: that of the boxes, and so of the images.
 
     Raises:
         ValueError: the boxes are no pixels, or the categories do not fit `id2label`.
     """
     source, of = annotations.source, annotations.image_index
+    annotations, turned, misfit = _in_frame(annotations, pictures, image_frame)
     if problem := frame_problem(annotations.boxes, annotations.widths[of], annotations.heights[of]):
         raise ValueError(f"{source}: {problem}")
     if portion is not None:
         chosen = portion.indices(len(annotations.image_ids), source)
-        annotations = annotations.select(chosen)
+        annotations, turned, misfit = annotations.select(chosen), turned[chosen], misfit[chosen]
         if isinstance(pictures, datasets.Dataset):
             pictures = pictures.select(chosen)
         else:
@@ -221,6 +235,9 @@ def build_detection_dataset(
     used = set(annotations.category_index.tolist())
     check_known([name for index, name in enumerate(annotations.category_names) if index in used], labels, source)
     counts, objects, report = annotations.clean(labels)
+    report = replace(report, turned_images=int(turned.sum()), misfit_images=int(misfit.sum()))
+    if report.turned_images:
+        logger.warning("%s: %s", source, turned_notice(report, image_frame))
     if report.changed_boxes or not report.boxes:
         logger.warning(
             "%s: %d boxes clipped to their image, %d without area and %d wholly outside dropped; %s in %d images%s",
@@ -230,7 +247,7 @@ def build_detection_dataset(
         )
     id_of = dict(zip(annotations.category_names, annotations.category_ids, strict=True))
     return DetectionDataset(
-        dataset=_as_dataset(annotations, counts, objects, labels, pictures),
+        dataset=_as_dataset(annotations, counts, objects, labels, pictures, image_frame),
         id2label=dict(enumerate(labels)),
         label2id={name: label for label, name in enumerate(labels)},
         category_ids=[id_of.get(name, -1) for name in labels],
@@ -238,7 +255,58 @@ def build_detection_dataset(
         images_dir=images_dir,
         report=report,
         kind=kind,
+        image_frame=image_frame,
     )
+
+
+def turned_notice(report: DatasetReport, image_frame: ImageFrame) -> str:
+    """What is said of images with an EXIF orientation."""
+    how, other = ("upright", "stored") if image_frame == "upright" else ("as they are stored", "upright")
+    misfit = f" (but in {report.misfit_images} images they only fit the other way)" if report.misfit_images else ""
+    return (
+        f"{report.turned_images} of {report.images} images have an EXIF orientation; they are read {how}, and their "
+        f"boxes are taken to be drawn so{misfit}. If they are not: --image-frame {other}"
+    )
+
+
+def _in_frame(
+    annotations: Annotations, pictures: Sequence[str] | datasets.Dataset, image_frame: ImageFrame
+) -> tuple[Annotations, np.ndarray, np.ndarray]:
+    """Annotations with the sizes that images have in their frame.
+
+    Headers are read of a sample, of images that a box leaves, and, where one of them is turned, of all.
+
+    Returns:
+        The annotations; which images (I,) have an EXIF orientation; and of which (I,) the boxes only fit the other way.
+    """
+    index, number = annotations.image_index, len(annotations.image_ids)
+    widths, heights = annotations.widths.copy(), annotations.heights.copy()
+    ends = annotations.boxes[:, :2] + annotations.boxes[:, 2:] - CLIP_TOLERANCE
+
+    def left(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+        """Which images (I,) a box leaves."""
+        outside = (ends > np.stack([widths[index], heights[index]], axis=1)).any(axis=1)
+        return np.bincount(index[outside], minlength=number) > 0
+
+    headers: dict[int, ImageHeader] = {}
+
+    def look(places: np.ndarray) -> bool:
+        for place in set(places.tolist()) - set(headers):
+            with contextlib.suppress(OSError, ValueError):  # what decodes the image will say why
+                picture = pictures[place]
+                headers[place] = read_header(picture if isinstance(picture, Mapping) else {"image": picture})
+        return any(header.turned for header in headers.values())
+
+    sample = np.linspace(0, number - 1, min(number, _SAMPLE)).astype(int)
+    if look(np.concatenate([sample, np.flatnonzero(left(widths, heights))])):
+        look(np.arange(number))
+    turned, across = np.zeros((2, number), dtype=bool)
+    for place, header in headers.items():
+        turned[place], across[place] = header.turned, header.upright != header.stored
+        if image_frame == "upright" and (heights[place], widths[place]) == header.stored:
+            heights[place], widths[place] = header.upright
+    misfit = across & left(widths, heights) & ~left(heights, widths)
+    return replace(annotations, widths=widths, heights=heights), turned, misfit
 
 
 def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> None:
@@ -294,6 +362,7 @@ def _as_dataset(
     objects: Mapping[str, np.ndarray],
     labels: Sequence[str],
     pictures: Sequence[str] | datasets.Dataset,
+    image_frame: ImageFrame,
 ) -> datasets.Dataset:
     """Assemble the Arrow columns without a Python object per box."""
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), type=pa.int32())
@@ -307,6 +376,9 @@ def _as_dataset(
         "objects": pa.StructArray.from_arrays(lists, names=list(flat)),
     }
     features = row_features(labels)
+    if image_frame != "upright":
+        columns["image_frame"] = pa.array([image_frame] * len(counts))
+        features["image_frame"] = datasets.Value("string")
     if isinstance(pictures, datasets.Dataset):
         del features["image"]
         rest = datasets.Dataset.from_dict(columns, features=features)

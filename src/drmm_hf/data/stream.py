@@ -1,6 +1,7 @@
 """Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import IterableDataset
 
 from ..annotations import Records, frame_problem
-from .images import stored_size
+from .images import ImageFrame, Size, read_header
 from .layouts import AnyPath, choose_split
-from .rows import MAX_SIDE, PIXELS, DetectionDataset, check_known, ordered_labels, row_features
+from .rows import MAX_SIDE, PIXELS, DatasetReport, DetectionDataset, check_known, ordered_labels, row_features
 from .tables import Schema, is_saved, objects_dataset, reason_of, unreadable
 from .tars import TarError, read_tars
 
@@ -36,6 +37,8 @@ class StreamingDetectionDataset(IterableDataset):
         name: what messages call the data set.
         schema: what its rows are called and hold.
         rows: the `datasets.IterableDataset` below.
+        image_frame: as in `load_streaming_dataset`.
+        report: counts of what was iterated over so far in this process, and of what was changed.
     """
 
     def __init__(
@@ -43,10 +46,12 @@ class StreamingDetectionDataset(IterableDataset):
         rows: datasets.IterableDataset,
         id2label: Mapping[int, str],
         schema: Schema,
+        image_frame: ImageFrame = "upright",
     ):
         self.rows, self.schema, self.name, self.class_names = rows, schema, schema.name, schema.class_names
         self.id2label = dict(enumerate(ordered_labels(id2label)))
         self.label2id = {label_name: label for label, label_name in self.id2label.items()}
+        self.image_frame, self.report = image_frame, DatasetReport()
 
     @property
     def num_shards(self) -> int:
@@ -117,28 +122,36 @@ class StreamingDetectionDataset(IterableDataset):
             picture = {**picture, "path": label}
         elif isinstance(picture, Mapping) and image_id < 0:
             label = f"{self.name}: {picture['path']}"
-        width, height = self._size(row, picture, label)
+        size, turned = self._size(row, picture, label)
+        height, width = size or (None, None)
         sizes = np.array([width or MAX_SIDE]), np.array([height or MAX_SIDE])
         ids = np.zeros(1, dtype=np.int64)
         annotations = self.schema.read([row["objects"]], ids, sizes, self.id2label, lambda _: label)
         labels = list(self.label2id)
         check_known(annotations.category_names, labels, label)
-        objects = {field: values.tolist() for field, values in annotations.clean(labels)[1].items()}
+        _, clean, report = annotations.clean(labels)
+        self.report += replace(report, turned_images=int(turned))
+        objects = {field: values.tolist() for field, values in clean.items()}
         row = {"image": picture, "image_id": image_id, "width": width, "height": height, "objects": objects}
+        if self.image_frame != "upright":
+            row["image_frame"] = self.image_frame
         return row, annotations.boxes
 
-    def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[int | None, int | None]:
+    def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[Size | None, bool]:
+        """(height, width) in the frame, if it is known, and whether the image has an EXIF orientation."""
         given = Records([row], lambda _: label, self.schema.columns)
-        sides = [
+        height, width = (
             None if row[side] is None else int(given.integers(side, PIXELS, 1, MAX_SIDE)[0])
             for side in ("height", "width")
-        ]
-        if None in sides:
-            try:
-                sides = list(stored_size({"image": picture}))
-            except (OSError, ValueError):  # what decodes the image will say why
-                return None, None
-        return sides[1], sides[0]
+        )
+        size = None if height is None or width is None else (height, width)
+        try:
+            header = read_header({"image": picture})
+        except (OSError, ValueError):  # what decodes the image will say why
+            return size, False
+        if size is None or size == header.stored:
+            size = header.upright if self.image_frame == "upright" else header.stored
+        return size, header.turned
 
 
 def load_streaming_dataset(
@@ -147,6 +160,7 @@ def load_streaming_dataset(
     *,
     id2label: Mapping[int, str] | None = None,
     columns: Mapping[str, str] | None = None,
+    image_frame: ImageFrame = "upright",
 ) -> StreamingDetectionDataset:
     """Open one split of a sharded data set; only what is iterated over is read, and nothing is kept on disk.
 
@@ -159,6 +173,7 @@ def load_streaming_dataset(
         id2label: labels 0..C-1 and names. Needed unless the category is a ClassLabel, whose names must be in it;
             integer categories are labels, texts are names.
         columns: names of the data set by those of the schema, as in `objects_dataset`.
+        image_frame: as in `load_detection_dataset`.
 
     Raises:
         FileNotFoundError: there is neither such a folder nor such a data set that can be reached.
@@ -192,22 +207,24 @@ def load_streaming_dataset(
     if id2label is None and schema.class_names is None:
         raise ValueError(f"{name}: objects.{schema.columns['category']} is no ClassLabel; give `id2label` (--classes)")
     labels = dict(enumerate(schema.class_names or ())) if id2label is None else id2label
-    result = StreamingDetectionDataset(rows, labels, schema)
+    result = StreamingDetectionDataset(rows, labels, schema, image_frame)
     check_known(schema.class_names or (), list(result.label2id), name)
     return result
 
 
-def store_split(path: AnyPath, split: str, id2label: Mapping[int, str]) -> DetectionDataset:
+def store_split(
+    path: AnyPath, split: str, id2label: Mapping[int, str], image_frame: ImageFrame = "upright"
+) -> DetectionDataset:
     """One split of a sharded data set as a table, which is made from the stream where it is not in the cache yet.
 
     Raises:
         FileNotFoundError, ValueError: as `load_streaming_dataset` and its rows.
     """
-    stream = load_streaming_dataset(path, split, id2label=id2label)
+    stream = load_streaming_dataset(path, split, id2label=id2label, image_frame=image_frame)
     # the builder's cache folder changes with the shards, and so does the name under which this is stored
     root = Path(path).expanduser()
     version = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path)).cache_dir
-    arguments = {"path": str(path), "split": split, "labels": dict(id2label), "version": version}
+    arguments = {"path": str(path), "split": split, "labels": dict(id2label), "frame": image_frame, "version": version}
     features = row_features(list(stream.id2label.values()))
     features |= {"width": datasets.Value("int64"), "height": datasets.Value("int64")}
     try:
@@ -216,11 +233,14 @@ def store_split(path: AnyPath, split: str, id2label: Mapping[int, str]) -> Detec
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None
         raise
-    return objects_dataset(table, id2label=id2label, name=stream.name)
+    return objects_dataset(table, id2label=id2label, name=stream.name, image_frame=image_frame)
 
 
-def _rows_of(path: str, split: str, labels: dict[int, str], version: str) -> Iterator[dict[str, Any]]:
-    yield from load_streaming_dataset(path, split, id2label=labels)
+def _rows_of(
+    path: str, split: str, labels: dict[int, str], frame: ImageFrame, version: str
+) -> Iterator[dict[str, Any]]:
+    for row in load_streaming_dataset(path, split, id2label=labels, image_frame=frame):
+        yield {name: row[name] for name in ("image", "image_id", "width", "height", "objects")}
 
 
 def mixed_seed(*parts: int) -> int:

@@ -17,7 +17,7 @@ from ..annotations import Records
 from ..configuration_drmm import shown
 from ..files import collection_paused
 from .coco import with_ground_truth
-from .images import stored_size
+from .images import ImageFrame, image_size
 from .layouts import AnyPath
 from .rows import (
     OBJECT_FIELDS,
@@ -51,13 +51,14 @@ def objects_dataset(
     name: str = "dataset",
     columns: Mapping[str, str] | None = None,
     portion: Portion | None = None,
+    image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
     """Make a detection data set of one with the `objects` schema (that of cppe-5).
 
-    A row is an image: `image` (a `datasets.Image`), `image_id`, `width`, `height` (pixels of the stored image, without
-    EXIF rotation) and `objects`, a dict of lists or a list of dicts: `id`, `bbox` `[x, y, width, height]` in pixels of
-    the stored image, `category` (ClassLabel, name, or integer), `area` (px²) and `iscrowd`. All but `image`,
-    `objects.bbox` and `objects.category` may be missing; `categories` is accepted for `category`.
+    A row is an image: `image` (a `datasets.Image`), `image_id`, `width`, `height` (pixels) and `objects`, a dict of
+    lists or a list of dicts: `id`, `bbox` `[x, y, width, height]` in pixels of the image, `category` (ClassLabel, name,
+    or integer), `area` (px²) and `iscrowd`. All but `image`, `objects.bbox` and `objects.category` may be missing;
+    `categories` is accepted for `category`.
 
     Names are those of the ClassLabel, or the sorted texts, or for integers those of `id2label` at that label and
     `class_0`, `class_1`, ... without it. Missing sizes are read from the headers of the image files; no pixel is
@@ -72,6 +73,7 @@ def objects_dataset(
         columns: names of the data set by those of the schema, where they differ: `{"image": "photo",
             "bbox": "boxes"}`.
         portion: which of the images; None for all.
+        image_frame: as in `load_detection_dataset`.
 
     Raises:
         FileNotFoundError: an image whose size is needed is missing.
@@ -91,7 +93,7 @@ def objects_dataset(
     with collection_paused():
         rows = table.with_format("arrow")[:].to_pylist()
         images = Records(rows, lambda row: f"{name}: row {row}", schema.columns)
-        sizes = image_sizes(images, lambda row: stored_size(pictures[row]))
+        sizes = image_sizes(images, lambda row: image_size({**pictures[row], "image_frame": image_frame}))
         image_ids, given = images.ids_or_numbers("image_id")
         if not given and "image_id" in table.column_names:
             logger.warning("%s: image_id are not different integers; row numbers are used instead", name)
@@ -106,6 +108,7 @@ def objects_dataset(
         images_dir=cache,
         kind=f"datasets ({builder})" if builder else "datasets",
         portion=portion,
+        image_frame=image_frame,
     )
     return with_ground_truth(result, name)
 

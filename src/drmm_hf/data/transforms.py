@@ -24,11 +24,11 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 class View:
     """What a sample shows of its image, and how.
 
-    The rectangle `source`, `(left, top, right, bottom)` in stored pixels, is resampled to the rectangle `target` in
+    The rectangle `source`, `(left, top, right, bottom)` in image pixels, is resampled to the rectangle `target` in
     pixels of the sample, whose size is `size`, `(height, width)`. Brightness, contrast and saturation are multiplied by
     the factors `color`. Then the sample is mirrored left to right and top to bottom, as `flip` says.
 
-    `origin`, `(x, y)` in stored pixels, decides only how boxes are rounded: it is subtracted from them first.
+    `origin`, `(x, y)` in image pixels, decides only how boxes are rounded: it is subtracted from them first.
     """
 
     source: tuple[float, float, float, float]
@@ -40,7 +40,7 @@ class View:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels of the sample per stored pixel, `(x, y)`."""
+        """Pixels of the sample per image pixel, `(x, y)`."""
         x, y = ((self.target[i + 2] - self.target[i]) / (self.source[i + 2] - self.source[i]) for i in (0, 1))
         return x, y
 
@@ -58,7 +58,7 @@ class View:
         return sample.flip(axes) if axes else sample
 
     def move_boxes(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Boxes (N, 4) xyxy in stored pixels to pixels of the sample: whole ones, and what lies inside of it."""
+        """Boxes (N, 4) xyxy in image pixels to pixels of the sample: whole ones, and what lies inside of it."""
         scale = self.scale
         shift = [self.target[i] - (self.source[i] - self.origin[i]) * scale[i] for i in (0, 1)]
         origin, factor, offset = (torch.tensor(pair).repeat(2) for pair in (self.origin, scale, shift))
@@ -87,7 +87,8 @@ class Augmentation(ABC):
 
         Returns:
             `image` (3, height, width) uint8 RGB; `boxes` (N, 4) float32 xyxy in pixels of that image;
-            `labels` (N,) int64; `image_id` int (-1 where the example has none).
+            `labels` (N,) int64; `image_id` int (-1 where the example has none); `dropped_boxes`, how many are too small
+            in this image or outside of it.
 
         Raises:
             FileNotFoundError, ValueError: the image is missing or cannot be decoded; the message names the
@@ -95,7 +96,7 @@ class Augmentation(ABC):
         """
         draws = torch.rand(8, generator=generator).tolist()
         decoded = self.decode(example, draws)
-        view = self.view(decoded.stored_size, draws)
+        view = self.view(decoded.size, draws)
         boxes, labels = read_targets(example)
         whole, boxes = view.move_boxes(boxes)
         sides, whole_sides = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
@@ -106,11 +107,12 @@ class Augmentation(ABC):
             "boxes": boxes[keep],
             "labels": labels[keep],
             "image_id": int(example.get("image_id", -1)),
+            "dropped_boxes": int((~keep).sum()),
         }
 
     @abstractmethod
-    def view(self, stored: Size, draws: Sequence[float]) -> View:
-        """What to show of a stored image (height, width); `draws` are eight values in 0 <= value < 1."""
+    def view(self, whole: Size, draws: Sequence[float]) -> View:
+        """What to show of an image whose size is `whole`; `draws` are eight values in 0 <= value < 1."""
 
     @abstractmethod
     def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
@@ -122,7 +124,7 @@ class TrainTransform(Augmentation):
 
     The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it,
     shifted, cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear,
-    anti-aliased resample of the stored pixels; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is still
+    anti-aliased resample of the image pixels; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is still
     at least as large as needed.
 
     Boxes follow the resample exactly and are clipped to the canvas. A box is removed where less than
@@ -175,11 +177,11 @@ class TrainTransform(Augmentation):
         self.keep_aspect, self.fill = keep_aspect, fill
         self.cache = ImageCache(cache_bytes) if cache_bytes else None
 
-    def view(self, stored: Size, draws: Sequence[float]) -> View:
+    def view(self, whole: Size, draws: Sequence[float]) -> View:
         zoom, shifts, color, flips = self._zoom(draws[0]), draws[1:3], draws[3:6], draws[6:]
         (top, bottom, above, below), (left, right, before, after) = (
             place_axis(side, canvas, fit * zoom, self.translate, draw)
-            for side, canvas, fit, draw in zip(stored, self.size, self._fit(stored), shifts, strict=True)
+            for side, canvas, fit, draw in zip(whole, self.size, self._fit(whole), shifts, strict=True)
         )
         brightness, contrast, saturation = (1 + self.color_jitter * (2 * draw - 1) for draw in color)
         return View(
@@ -192,22 +194,22 @@ class TrainTransform(Augmentation):
 
     def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
         if self.cache is not None:
-            return self.cache.get(example, lambda stored: self._zoomed_size(stored, self.scale_range[1]))
-        return decode_image_at_least(example, lambda stored: self._zoomed_size(stored, self._zoom(draws[0])))
+            return self.cache.get(example, lambda whole: self._zoomed_size(whole, self.scale_range[1]))
+        return decode_image_at_least(example, lambda whole: self._zoomed_size(whole, self._zoom(draws[0])))
 
     def _zoom(self, draw: float) -> float:
         low, high = map(math.log, self.scale_range)
         return math.exp(low + (high - low) * draw)
 
-    def _fit(self, stored: Size) -> tuple[float, float]:
+    def _fit(self, whole: Size) -> tuple[float, float]:
         """Vertical and horizontal zoom that fits the whole image into the canvas."""
-        vertical, horizontal = self.size[0] / stored[0], self.size[1] / stored[1]
+        vertical, horizontal = self.size[0] / whole[0], self.size[1] / whole[1]
         return (min(vertical, horizontal),) * 2 if self.keep_aspect else (vertical, horizontal)
 
-    def _zoomed_size(self, stored: Size, zoom: float) -> Size:
+    def _zoomed_size(self, whole: Size, zoom: float) -> Size:
         """Height and width in canvas pixels of the whole image, rounded up."""
-        vertical, horizontal = self._fit(stored)
-        return max(1, round_up(stored[0] * vertical * zoom)), max(1, round_up(stored[1] * horizontal * zoom))
+        vertical, horizontal = self._fit(whole)
+        return max(1, round_up(whole[0] * vertical * zoom)), max(1, round_up(whole[1] * horizontal * zoom))
 
 
 def check_argument(name: str, value: Any, good: bool, wanted: str) -> None:
@@ -247,7 +249,7 @@ def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
 
 
 def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (N, 4) float32 xyxy in stored pixels and labels (N,) int64 of an example, without crowd."""
+    """Boxes (N, 4) float32 xyxy in image pixels and labels (N,) int64 of an example, without crowd."""
     objects = example.get("objects")
     if not isinstance(objects, Mapping) or "bbox" not in objects or "category" not in objects:
         raise ValueError(
@@ -276,13 +278,13 @@ def jitter_color(image: PIL.Image.Image, brightness: float, contrast: float, sat
     return image.convert("RGB", tuple(matrix.reshape(-1).tolist()))
 
 
-def place_axis(stored: int, canvas: int, scale: float, translate: float, draw: float) -> tuple[float, float, int, int]:
-    """Place `stored` pixels, zoomed by `scale`, on `canvas` pixels; `draw` in 0..1 chooses the shift.
+def place_axis(side: int, canvas: int, scale: float, translate: float, draw: float) -> tuple[float, float, int, int]:
+    """Place `side` pixels, zoomed by `scale`, on `canvas` pixels; `draw` in 0..1 chooses the shift.
 
     Returns:
-        first and last stored pixel that are shown, and the first and last-plus-one pixel of the canvas that show them.
+        first and last image pixel that are shown, and the first and last-plus-one pixel of the canvas that show them.
     """
-    length = stored * scale
+    length = side * scale
     slack = canvas - length
     start = slack / 2 + (2 * draw - 1) * (abs(slack) / 2 + translate * canvas)
     # Some of the image stays on the canvas, whatever the shift.
@@ -291,5 +293,5 @@ def place_axis(stored: int, canvas: int, scale: float, translate: float, draw: f
     high = max(min(canvas, round(start + length)), low + 1)
     # A side that is not cropped is resampled whole: its scale differs by the rounding of the target only.
     first = -start / scale if start < 0 else 0.0
-    last = min((canvas - start) / scale, float(stored)) if start + length > canvas else float(stored)
+    last = min((canvas - start) / scale, float(side)) if start + length > canvas else float(side)
     return first, last, low, high

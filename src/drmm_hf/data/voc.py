@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .yolo import IMAGE_SUFFIXES
+from .images import ImageFrame
+from .yolo import is_image
 
-_Found = dict[str, tuple[Path, Sequence[Path], Callable[[], tuple[Any, None]]]]
+_Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
 
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
@@ -39,7 +40,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.xml")) if folder.is_dir() else []
+    return sorted(folder.glob("[!.]*.xml")) if folder.is_dir() else []
 
 
 def _listed(folder: Path, line: str) -> Path:
@@ -52,7 +53,7 @@ def _split(root: Path, files: Sequence[Path], everything: Sequence[Path]) -> Any
     here = files[0].parent
     folders = [folder / name for folder in (here.parent, root) for name in ("JPEGImages", "images")]
     folders = [*dict.fromkeys([*folders, here])]
-    return here, folders, lambda: (_read(files, everything, folders), None)
+    return here, folders, lambda _: (_read(files, everything, folders), None)
 
 
 def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[Path]) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
     An image has the name of its xml file; that which is written there is often the one before it was renamed.
     """
     present = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
-    image_of = {file.stem: file.name for file in present if file.suffix.lower() in IMAGE_SUFFIXES}
+    image_of = {file.stem: file.name for file in present if is_image(file)}
     trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}
     names = sorted({_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")})
     images: list[dict[str, Any]] = []

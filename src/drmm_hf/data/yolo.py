@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from .images import stored_size
+from .images import ImageFrame, image_size
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-_Found = dict[str, tuple[Path, Sequence[Path], Callable[[], tuple[Any, list[str]]]]]
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+_Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, list[str]]]]]
 
 
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
@@ -34,7 +34,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         images = next((files for place in places if (files := _images(place, root))), [])
         if images and any(_label_file(image).is_file() for image in images):
             found[split] = _part(root, source, settings, images)
-    images = [] if found else [*_images(root / "images", root), *sorted(filter(_is_image, root.iterdir()))]
+    images = [] if found else [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
     if images and (source or any(_label_file(image).is_file() for image in images)):
         found["train"] = _part(root, source, settings, images)
     return found
@@ -43,7 +43,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: list[Path]) -> Any:
     names = settings.get("names")
     keypoints = bool(settings.get("kpt_shape"))
-    return source or root, [root], lambda: (_read(names, images, keypoints), list(map(str, images)))
+    return source or root, [root], lambda frame: (_read(names, images, keypoints, frame), list(map(str, images)))
 
 
 def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -65,8 +65,9 @@ def _as_list(value: Any) -> list[str]:
     return [str(entry) for entry in value] if isinstance(value, list) else [] if value is None else [str(value)]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture by its name, and not what macOS writes beside each."""
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
 
 
 def _images(place: Path, root: Path) -> list[Path]:
@@ -74,10 +75,15 @@ def _images(place: Path, root: Path) -> list[Path]:
     if place.suffix == ".txt" and place.is_file():
         lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
         files = [Path(os.path.normpath(root / line)) for line in lines if line]
-        if outside := [file for file in files if not file.is_relative_to(root)]:
+        # A list that was written on another machine has the paths of that one.
+        files = [
+            file if file.is_relative_to(root) else root / "images" / str(file).rpartition("/images/")[2]
+            for file in files
+        ]
+        if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
             raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
         return files
-    return sorted(filter(_is_image, place.rglob("*"))) if place.is_dir() else []
+    return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
 
 
 def _label_file(image: Path) -> Path:
@@ -87,13 +93,13 @@ def _label_file(image: Path) -> Path:
     return other if found and other.is_file() else image.with_suffix(".txt")
 
 
-def _read(names: Any, images: Sequence[Path], keypoints: bool) -> dict[str, Any]:
-    """The content as COCO instances."""
+def _read(names: Any, images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
+    """The content as COCO instances, in pixels of images that are read in this frame."""
     known = dict(names) if isinstance(names, Mapping) else dict(enumerate(names)) if isinstance(names, list) else {}
     records: list[dict[str, Any]] = []
     sizes = []
     for number, image in enumerate(images):
-        height, width = stored_size({"image": image})
+        height, width = image_size({"image": image, "image_frame": frame})
         sizes.append({"id": number, "file_name": str(image), "width": width, "height": height})
         file = _label_file(image)
         lines = file.read_text("utf-8-sig").splitlines() if file.is_file() else []

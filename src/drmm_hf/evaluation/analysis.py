@@ -171,11 +171,11 @@ def rank_images(errors: Sequence[Mapping[str, Mapping[str, float]]], count: int)
 def result_names(checkpoints: Sequence[str]) -> list[str]:
     """A short name for each checkpoint, unique whatever the case of its letters, and fit for a file name.
 
-    The folder's own name, or its parent's where it is called just `model`; where two would be the same, more of
-    the path.
+    The folder's own name, or its parent's where it is called just `model` or `results`; where two would be the same,
+    more of the path.
     """
     paths = [[part for part in Path(checkpoint).parts if part not in ("/", ".", "..")] for checkpoint in checkpoints]
-    stems = [parts[:-1] if len(parts) > 1 and parts[-1] == "model" else parts for parts in paths]
+    stems = [parts[:-1] if len(parts) > 1 and parts[-1] in ("model", "results") else parts for parts in paths]
     names: list[str] = []
     for index, parts in enumerate(stems):
         others = [other for place, other in enumerate(stems) if place != index]

@@ -1,27 +1,38 @@
 """Runs a detector over images: pictures, or a whole data set to COCO results. Everything that predicts comes here."""
 
 import contextlib
+import http.client
 import itertools
+import logging
+import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig
 
-from ..data import DetectionDataset, StreamingDetectionDataset, decode_image, open_image
+from ..data import DetectionDataset, StreamingDetectionDataset, decode_image
+from ..data.rows import turned_notice
+from ..image_processing_drmm import DrmmImageProcessor
+from ..postprocessing import select_detections
 from .coco import detections_to_coco
+
+logger = logging.getLogger(__name__)
 
 Detection = dict[str, torch.Tensor]
 Row = Mapping[str, Any]
 Prepared = TypeVar("Prepared")
 
+TIMEOUT, MAX_DOWNLOAD = 60, 512 * 2**20  # of a picture from a URL: seconds without an answer, and bytes
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
 
@@ -120,6 +131,8 @@ def predict_stream(
     """
     rows: list[dict[str, Any]] = []
     results = predict_dataset(model, processor, dataset, rows=rows, **options)
+    if dataset.report.turned_images:
+        logger.warning("%s: %s", dataset.name, turned_notice(dataset.report, dataset.image_frame))
     annotations = [{"image_id": row["image_id"], **one} for row in rows for one in object_records(row)]
     return results, {
         "images": [{"id": row["image_id"], "width": row["width"], "height": row["height"]} for row in rows],
@@ -201,33 +214,59 @@ def predict_images(
         return _detect(model, processor, inputs, sizes, threshold, top_k)
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
-    """Image files named by `inputs`, each once, in order; a folder stands for the images directly in it.
+def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[str]:
+    """Image files and URLs named by `inputs`, each once, in order; a folder stands for all images in it and below it.
+
+    Args:
+        inputs: files, folders, and addresses that begin with http:// or https://.
+        leave_out: a folder that is not searched, such as the one for the output.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no images.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, None] = {}
     for text in inputs:
         path = Path(text)
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-            if not inside:
+        if is_url(text):
+            found[text] = None
+        elif path.is_dir():
+            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if leave_out is not None:
+                below = [file for file in below if leave_out.resolve() not in file.resolve().parents]
+            if not below:
                 raise FileNotFoundError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")
-            found.update(dict.fromkeys(inside))
+            found.update(dict.fromkeys(map(str, below)))
         elif path.is_file():
-            found[path] = None
+            found[str(path)] = None
         else:
             raise FileNotFoundError(f"{path}: no such image file or folder")
     return list(found)
 
 
-def open_upright(path: Path) -> Image.Image:
-    """RGB image as viewers show it, turned by its EXIF orientation; `open_image` keeps the stored frame."""
-    image = open_image(path)
-    with Image.open(path) as stored:
-        image.getexif()[ExifTags.Base.Orientation] = stored.getexif().get(ExifTags.Base.Orientation, 1)
-    return ImageOps.exif_transpose(image)
+def is_url(text: str) -> bool:
+    """Whether an input is an address of the web."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def open_source(source: str | PathLike[str], image_frame: str = "upright") -> Image.Image:
+    """RGB image of a file or a URL.
+
+    Args:
+        image_frame: upright, as viewers show it, or stored, as `decode_image` has it.
+
+    Raises:
+        OSError, ValueError: as `decode_image`, or the URL cannot be read; the message names it.
+    """
+    if not is_url(str(source)):
+        return decode_image({"image": source, "image_frame": image_frame})
+    try:
+        with urllib.request.urlopen(str(source), timeout=TIMEOUT) as answer:
+            content = answer.read(MAX_DOWNLOAD + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{source}: cannot be downloaded: {error}") from error
+    if len(content) > MAX_DOWNLOAD:
+        raise OSError(f"{source}: has more than {MAX_DOWNLOAD >> 20} MiB; download it yourself")
+    return decode_image({"image": {"path": str(source), "bytes": content}, "image_frame": image_frame})
 
 
 def prepared_batches(
@@ -300,7 +339,19 @@ def _detect(
     top_k: int,
 ) -> list[Detection]:
     outputs = model(**to_model(model, inputs))
-    detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes, top_k=top_k)
+    if isinstance(processor, DrmmImageProcessor):
+        detections = select_detections(outputs, threshold, sizes, top_k)
+    elif outputs.get("pred_scales") is not None:  # D-RMM on a stock detector, whose processor knows nothing of scales
+        logits, config = outputs["logits"], cast(PreTrainedConfig, model.config)
+        if logits.shape[-1] > len(config.id2label or {}):  # a softmax with the background
+            logits = torch.logit(logits.softmax(dim=-1)[..., :-1])
+        detections = select_detections({**outputs, "logits": logits}, threshold, sizes, top_k)
+    else:  # stock detectors disagree about what a score is, and their processors know
+        detections = processor.post_process_object_detection(outputs, threshold=threshold, target_sizes=sizes)
+        best = [one["scores"].topk(min(top_k, len(one["scores"]))).indices for one in detections]
+        detections = [
+            {name: value[index] for name, value in one.items()} for one, index in zip(detections, best, strict=True)
+        ]
     return [
         {name: value.float().cpu() if value.is_floating_point() else value.cpu() for name, value in one.items()}
         for one in detections

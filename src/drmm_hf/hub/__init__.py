@@ -1,11 +1,10 @@
 """Checkpoints that carry their own code, model cards, and publishing to the Hugging Face Hub."""
 
-from .card import checkpoint_card, write_checkpoint_card, write_preset_cards
+from .card import write_checkpoint_card, write_preset_cards
 from .publish import UploadPlan, code_files, export_with_code, plan_upload, publish
 
 __all__ = [
     "UploadPlan",
-    "checkpoint_card",
     "code_files",
     "export_with_code",
     "plan_upload",

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoModelForObjectDetection
 
 from ..configuration_drmm import DrmmConfig
+from ..configuration_drmm_detr import DrmmDetrConfig
 from ..evaluation import CalibrationReport, save_reliability_diagram
 from ..files import read_json
-from ..modeling_drmm import DrmmForObjectDetection
+from ..loading import read_config
 from ..training import TrainConfig, parse_config
 
 CARD, DIAGRAM, APACHE = "README.md", "images/reliability.png", "apache-2.0"
@@ -33,26 +35,26 @@ _METRICS = {
     "D-ECE": ("expected_calibration_error", "D-ECE"),
 }
 _PAPER_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "FPS")
-# Fields of `model_cards/data/NAME.yaml`. `preset`; `recipe`, which may be left out where `measured` has the options;
-# `paper`, rows of its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the
-# measured weights, where the card goes; the others are sentences. In `measured`: the options of `train` and `analyze`,
-# the files of the `runs` (the first is the model's) and of the `analyses` of each split, the `page` about them.
-_FIELDS = {
-    *("preset", "recipe", "paper", "released", "note", "measured"),
-    *("checkpoint", "storage", "data_license", "limits"),
-}
-_MEASURED = {
-    *("dataset", "dataset_type", "split", "runs", "analyses", "train", "analyze"),
-    *("date", "machine", "versions", "page"),
-}
 _PROCESSES = 8  # of the recipes for COCO
 _SAME_MODEL = 0.005  # AP of two measurements of one model on different processors
 _FEW_OBJECTS = 100
+_NAMES = {
+    "sparse_rcnn": "Sparse R-CNN",
+    "adamixer": "AdaMixer",
+    "rt_detr": "RT-DETR",
+    "rt_detr_v2": "RT-DETR v2",
+    "d_fine": "D-FINE",
+    "lw_detr": "LW-DETR",
+    "rf_detr": "RF-DETR",
+    "deformable_detr": "Deformable DETR",
+    "conditional_detr": "Conditional DETR",
+    "detr": "DETR",
+}
 # Settings without effect on the weights, or of one call only.
 _NOT_SHOWN = {"resume", "log_every", "report_to", "save_every", "save_total_limit", "num_workers", "timeout", "output"}
 
 
-def checkpoint_card(
+def write_checkpoint_card(
     folder: str | Path,
     *,
     analysis: str | Path | None = None,
@@ -60,11 +62,13 @@ def checkpoint_card(
     repo_id: str | None = None,
     license_id: str = APACHE,
     converted_from: str | None = None,
-) -> ModelCard:
-    """The card of a trained detector, from what training and analysis left: classes, recipe and results.
+    overwrite: bool = False,
+) -> Path:
+    """Write the card of a trained detector from what training and analysis left: classes, recipe and results.
 
     Read are `metrics.json`, `recipe.yaml` and `analysis.json`, each from the checkpoint's folder or from the one above;
-    what is not there, the card says is not known. Folders of the machine do not get into it.
+    what is not there, the card says is not known. Folders of the machine do not get into it. The reliability diagram of
+    an analysis is drawn into `images/`.
 
     Args:
         folder: checkpoint, or the output folder of a training, whose `model/` is taken.
@@ -73,26 +77,35 @@ def checkpoint_card(
         repo_id: where it will be published.
         license_id: of the weights, as the Hub names it, such as `mit` or `cc-by-4.0`.
         converted_from: words on the released file, where the weights are not trained but converted.
+        overwrite: replace a README.md that is there.
+
+    Returns:
+        The README.md.
 
     Raises:
+        FileExistsError: there is a README.md.
         FileNotFoundError: no checkpoint there.
         ValueError: one of the files cannot be used, or a license of that form is none; the message names it.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):
         raise ValueError(f"license {license_id!r}: give the Hub's name of it, such as apache-2.0, mit or cc-by-4.0")
     checkpoint = _checkpoint_folder(folder)
-    content = read_json(checkpoint / "config.json")
-    if not isinstance(content, dict) or content.get("model_type") != DrmmConfig.model_type:
-        raise ValueError(f"{checkpoint / 'config.json'}: field model_type is not 'drmm'; not a D-RMM detector")
+    if (checkpoint / CARD).exists() and not overwrite:
+        raise FileExistsError(f"{checkpoint / CARD} is there already; --overwrite replaces it")
+    content = read_config(checkpoint)
     recipe = _beside(checkpoint, "recipe.yaml")
     training = parse_config(["--recipe", str(recipe)]) if recipe else None
     dataset = data_name or (_public_name(training.data) if training else None)
-    place = checkpoint.resolve()
-    name = repo_id.rsplit("/", 1)[-1] if repo_id else (place.parent if place.name in ("model", "best") else place).name
-    return _render(
+    place = Path(analysis) if analysis is not None else _beside(checkpoint, "analysis.json")
+    facts = condense_analysis(place, checkpoint) if place else None
+    split = training.eval_split if training else "val"
+    measured = _measured_run(_beside(checkpoint, "metrics.json"), place, facts, dataset or "its data", split)
+    home = checkpoint.resolve()
+    name = repo_id.rsplit("/", 1)[-1] if repo_id else (home.parent if home.name in ("model", "best") else home).name
+    card = _render(
         re.sub(r"[^\w.-]+", "-", name),
-        DrmmConfig.from_dict(content),
-        _measured_run(checkpoint, analysis, dataset or "its data", training.eval_split if training else "val"),
+        (DrmmConfig if content["model_type"] == DrmmConfig.model_type else DrmmDetrConfig).from_dict(content),
+        measured,
         training,
         license_id,
         data=None,
@@ -103,27 +116,7 @@ def checkpoint_card(
         model=repo_id or "USER/NAME",
         converted_from=converted_from,
     )
-
-
-def write_checkpoint_card(
-    folder: str | Path, *, analysis: str | Path | None = None, overwrite: bool = False, **options: Any
-) -> Path:
-    """Write README.md, and images/reliability.png if there is an analysis, into the folder of a checkpoint.
-
-    Args:
-        folder, analysis, options: see `checkpoint_card`.
-        overwrite: replace a README.md that is there.
-
-    Raises:
-        FileExistsError: there is one.
-        FileNotFoundError, ValueError: see `checkpoint_card`.
-    """
-    checkpoint = _checkpoint_folder(folder)
-    if (checkpoint / CARD).exists() and not overwrite:
-        raise FileExistsError(f"{checkpoint / CARD} is there already; --overwrite replaces it")
-    card = checkpoint_card(folder, analysis=analysis, **options)
-    name = options.get("repo_id") or Path(folder).resolve().name
-    return _write(card, checkpoint, name, _analysis(checkpoint, analysis))
+    return _write(card, checkpoint, repo_id or Path(folder).resolve().name, facts)
 
 
 def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
@@ -183,69 +176,64 @@ def condense_analysis(path: str | Path, model: str | Path | None = None) -> dict
 
 
 def _write_preset_card(source: Path, root: Path, output: Path) -> Path:
-    """The card of a preset, or of the checkpoint in the repository that was trained from it."""
-    data = _read_card_data(source)
-    preset, entry = data["preset"], data.get("measured")
-    place, measured = Path(data.get("checkpoint") or f"model_cards/{preset}"), None
-    command, options = "accelerate launch scripts/train.py", f"--recipe {data.get('recipe')} --data coco"
-    options += f" --output runs/{preset}"
-    if entry:
-        command, options = "drmm train", entry["train"]
-        facts = {split: condense_analysis(source.parent / name) for split, name in entry["analyses"].items()}
-        measured = _measured(entry, [read_json(root / name) for name in entry["runs"]], facts)
+    """The card of a preset, or of the checkpoint in the repository that was trained from it.
+
+    Fields of the source: `preset`; `recipe`, which may be left out where `measured` has the options; `paper`, rows of
+    its tables in percent; `released`, where others published weights; `checkpoint`, the folder of the measured weights,
+    where the card goes; others are sentences. In `measured`: the options of `train` and `analyze`, the files of the
+    `runs` (the first is the model's) and of the `analyses` of each split, and the `page` about them.
+    """
+    try:
+        data = yaml.safe_load(source.read_text(encoding="utf-8"))
+        preset, entry = data["preset"], data.get("measured")
+        config = DrmmConfig.from_preset(preset)
+        options = entry["train"] if entry else f"--recipe {data['recipe']} --data coco --output runs/{preset}"
+        runs = [root / name for name in entry["runs"]] if entry else []
+        analyses = entry["analyses"].items() if entry else []
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{source}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    facts = {split: condense_analysis(source.parent / name) for split, name in analyses}
     training = parse_config(shlex.split(options))
     if training.preset != preset:
         options += f" --preset {preset}"
+    place = Path(data.get("checkpoint") or f"model_cards/{preset}")
     card = _render(
         place.name,
-        DrmmConfig.from_preset(preset),
-        measured,
+        config,
+        _measured(entry, [read_json(run) for run in runs], facts) if entry else None,
         training,
         data=data,
         domain=entry["dataset"] if entry and "checkpoint" in data else None,
         trained_on=entry["dataset"] if entry else "COCO train2017",
         processes=1 if entry else _PROCESSES,
-        command=f"{command} {options}",
+        command=f"{'drmm train' if entry else 'accelerate launch scripts/train.py'} {options}",
         model=data.get("checkpoint") or f"runs/{preset}" + ("" if data.get("released") else "/model"),
     )
-    return _write(card, output / place, place.name, measured["facts"].get(measured["split"]) if measured else None)
-
-
-def _read_card_data(path: Path) -> dict[str, Any]:
-    """Read and check the file; ValueError that names it and the field."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        measured = data.get("measured")
-        wrong = set(data) - _FIELDS | (set(measured) ^ _MEASURED if measured else set())
-        wrong |= {column for row in data.get("paper", ()) for column in set(row) - {"table", "data", *_PAPER_METRICS}}
-        if wrong:
-            raise ValueError(f"field {min(wrong)} is unknown, or missing")
-        DrmmConfig.from_preset(data["preset"])
-        if not measured and ("recipe" not in data or "checkpoint" in data):
-            raise ValueError("give the field measured, or recipe and no checkpoint")
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-    return data
+    return _write(card, output / place, place.name, facts[entry["split"]] if entry else None)
 
 
 def _render(
     name: str,
-    config: DrmmConfig,
+    config: DrmmConfig | DrmmDetrConfig,
     measured: dict[str, Any] | None,
     training: TrainConfig | None,
     license_id: str = APACHE,
     **context: Any,
 ) -> ModelCard:
     facts = measured["facts"].get(measured["split"]) if measured else None
-    decoder = {"sparse_rcnn": "Sparse R-CNN", "adamixer": "AdaMixer"}[config.decoder]
-    tags = ["drmm", "object-detection", config.decoder.replace("_", "-")]
+    if isinstance(config, DrmmDetrConfig):
+        detector: Any = config.detector_config
+        decoder, backbone, is_mixture = detector.model_type, detector.backbone_config, config.objective != "native"
+    else:
+        decoder, backbone, is_mixture = config.decoder, config.backbone_config, config.head == "mixture"
+    base = _NAMES.get(decoder, decoder)
     with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in DrmmForObjectDetection(config).parameters())
+        model = AutoModelForObjectDetection.from_config(config)
     header = ModelCardData(
         license=license_id,
         library_name="transformers",
         pipeline_tag="object-detection",
-        tags=tags + ["calibration"] * (config.head == "mixture"),
+        tags=["drmm", "object-detection", decoder.replace("_", "-"), *(["calibration"] if is_mixture else [])],
         model_name=name,
         eval_results=_model_index(measured) if measured else None,
     )
@@ -255,10 +243,12 @@ def _render(
         plain=_plain,
         public_name=_public_name,
         name=name,
-        method=decoder if config.head == "set_prediction" else f"D-RMM on {decoder}",
+        method=f"D-RMM on {base}" if is_mixture else base,
+        decoder=decoder,
+        is_mixture=is_mixture,
         config=config,
-        backbone=getattr(config.backbone_config, "backbone", None),
-        parameters=parameters / 1e6,
+        backbone=getattr(backbone, "backbone", None) or getattr(backbone, "model_type", None),
+        parameters=sum(weight.numel() for weight in model.parameters()) / 1e6,
         classes=[_plain(label) for _, label in sorted((config.id2label or {}).items())],
         training=training,
         measured=measured,
@@ -282,8 +272,10 @@ def _write(card: ModelCard, folder: Path, name: str, facts: Mapping[str, Any] | 
     return folder / CARD
 
 
-def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, split: str) -> dict[str, Any] | None:
-    path, facts = _beside(checkpoint, "metrics.json"), _analysis(checkpoint, analysis)
+def _measured_run(
+    path: Path | None, analysis: Path | None, facts: dict[str, Any] | None, dataset: str, split: str
+) -> dict[str, Any] | None:
+    """What metrics.json (`path`) and the extract `facts` of `analysis` say of a run, if they are of one model."""
     metrics = read_json(path) if path else {}
     if not isinstance(metrics, dict) or not {"AP", "ECE"} & set(metrics):
         if facts is None:
@@ -293,8 +285,7 @@ def _measured_run(checkpoint: Path, analysis: str | Path | None, dataset: str, s
         analyzed = facts["accuracy"]["metrics"]["AP"]
         if abs((analyzed or 0.0) - metrics["AP"]) > _SAME_MODEL:
             raise ValueError(
-                f"{analysis or _beside(checkpoint, 'analysis.json')}: its AP is {analyzed}, but {path} has "
-                f"{metrics['AP']}; run drmm analyze with this checkpoint"
+                f"{analysis}: its AP is {analyzed}, but {path} has {metrics['AP']}; run drmm analyze with it"
             )
     dataset_type = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "data"
     entry = {"dataset": dataset, "dataset_type": dataset_type, "split": split}
@@ -386,11 +377,6 @@ def _beside(checkpoint: Path, name: str) -> Path | None:
     place = checkpoint.resolve()
     places = [checkpoint, *([place.parent] if place.name in ("model", "best") else [])]
     return next((place / name for place in places if (place / name).is_file()), None)
-
-
-def _analysis(checkpoint: Path, analysis: str | Path | None) -> dict[str, Any] | None:
-    path = Path(analysis) if analysis is not None else _beside(checkpoint, "analysis.json")
-    return condense_analysis(path, checkpoint) if path else None
 
 
 def _plain(value: Any) -> str:

@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..configuration_drmm import DrmmConfig
 from ..files import read_json, write_text
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_checkpoint
+from ..loading import load_checkpoint, read_config
 from ..modeling_drmm import DrmmForObjectDetection, DrmmModel
 from .card import CARD
 
@@ -118,9 +118,7 @@ def export_with_code(folder: str | Path) -> list[Path]:
 
 def _texts_with_code(folder: Path) -> dict[str, str]:
     """What `export_with_code` writes; config.json last, so that after a crash none names code that is not there."""
-    config, processor = read_json(folder / CONFIG), read_json(folder / PROCESSOR)
-    if not isinstance(config, dict) or config.get("model_type") != DrmmConfig.model_type:
-        raise ValueError(f"{folder / CONFIG}: field model_type is not 'drmm'; give the folder of a D-RMM detector")
+    config, processor = read_config(folder, [DrmmConfig.model_type]), read_json(folder / PROCESSOR)
     if not isinstance(processor, dict):
         raise ValueError(f"{folder / PROCESSOR}: holds no JSON object; save the image processor again")
     # A type that transformers does not know would keep it from looking into config.json.

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
-import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ _POSITIVE = (
     *("epoch_images", "shuffle_buffer"),
 )
 _NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
+_LARGEST = 1e18
 _SHARES = ("warmup_ratio", "ema_decay")  # in [0, 1)
 
 
@@ -65,6 +65,10 @@ class TrainConfig:
         "with the columns image and objects; with --streaming also a folder of WebDataset tars",
     )
     output: str = _option("runs/train", "folder for the model, metrics.json and results")
+    image_frame: Literal["upright", "stored"] = _option(
+        "upright",
+        "boxes are in pixels of images turned by their EXIF orientation, as viewers show them, or of the stored pixels",
+    )
     train_split: str = _option("train", "split to train on")
     eval_split: str = _option("val", "split to evaluate; '' for none")
     annotations: str | None = _option(None, "COCO json to train on, if it is not where the split's is looked for")
@@ -158,10 +162,10 @@ class TrainConfig:
             setattr(self, name, value)
             if not isinstance(value, int | float):
                 continue
-            if name in _POSITIVE and not 0 < value < math.inf:
-                raise ValueError(f"TrainConfig.{name}={value} must be greater than 0.")
-            if name in _NOT_NEGATIVE and not 0 <= value < math.inf:
-                raise ValueError(f"TrainConfig.{name}={value} must not be negative.")
+            if name in _POSITIVE and not 0 < value < _LARGEST:
+                raise ValueError(f"TrainConfig.{name}={shown(value)} must be greater than 0, and below 1e18.")
+            if name in _NOT_NEGATIVE and not 0 <= value < _LARGEST:
+                raise ValueError(f"TrainConfig.{name}={shown(value)} must not be negative, and below 1e18.")
             if name in _SHARES and not 0 <= value < 1:
                 raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
         drops = self.milestones or []

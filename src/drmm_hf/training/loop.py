@@ -27,7 +27,14 @@ from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
 from .config import TrainConfig, write_recipe
 from .optim import StepGuard, batch_weights, build_optimizer, build_schedule, weight_average
-from .setup import build_accelerator, build_model, build_transform, open_data
+from .setup import (
+    build_accelerator,
+    build_model,
+    build_transform,
+    check_training_data,
+    model_inputs,
+    open_data,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +139,9 @@ class _Training:
                 f"{self.checkpoints.folder}: an unfinished training has left checkpoints here; add --resume to go on "
                 "with it, or choose another --output."
             )
+        checked = None
+        if resumed is None:
+            checked = check_training_data(self.data, self.eval_dataset, self.model, self.processor, accelerator)
         accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if accelerator.is_main_process:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -139,6 +149,8 @@ class _Training:
                 self.checkpoints.clear()
                 finished.unlink(missing_ok=True)
             write_recipe(config, self.output / "recipe.yaml")
+            if checked is not None:
+                write_json(self.output / "data_report.json", checked)
         optimizer = build_optimizer(self.model, config)
         schedule = build_schedule(optimizer, config, self.num_steps, self.steps_per_epoch)
         if config.gradient_checkpointing:
@@ -213,13 +225,7 @@ class _Training:
         weights = batch_weights(accelerator, step_batches, self.model.config)
         values: dict[str, Any] = {}
         for turn, (batch, weight) in enumerate(zip(step_batches, weights, strict=True), 1):
-            inputs = self.processor.preprocess(
-                images=batch["images"],
-                annotations=batch["annotations"],
-                do_resize=False,
-                return_tensors="pt",
-                device=accelerator.device,
-            )
+            inputs = model_inputs(self.processor, batch["images"], batch["annotations"], accelerator.device)
             last = turn == len(step_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
                 outputs = self.prepared(**inputs)

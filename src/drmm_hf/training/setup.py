@@ -1,21 +1,27 @@
 """What a training is made of: Accelerate, the data, the model and the augmentation."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers.image_utils import SizeDict
 
+from ..annotations import make_labels
 from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
-from ..data import PaperTransform, TrainTransform
+from ..data import DetectionDataset, PaperTransform, TrainTransform
+from ..data.check import check_data, format_check
 from ..data.loader import StreamData, TableData, TrainingData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_checkpoint
+from ..loading import load_to_train, model_type
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .config import TrainConfig
@@ -39,6 +45,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
                 "process; leave it out (accelerate launch --multi_gpu --num_processes N scripts/train.py ...): the "
                 "models of this package fit on one device"
             )
+    # other detectors have parameters for queries of their own loss, which a likelihood does not read
+    partly = config.model is not None and model_type(config.model) != DrmmConfig.model_type
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -46,7 +54,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         log_with=trackers or None,
         project_dir=config.output,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout))],
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=config.timeout)),
+            DistributedDataParallelKwargs(find_unused_parameters=partly),
+        ],
     )
     if missing := set(trackers) - {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}:
         raise ValueError(f"TrainConfig.report_to={config.report_to!r}: not installed; pip install {' '.join(missing)}")
@@ -79,6 +90,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
         skip_empty=config.skip_empty_images,
         by_orientation=config.aspect_ratio_batches,
         strict=config.max_bad_images == 0,
+        image_frame=config.image_frame,
     )
     if data.epoch_images is None and not (config.epochs is None and config.eval_every_epochs is None):
         raise ValueError(
@@ -88,13 +100,39 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
     return data
 
 
+def check_training_data(
+    data: TrainingData,
+    eval_dataset: DetectionDataset | None,
+    model: DrmmForObjectDetection,
+    processor: DrmmImageProcessor,
+    accelerator: Accelerator,
+) -> dict[str, Any] | None:
+    """The report of `check_data`, whose lines the main process prints; None for a stream, which nothing can look over.
+
+    Raises:
+        ValueError: nothing can be learned from these data; in every process.
+    """
+    if not isinstance(data, TableData):
+        return None
+    report: list[Any] = [None]
+    if accelerator.is_main_process:
+        size, proposals = input_size(processor), getattr(model.config, "num_proposals", None)  # others have queries
+        proposals = proposals or getattr(model.config, "num_queries", None)
+        report = [check_data(data.dataset, eval_dataset, size=size, num_proposals=proposals)]
+        print(format_check(report[0]), flush=True)
+    found = broadcast_object_list(report)[0]
+    if found["problem"]:
+        raise ValueError(f"{data.path or data.annotations}: {found['problem']}")
+    return found
+
+
 def build_model(
     config: TrainConfig, id2label: Mapping[int, str], label2id: Mapping[str, int]
 ) -> tuple[DrmmForObjectDetection, DrmmImageProcessor]:
     """A fresh model of `config.preset`, or `config.model` with the data's classes, and its image processor."""
     overrides = {**(config.config or {}), "id2label": id2label, "label2id": label2id}
     if config.model is not None:
-        model, processor = load_checkpoint(config.model, ignore_mismatched_sizes=True, **overrides)
+        model, processor = load_to_train(config.model, **overrides)
     else:
         try:
             model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))
@@ -123,6 +161,24 @@ def build_model(
 def input_size(processor: DrmmImageProcessor) -> dict[str, int]:
     """What the processor's `size` says: `shortest_edge` and `longest_edge`, or `height` and `width`, in pixels."""
     return {name: side for name, side in dict(processor.size).items() if side is not None}
+
+
+def model_inputs(
+    processor: Any, images: Sequence[Tensor], annotations: Sequence[Mapping[str, Any]], device: torch.device
+) -> Mapping[str, Any]:
+    """What a model is trained on: augmented images (3, h, w) and their COCO annotations, through its own processor.
+
+    Processors of other detectors may write boxes as fractions of a padded canvas: the labels are always ours.
+    """
+    if isinstance(processor, DrmmImageProcessor):
+        return processor.preprocess(
+            images=images, annotations=annotations, do_resize=False, return_tensors="pt", device=device
+        )
+    fixed = "height" in input_size(processor)  # else augmentation has given the images their size
+    inputs = processor(images=images, do_resize=fixed, return_tensors="pt", device=device)
+    old = np.array([image.shape[-2:] for image in images])
+    new = np.array([inputs["pixel_values"].shape[-2:]] * len(images)) if fixed else old
+    return {**inputs, "labels": make_labels(annotations, old, new, device)}
 
 
 def build_transform(

@@ -1,0 +1,73 @@
+"""`drmm check-data`: what a training will find in a data set, before it starts."""
+
+import argparse
+from pathlib import Path
+
+from ..cli import add_frame_argument, positive_int
+from ..data import load_detection_dataset
+from ..data.check import check_data, format_check
+from ..data.layouts import SPLITS
+from ..data.load import VALIDATION_SHARE
+from ..files import make_output_folder, write_json
+from ..presets import preset_fields, processor_fields
+
+_DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Say what a folder of labeled images is and what is in it: images, boxes and classes, and what is "
+        "doubtful. `drmm train` does the same before its first step."
+    )
+    parser.add_argument("data", nargs="?", default=".", help="the data set's folder, or a Hub id (default: here)")
+    parser.add_argument("--train-split", default="train", help="split to train on (default: train)")
+    parser.add_argument("--eval-split", default="val", help="split to evaluate; '' for none (default: val)")
+    for option in ("annotations", "images", "eval-annotations", "eval-images"):
+        parser.add_argument(f"--{option}", help="as in `drmm train`")
+    add_frame_argument(parser)
+    parser.add_argument(
+        "--preset", default="drmm-sparse-rcnn-tiny", help="the model whose input size and number of proposals are meant"
+    )
+    parser.add_argument(
+        "--image-size", type=positive_int, nargs="+", metavar="N", help="the shorter side, or height and width, instead"
+    )
+    parser.add_argument("--output", help="folder for data_report.json")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the check, and refuse what cannot train."""
+    output = make_output_folder(arguments.output) if arguments.output else None
+    validates = arguments.eval_split in SPLITS["val"] and not arguments.eval_annotations
+    train = load_detection_dataset(
+        arguments.data,
+        arguments.train_split,
+        annotations=arguments.annotations,
+        images=arguments.images,
+        validation_share=VALIDATION_SHARE if validates else None,
+        image_frame=arguments.image_frame,
+    )
+    val = None
+    if arguments.eval_annotations or (arguments.eval_split and not arguments.annotations):
+        val = load_detection_dataset(
+            arguments.data,
+            arguments.eval_split,
+            annotations=arguments.eval_annotations,
+            images=arguments.eval_images,
+            id2label=train.id2label,
+            image_frame=arguments.image_frame,
+        )
+    size = processor_fields(arguments.preset).get("size", _DEFAULT_SIZE)
+    if arguments.image_size is not None:
+        given = arguments.image_size
+        if len(given) > 2:
+            raise ValueError(f"--image-size {' '.join(map(str, given))}: give the shorter side, or height and width")
+        longest = round(given[0] * size["longest_edge"] / size["shortest_edge"])
+        size = {"shortest_edge": given[0], "longest_edge": longest} if len(given) == 1 else {}
+        size = size or {"height": given[0], "width": given[1]}
+    report = check_data(train, val, size=size, num_proposals=preset_fields(arguments.preset)["num_proposals"])
+    print(format_check(report))
+    if output:
+        write_json(output / "data_report.json", report)
+    if report["problem"]:
+        raise ValueError(f"{Path(arguments.data)}: {report['problem']}")

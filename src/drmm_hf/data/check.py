@@ -1,0 +1,246 @@
+"""The check of the data before a training: what is in the splits, what is doubtful, and what cannot train."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from .images import decode_image_at_least
+from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
+
+_SAMPLE = 64
+"""So many images of a split are opened."""
+_SHOWN = 10
+_HEAD = 1 << 14
+_BATCH = 1000
+
+
+def check_data(
+    train: DetectionDataset,
+    val: DetectionDataset | None = None,
+    *,
+    size: Mapping[str, int],
+    num_proposals: int | None = None,
+    min_box_size: float = 2.0,
+) -> dict[str, Any]:
+    """What a training will find in its data.
+
+    A sample of the images is opened, and files of the two splits that are of the same size are compared; all else
+    follows from the rows.
+
+    Args:
+        train, val: the splits.
+        size: of the network input in pixels: `shortest_edge` and `longest_edge`, or `height` and `width`.
+        num_proposals: of the model.
+        min_box_size: pixels of the network input; training leaves out boxes with a shorter side.
+
+    Returns:
+        `splits` (counts of each), `classes` (name to the number of boxes in each split), `unused_classes`, `scale` (the
+        network input, and how large boxes are in it), `duplicates` (the same file content in both splits), `warnings`,
+        and `problem`, why it cannot train, or None.
+    """
+    parts = {"train": train} if val is None else {"train": train, "val": val}
+    columns = {name: _Columns(part) for name, part in parts.items()}
+    splits = {name: {**_counts(part, columns[name]), **_look(part)} for name, part in parts.items()}
+    classes = {
+        name: {split: columns[split].of_class(label) for split in parts} for label, name in train.id2label.items()
+    }
+    sides = columns["train"].shorter_sides(size)
+    small = int((sides < min_box_size).sum())
+    report: dict[str, Any] = {
+        "splits": splits,
+        "classes": classes,
+        "unused_classes": [name for name, counts in classes.items() if not counts["train"]],
+        "scale": {
+            "size": dict(size),
+            "min_box_size": min_box_size,
+            "boxes": len(sides),
+            "boxes_below": small,
+            "median_shorter_side": round(float(np.median(sides)), 1) if len(sides) else None,
+        },
+        "num_proposals": num_proposals,
+        "duplicates": [] if val is None else _duplicates(train, val),
+    }
+    report["warnings"] = list(_warnings(report, sides))
+    report["problem"] = None
+    if not len(sides):
+        report["problem"] = "the training split has no boxes to learn from" + (
+            f": all {train.report.crowd} are `iscrowd`" if train.report.crowd else ""
+        )
+    elif small == len(sides):
+        report["problem"] = (
+            f"all {small} boxes of the training split are shorter than {min_box_size:g} px at the network input of "
+            f"{_text(size)}, and are left out; {_larger(size, sides, min_box_size)}"
+        )
+    return report
+
+
+def format_check(report: Mapping[str, Any]) -> str:
+    """A report of `check_data` as a few lines."""
+    lines = []
+    for name, part in report["splits"].items():
+        clipped = f", {part['clipped_boxes']} clipped" if part["clipped_boxes"] else ""
+        dropped = part["dropped_zero_area"] + part["dropped_outside"]
+        lines.append(
+            f"{name}: {part['images']} images ({part['boxless_images']} without boxes), {part['boxes']} boxes "
+            f"({part['crowd']} crowd{clipped}{f', {dropped} dropped' if dropped else ''}), at most "
+            f"{part['most_objects']} in one image; {part['kind']}, {part['annotations']}"
+        )
+    counts = sorted(((sum(of.values()), name) for name, of in report["classes"].items()), reverse=True)
+    shown = ", ".join(f"{name} {count}" for count, name in counts[:_SHOWN])
+    more = f" and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+    lines.append(f"classes ({len(counts)}): {shown}{more}")
+    scale = report["scale"]
+    if scale["boxes"]:
+        lines.append(
+            f"at the network input of {_text(scale['size'])} px: half of the boxes are at least "
+            f"{scale['median_shorter_side']:g} px wide and high, {scale['boxes_below']} are below "
+            f"{scale['min_box_size']:g} px"
+        )
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in report["warnings"])])
+
+
+class _Columns:
+    """Boxes of a split without its crowd regions: sides (M, 2) and labels (M,), and of each the size of its image."""
+
+    def __init__(self, part: DetectionDataset):
+        table = part.dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:]
+        lists = {name: pc.struct_field(table.column("objects"), name) for name in ("bbox", "category", "iscrowd")}
+        counts = np.asarray(pc.list_value_length(lists["category"]))
+        image_of = np.repeat(np.arange(len(counts)), counts)
+        kept = np.asarray(pc.list_flatten(lists["iscrowd"])) == 0
+        boxes = np.asarray(pc.list_flatten(pc.list_flatten(lists["bbox"]))).reshape(-1, 4)
+        self.sides = boxes[kept, 2:].astype(np.float64)
+        self.labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
+        self.counts = np.bincount(image_of[kept], minlength=len(counts))
+        sizes = np.stack([np.asarray(table.column(side)) for side in ("width", "height")], axis=1)
+        self.image_sizes = sizes[image_of[kept]].astype(np.float64)
+
+    def of_class(self, label: int) -> int:
+        return int((self.labels == label).sum())
+
+    def shorter_sides(self, size: Mapping[str, int]) -> np.ndarray:
+        """The shorter side (M,) of each box in pixels of the network input."""
+        if not len(self.sides):
+            return np.zeros(0)
+        if "height" in size:
+            scales = np.array([size["width"], size["height"]]) / self.image_sizes
+        else:
+            longest = size.get("longest_edge") or np.inf
+            scales = np.minimum(size["shortest_edge"] / self.image_sizes.min(1), longest / self.image_sizes.max(1))[
+                :, None
+            ]
+        return (self.sides * scales).min(axis=1)
+
+
+def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
+    report, most = part.report, int(columns.counts.max(initial=0))
+    return {
+        "kind": part.kind,
+        "annotations": str(part.annotations_path),
+        **{name: getattr(report, name) for name in report.__dataclass_fields__},
+        "images": len(part),
+        "most_leave": report.most_leave,
+        "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
+        "most_objects": most,
+        "most_objects_image": int(part.dataset["image_id"][int(columns.counts.argmax())]) if most else None,
+    }
+
+
+def _look(part: DetectionDataset) -> dict[str, Any]:
+    """What the files of some images tell: those that cannot be read."""
+    unreadable: list[str] = []
+    chosen = np.unique(np.linspace(0, len(part) - 1, min(_SAMPLE, len(part))).astype(int)).tolist()
+    for row in part.dataset.select(chosen):
+        try:
+            decode_image_at_least(row, lambda _: (1, 1))
+        except (OSError, ValueError) as error:
+            unreadable.append(str(error))
+    return {"opened_images": len(chosen), "unreadable_images": unreadable}
+
+
+def _duplicates(train: DetectionDataset, val: DetectionDataset) -> list[list[str]]:
+    """Pairs of files of equal content in the two splits: of the same length, then the same beginning, then the same."""
+    by_length: dict[int, list[tuple[str, Any]]] = defaultdict(list)
+    for name, length, content in _files(train):
+        by_length[length].append((name, content))
+    pairs = []
+    for name, length, content in _files(val):
+        for other, others in by_length.get(length, ()):
+            if length and _digest(content, _HEAD) == _digest(others, _HEAD) and _digest(content) == _digest(others):
+                pairs.append([other, name])
+                break
+    return pairs
+
+
+def _files(part: DetectionDataset) -> Iterator[tuple[str, int, Path | bytes]]:
+    """Name, length and content (or where it is) of the images that can be found."""
+    for batch in part.dataset.select_columns(["image", "image_id"]).with_format("arrow").iter(_BATCH):
+        for row in batch.to_pylist():
+            content, path = row["image"]["bytes"], row["image"]["path"]
+            if content is not None:
+                yield path or f"image {row['image_id']}", len(content), content
+            elif path and Path(path).is_file():
+                yield path, Path(path).stat().st_size, Path(path)
+
+
+def _digest(content: Path | bytes, limit: int = -1) -> bytes:
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            content = file.read(limit)
+    return hashlib.blake2b(content if limit < 0 else content[:limit]).digest()
+
+
+def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
+    for name, part in report["splits"].items():
+        leaving = part["clipped_boxes"] + part["dropped_outside"]
+        every = part["boxes"] + part["dropped_outside"]
+        if part["most_leave"]:
+            yield f"{name}: {leaving} of {every} boxes stick out of their image. {ARE_THEY_CORNERS}"
+        elif leaving > 0.05 * every:
+            yield f"{name}: {leaving} of {every} boxes stick out of their image; are the sizes those of these images?"
+        if part["boxes"] and 2 * part["crowd"] > part["boxes"]:
+            yield f"{name}: {part['crowd']} of {part['boxes']} boxes are `iscrowd`, neither trained on nor counted"
+        if part["unreadable_images"]:
+            yield (
+                f"{name}: {len(part['unreadable_images'])} of {part['opened_images']} opened images cannot be read, "
+                f"such as {part['unreadable_images'][0]}"
+            )
+        if part["orientation"]:
+            yield f"{name}: {part['orientation']}"
+    if unused := report["unused_classes"]:
+        yield f"{len(unused)} classes have no boxes in the training split: {', '.join(unused[:_SHOWN])}"
+    train, proposals = report["splits"]["train"], report["num_proposals"]
+    if proposals is not None and train["most_objects"] > proposals:
+        yield (
+            f"image {train['most_objects_image']} has {train['most_objects']} objects, but the model has only "
+            f"{proposals} proposals and can find no more: raise num_proposals, or cut the images into tiles"
+        )
+    scale = report["scale"]
+    if 0.01 * scale["boxes"] < scale["boxes_below"] < scale["boxes"]:
+        yield (
+            f"{scale['boxes_below']} of {scale['boxes']} boxes are shorter than {scale['min_box_size']:g} px at the "
+            f"network input of {_text(scale['size'])} and are left out in training; "
+            f"{_larger(scale['size'], sides, scale['min_box_size'])}"
+        )
+    if pairs := report["duplicates"]:
+        yield (
+            f"{len(pairs)} images are in both splits, which makes the evaluation too good: {pairs[0][0]} and "
+            f"{pairs[0][1]}" + (", ..." if len(pairs) > 1 else "")
+        )
+
+
+def _larger(size: Mapping[str, int], sides: np.ndarray, wanted: float) -> str:
+    """The size at which nearly all boxes are as large as `wanted`."""
+    shortest = min(size.values())
+    needed = int(np.ceil(shortest * wanted / max(float(np.quantile(sides, 0.02)), 1e-3) / 32) * 32)
+    hint = f"--image-size {needed} would keep nearly all" if needed <= 8 * shortest else "cut the images into tiles"
+    return hint if needed > shortest else "look at these boxes"
+
+
+def _text(size: Mapping[str, int]) -> str:
+    return "x".join(str(size[name]) for name in ("height", "width", "shortest_edge", "longest_edge") if size.get(name))

@@ -1,0 +1,158 @@
+"""Large photos in overlapping tiles: the detector sees each at its own scale, and every object is kept once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_area, box_iou
+from tqdm.auto import tqdm
+
+from ..data import decode_image
+from .predict import Detection, Row, predict_batches
+
+SAME = 0.5
+"""IoU from which detections of one class, in two tiles, may be the same object."""
+MARGIN = 0.02
+"""Share of a tile's side: a box that ends this close to an inner border of its tile may be cut by it."""
+
+Box = tuple[int, int, int, int]
+
+
+def tile_boxes(width: int, height: int, tile: int, overlap: float = 0.2) -> list[Box]:
+    """Corners (left, top, right, bottom) of tiles that cover an image, row by row; one where the image is no larger.
+
+    Args:
+        width, height: of the image, pixels.
+        tile: side of a tile, pixels; a side of the image that is shorter is taken whole.
+        overlap: share of a tile's side that neighbours have in common at least. They are spread evenly.
+
+    Raises:
+        ValueError: `tile` is no number of pixels, or `overlap` does not lie in [0, 1).
+    """
+    if tile < 1 or not 0.0 <= overlap < 1.0:
+        raise ValueError(f"tile={tile}, overlap={overlap}: give a side of at least 1 pixel and an overlap in [0, 1)")
+    spans = []
+    for side in (height, width):
+        length = min(tile, side)
+        steps = -(-(side - length) // max(1, int(length * (1.0 - overlap))))
+        starts = [step * (side - length) // max(1, steps) for step in range(steps + 1)]
+        spans.append([(start, start + length) for start in starts])
+    return [(left, top, right, bottom) for top, bottom in spans[0] for left, right in spans[1]]
+
+
+def predict_tiled(
+    model: nn.Module,
+    processor: Any,
+    rows: Iterable[Row],
+    *,
+    tile: int = 800,
+    overlap: float = 0.2,
+    batch_size: int = 8,
+    threshold: float = 0.0,
+    top_k: int = 100,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> Iterator[tuple[list[Row], list[Detection]]]:
+    """Each row by itself with its detections, as `predict_batches` gives batches, from tiles of its image.
+
+    An image no larger than a tile is predicted as by `predict_images`. Memory holds the image at hand, and tiles of a
+    few batches. `merge_tiles` says how the detections of the tiles become those of the image; an object is seen whole
+    if it is no larger than what neighbouring tiles have in common, `overlap * tile`.
+
+    Args:
+        model, processor, batch_size, threshold, num_workers, progress: as in `predict_dataset`.
+        rows: with an `image`, as `decode_image` takes it.
+        tile: side of a tile in pixels of the image. The processor resizes tiles as it does images: take about the size
+            of the images that the model was trained on.
+        overlap: share of a tile's side that neighbours have in common.
+        top_k: detections kept in a tile.
+    """
+    bar = tqdm(total=0, desc="detecting", unit="tile", disable=not progress)
+
+    def cut() -> Iterator[Row]:
+        for row in rows:
+            image = decode_image(row)
+            boxes = tile_boxes(image.width, image.height, tile, overlap)
+            bar.total = (bar.total or 0) + len(boxes)  # the images are opened one after the other
+            bar.refresh()
+            for box in boxes:
+                yield {"image": image.crop(box), "row": row, "boxes": boxes, "size": image.size}
+
+    parts: list[Detection] = []
+    options: dict[str, Any] = {"batch_size": batch_size, "threshold": threshold, "top_k": top_k}
+    with bar:
+        for batch, found in predict_batches(
+            model, processor, cut(), **options, num_workers=num_workers, progress=False
+        ):
+            bar.update(len(batch))
+            for part, detections in zip(batch, found, strict=True):
+                parts.append(detections)
+                if len(parts) == len(part["boxes"]):
+                    yield [part["row"]], [merge_tiles(parts, part["boxes"], part["size"])]
+                    parts = []
+
+
+def merge_tiles(detections: Sequence[Detection], tiles: Sequence[Box], size: tuple[int, int]) -> Detection:
+    """The detections of an image from those of its tiles; none changes but for its place.
+
+    1. A detection that ends at an inner border of its tile may be a piece of an object. It gives way to the tile that
+       holds its box whole, whatever that tile has found there: it sees more of the object.
+    2. Of what is left, two detections of one class in different tiles with an IoU of `SAME` are one object, and so are
+       pieces of an object that no tile holds whole, if half of the smaller lies in the larger. The higher score stays,
+       of pieces the larger box. A detection has one such double in another tile at most, because inside a tile every
+       detection stands for an object of its own: nothing is suppressed there.
+
+    Scores stay the p·o of the detection that stays: to see an object twice is no second evidence of it.
+
+    Args:
+        detections: of each tile, with `boxes` in its pixels.
+        tiles: corners of each tile, as `tile_boxes` gives them.
+        size: width and height of the image.
+
+    Returns:
+        `boxes` in pixels of the image, and whatever else the tiles have; best first.
+    """
+    if len(tiles) == 1:
+        return detections[0]
+    found = {name: torch.cat([one[name] for one in detections]) for name in detections[0]}
+    corners = torch.tensor(tiles, dtype=torch.float32)
+    owner = torch.arange(len(tiles)).repeat_interleave(torch.tensor([len(one["scores"]) for one in detections]))
+    found["boxes"] = found["boxes"] + corners[owner][:, :2].repeat(1, 2)
+    cut = ~_holds(corners[owner], found["boxes"], size)
+    elsewhere = torch.zeros_like(cut)
+    for corner in corners:
+        elsewhere |= _holds(corner, found["boxes"], size)
+    left = (~cut | ~elsewhere).nonzero()[:, 0]
+    left = left[
+        _one_of_each(found["boxes"][left], found["labels"][left], found["scores"][left], owner[left], cut[left])
+    ]
+    left = left[found["scores"][left].argsort(descending=True, stable=True)]
+    return {name: values[left] for name, values in found.items()}
+
+
+def _holds(tile: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n,) whether boxes (n, 4) end before the borders of the tile, (4,) or (n, 4), that are none of the image."""
+    inside = torch.cat((boxes[:, :2] - tile[..., :2], tile[..., 2:] - boxes[:, 2:]), dim=1)
+    sides = tile[..., 2:] - tile[..., :2]
+    outer = tile == torch.tensor([0.0, 0.0, *size])
+    return ((inside > MARGIN * torch.cat((sides, sides), dim=-1)) | outer).all(1)
+
+
+def _one_of_each(boxes: Tensor, labels: Tensor, scores: Tensor, tiles: Tensor, cut: Tensor) -> Tensor:
+    """(n,) which detections stay, where one of another tile may be the same object; all (n,), boxes (n, 4) xyxy."""
+    area = box_area(boxes)
+    order = torch.where(cut, area, scores).argsort(descending=True, stable=True)
+    order = torch.cat((order[~cut[order]], order[cut[order]]))
+    stays = torch.ones_like(cut)
+    for place, index in enumerate(order.tolist(), start=1):
+        if not stays[index]:
+            continue
+        rest = order[place:]
+        rest = rest[stays[rest] & (labels[rest] == labels[index]) & (tiles[rest] != tiles[index])]
+        iou = box_iou(boxes[index : index + 1], boxes[rest])[0]
+        inside = iou / (1.0 + iou) * (area[rest] + area[index]) / area[rest].clamp(min=1e-6)
+        likeness = torch.where(cut[rest], iou.maximum(inside), iou)
+        for tile in tiles[rest][likeness >= SAME].unique():
+            stays[rest[torch.where(tiles[rest] == tile, likeness, -1.0).argmax()]] = False
+    return stays

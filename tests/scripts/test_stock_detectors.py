@@ -1,0 +1,152 @@
+"""The commands take detectors of transformers: fine-tuned by likelihood, evaluated, analyzed, deployed as they were."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DeformableDetrImageProcessor,
+    DetrImageProcessor,
+    RTDetrImageProcessor,
+)
+
+from detector_fixtures import small_detector
+from drmm_hf import DrmmDetrForObjectDetection
+from drmm_hf.cli import main
+from drmm_hf.data import generate_scenes, load_detection_dataset
+from drmm_hf.evaluation import predict_dataset
+from drmm_hf.training import TrainConfig
+from drmm_hf.training import train as train_here
+from training.runs import run_two_processes
+
+PROCESSORS = {
+    "rt_detr_v2": RTDetrImageProcessor(size={"height": 64, "width": 64}),
+    "rf_detr": RTDetrImageProcessor(size={"height": 64, "width": 64}, do_normalize=True),
+    "deformable_detr": DeformableDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}),
+    "detr": DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}),
+}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    generate_scenes(folder, num_train=8, num_val=4, image_size=(64, 96))
+    return folder
+
+
+@pytest.fixture
+def stock(request, tmp_path, scenes) -> str:
+    """Folder of a stock checkpoint with the classes of the scenes."""
+    family = getattr(request, "param", "rt_detr_v2")
+    names = load_detection_dataset(scenes, "val").id2label
+    labels = {name: label for label, name in names.items()}
+    small_detector(family, id2label=names, label2id=labels).save_pretrained(tmp_path / "stock")
+    PROCESSORS[family].save_pretrained(tmp_path / "stock")
+    return str(tmp_path / "stock")
+
+
+def run(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+def train(stock: str, scenes: Path, output: Path, *more: str) -> dict[str, Any]:
+    words = ["train", "--model", stock, "--data", scenes, "--output", output, "--train-images", "8"]
+    run(*words, "--cpu", "--log-every", "1", "--learning-rate", "1e-4", *more)
+    return json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
+
+
+@pytest.mark.parametrize("stock", PROCESSORS, indirect=True)
+def test_trained_evaluated_and_deployed(stock, scenes, tmp_path, capsys):
+    first = train(stock, scenes, tmp_path / "out")
+    assert "nll_stage_1" in first
+    run(
+        "evaluate",
+        "--model",
+        tmp_path / "out/model",
+        "--data",
+        scenes,
+        "--with-scales",
+        "--output",
+        tmp_path / "evaluated",
+    )
+    results = json.loads((tmp_path / "evaluated/results.json").read_text())
+    assert len(results[0]["scales"]) == 4
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "out/model")
+    assert isinstance(model, DrmmDetrForObjectDetection)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out/model")
+    assert type(processor) is type(AutoImageProcessor.from_pretrained(stock))
+    # what is deployed, without D-RMM, detects the same
+    model.detector.save_pretrained(tmp_path / "deployed")
+    processor.save_pretrained(tmp_path / "deployed")
+    run("evaluate", "--model", tmp_path / "deployed", "--data", scenes, "--top-k", "8", "--output", tmp_path / "again")
+    again = json.loads((tmp_path / "again/results.json").read_text())
+    scores = {(one["image_id"], tuple(one["bbox"])): one["score"] for one in results}
+    known = [(one["score"], scores.get((one["image_id"], tuple(one["bbox"])))) for one in again]
+    assert sum(old is not None for _, old in known) >= 0.5 * len(again)  # DETR keeps one class of a box
+
+
+def test_native_objective_and_other_classes(stock, scenes, tmp_path):
+    names = {0: "a", 1: "b"}
+    small_detector("rt_detr_v2", id2label=names, label2id={"a": 0, "b": 1}).save_pretrained(stock)
+    first = train(stock, scenes, tmp_path / "native", "--config", "objective=native")
+    assert "nll_stage_1" not in first
+    assert first["loss"] > 0
+    model = AutoModelForObjectDetection.from_pretrained(tmp_path / "native/model")
+    assert model.config.id2label == load_detection_dataset(scenes, "val").id2label
+    # the result goes on learning by likelihood
+    assert "mcm_stage_0" in train(
+        str(tmp_path / "native/model"), scenes, tmp_path / "on", "--config", "objective=nll_mcm"
+    )
+
+
+def test_resumed_to_the_bit(stock, scenes, tmp_path):
+    more = ["--schedule", "constant_with_warmup", "--eval-split", "", "--save-every", "2"]
+    train(stock, scenes, tmp_path / "whole", *more)
+    train(stock, scenes, tmp_path / "parts", *more, "--train-images", "4")
+    train(stock, scenes, tmp_path / "parts", *more, "--resume")
+    whole, parts = (
+        AutoModelForObjectDetection.from_pretrained(tmp_path / name / "model").state_dict()
+        for name in ("whole", "parts")
+    )
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_any_stock_detector_is_analyzed_and_predicts(stock, scenes, tmp_path):
+    run("analyze", "--checkpoint", stock, "--data", scenes, "--split", "val", "--output_dir", tmp_path / "page")
+    assert (tmp_path / "page/report.html").is_file()
+    image = tmp_path / "image.png"
+    Image.effect_noise((96, 64), 60).convert("RGB").save(image)
+    run("predict", "--model", stock, image, "--output", tmp_path / "drawn", "--threshold", "0")
+
+
+def test_scores_of_a_stock_detector_are_those_of_its_processor(stock, scenes):
+    model, processor = AutoModelForObjectDetection.from_pretrained(stock), AutoImageProcessor.from_pretrained(stock)
+    dataset = load_detection_dataset(scenes, "val", id2label=model.config.id2label)
+    found = predict_dataset(model, processor, dataset, progress=False, top_k=8)
+    row = dataset.dataset[0]
+    image = Image.open(row["image"]["path"])
+    with torch.inference_mode():
+        outputs = model(**processor(images=image, return_tensors="pt"))
+    expected = processor.post_process_object_detection(outputs, threshold=0.0, target_sizes=[(64, 96)])[0]
+    scores = [one["score"] for one in found if one["image_id"] == row["image_id"]]
+    torch.testing.assert_close(torch.tensor(scores), expected["scores"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stock", ["deformable_detr"], indirect=True)
+def test_two_processes_train_as_one(stock, scenes, tmp_path):
+    """Of a family whose normalization does not depend on the batch."""
+    options = {"model": stock, "data": str(scenes), "train_images": 8, "eval_split": "", "log_every": 1, "cpu": True}
+    options |= {"horizontal_flip": 0.0, "learning_rate": 1e-5}
+    train_here(TrainConfig(**options, batch_size=2, output=str(tmp_path / "one")))
+    run_two_processes([{**options, "batch_size": 1, "output": str(tmp_path / "two")}], tmp_path)
+    one, two = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == 4
+    assert two == pytest.approx(one, rel=1e-4)

@@ -14,7 +14,9 @@ from .coco_input import CocoGroundTruth, CocoResults, GroundTruth, Results, prep
 
 try:
     import hotcoco
-except ImportError:
+
+    hotcoco.COCO.from_arrays  # noqa: B018 (older releases have none)
+except (ImportError, AttributeError):
     hotcoco = None
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -126,13 +128,12 @@ def run_coco_eval(
             evaluation = COCOeval(truth.coco, results.coco, "bbox")
         else:
             # it knows numbers as ids only, so images and classes are their places
-            sections = (
-                [{"id": place, "name": str(place)} for place, _ in enumerate(ids)]
-                for ids in (truth.image_ids, truth.category_ids)
-            )
+            images = [{"id": place} for place, _ in enumerate(truth.image_ids)]
+            categories = [{"id": place, "name": name} for place, name in enumerate(truth.class_names)]
             areas = np.array([one["area"] for one in truth.coco.dataset["annotations"]], dtype=float)
-            columns = {"area": areas, "iscrowd": truth.crowd}
-            annotated = hotcoco.COCO.from_arrays(*sections, truth.images, truth.classes, truth.boxes, **columns)
+            annotated = hotcoco.COCO.from_arrays(
+                images, categories, truth.images, truth.classes, truth.boxes, area=areas, iscrowd=truth.crowd
+            )
             rows = np.column_stack([results.images, results.boxes, results.scores, results.classes])
             evaluation = hotcoco.COCOeval(annotated, annotated.loadRes(rows), "bbox")
             place_of = {image_id: place for place, image_id in enumerate(truth.image_ids)}

@@ -17,7 +17,7 @@ try:
 
     hotcoco.COCO.from_arrays  # noqa: B018 (older releases have none)
 except (ImportError, AttributeError):
-    hotcoco = None
+    hotcoco = None  # type: ignore[assignment]
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 

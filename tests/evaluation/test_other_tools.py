@@ -110,6 +110,18 @@ def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows,
     assert len(caplog.records) == 2, "images and categories"
 
 
+@pytest.mark.parametrize("root", [0, 6])
+def test_detections_of_a_category_that_is_no_class_are_left_out(
+    root: int, truth: dict[str, Any], results: Rows, caplog: Any
+) -> None:
+    """Their ids are those of the file: they make no other tool's numbers of the others."""
+    classes = [{**one, "supercategory": "all"} for one in truth["categories"]]
+    rooted = prepare_ground_truth({**truth, "categories": [*classes, {"id": root, "name": "all"}]})
+    found = prepare_results([*results, {**results[0], "category_id": root}], rooted)
+    assert found.rows == results
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -122,7 +122,8 @@ def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None
 
 
 def _made_from(checkpoint: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    settings = {name: getattr(arguments, name) for name in ("data", "split", "annotations", "images", "top_k")}
+    named = ("data", "split", "annotations", "images", "image_frame", "top_k")
+    settings = {name: getattr(arguments, name) for name in named}
     return {"checkpoint": checkpoint, "weights_written": weights_written(checkpoint), **settings}
 
 

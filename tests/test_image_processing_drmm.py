@@ -3,6 +3,7 @@
 import base64
 import functools
 import http.server
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -196,6 +197,11 @@ def test_sixteen_bit_images_become_eight_bit() -> None:
     assert pixel(filled((30, 40, 3), 65535, np.uint16)) == [255.0] * 3
 
 
+def _encoded(image: Image.Image) -> bytes:
+    image.save(content := io.BytesIO(), "png")
+    return content.getvalue()
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> tuple[Path, Image.Image]:
     """A file whose EXIF data say that it lies on its side, and the upright picture."""
@@ -219,7 +225,17 @@ def test_whatever_brings_an_image_it_is_upright(photo: tuple[Path, Image.Image],
     path, upright = photo
     data = path.read_bytes()
     uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    kinds = [Image.open(path), str(path), path, data, f"{server}/{quote(path.name)}", uri, load_image(str(path))]
+    kinds = [
+        Image.open(path),
+        str(path),
+        path,
+        data,
+        io.BytesIO(data),
+        memoryview(data),
+        f"{server}/{quote(path.name)}",
+        uri,
+        load_image(str(path)),
+    ]
     processor, annotation = DrmmImageProcessor(size=SMALL), annotation_of([10, 5, 20, 30])
     expected = processor(upright, annotation, return_tensors="pt")
     assert expected["labels"][0]["orig_size"].tolist() == [80, 50]
@@ -245,8 +261,9 @@ def test_what_is_no_file_is_named(tmp_path: Path, server: str) -> None:
     for missing in (str(tmp_path / "none.jpg"), tmp_path / "none.jpg", "none.jpg", str(tmp_path)):
         with pytest.raises(FileNotFoundError, match=Path(missing).name):
             DrmmImageProcessor(size=SMALL)(missing)
-    for broken in (tmp_path / "text.png", f"{server}/none.jpg"):
-        with pytest.raises((ValueError, OSError), match=str(broken).rsplit("/", 1)[1]):
+    (tmp_path / "half.png").write_bytes(_encoded(image_of(50, 80))[:900])
+    for broken in (tmp_path / "text.png", tmp_path / "half.png", f"{server}/none.jpg"):
+        with pytest.raises(ValueError, match=str(broken).rsplit("/", 1)[1]):
             DrmmImageProcessor(size=SMALL)([image_of(9, 9), broken])
 
 

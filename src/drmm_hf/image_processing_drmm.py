@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -305,7 +306,9 @@ def _opened(image: Any) -> Any:
         if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
             image = PIL.Image.open(image)
         if isinstance(image, PIL.Image.Image):
-            return PIL.ImageOps.exif_transpose(image)
+            image.load()
+            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+            return PIL.ImageOps.exif_transpose(image) if turned else image  # which would copy it
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"{where}: no such image file.") from error
     except OSError as error:  # PIL's errors and those of a connection are of this kind

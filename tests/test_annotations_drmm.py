@@ -64,6 +64,21 @@ def test_whole_numbers_may_be_floats(crowd: Any) -> None:
     assert label["class_labels"].tolist() == ([] if crowd else [2])
 
 
+def test_fractions_and_corners_are_refused() -> None:
+    with pytest.raises(ValueError, match="fractions"):
+        make_label(annotation_of([0.1, 0.2, 0.5, 0.5]), IMAGE)
+    with pytest.raises(ValueError, match="corners"):
+        make_label(annotation_of(*([20, 30, 35 + shift, 40 + shift] for shift in range(4))), IMAGE)
+    slivers = annotation_of([0, 0, 0.5, 0.7], [0, 0, 1, 1])  # what a crop leaves
+    assert len(make_label(slivers, IMAGE)["boxes"]) == 2
+
+
+def test_box_around_polygons() -> None:
+    record = {"segmentation": [[1, 2, 5, 2, 5, 8], [3, 1, 9, 1, 9, 4]], "category_id": 0}
+    label = make_label({"image_id": 1, "annotations": [record, {**record, "bbox": []}]}, IMAGE)
+    assert label["area"].tolist() == [56, 56]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -115,6 +115,105 @@ def test_a_name_that_fits_several_files_is_missing(tmp_path):
         load_detection_dataset(tmp_path / "set")
 
 
+def _cvat_subsets(folder):
+    """CVAT writes the names of the subsets as they were typed."""
+    for split, name in (("train", "Train"), ("val", "Validation")):
+        (folder / "annotations" / f"instances_{split}.json").rename(folder / "annotations" / f"instances_{name}.json")
+        made = tools.TRAIN if split == "train" else tools.VAL
+        (folder / "images" / name).mkdir()
+        for file, _ in made:
+            (folder / "images" / file).rename(folder / "images" / name / file)
+
+
+def _unpacked(folder):
+    folder.rename(folder.parent / "inner")
+    folder.mkdir()
+    (folder.parent / "inner").rename(folder / "data set")
+    (folder / "__MACOSX").mkdir()
+    (folder / "data set" / "annotations" / "._instances_train.json").write_bytes(b"\0")
+
+
+def _train_json(folder):
+    for split in ("train", "val"):
+        (folder / "annotations" / f"instances_{split}.json").rename(folder / f"{split}_labels.json")
+    (folder / "info.json").write_text('{"info": 1, "categories": []}')
+
+
+def _with_captions(folder):
+    shutil.copytree(folder / "annotations", folder / "kept")
+    for file in (folder / "kept").iterdir():
+        file.rename(folder / "annotations" / file.name.replace("instances", "captions"))
+    (folder / "annotations" / "captions_train.json").write_text("{}")
+
+
+@pytest.mark.parametrize("change", [_cvat_subsets, _unpacked, _train_json, _with_captions])
+def test_variants_of_a_coco_folder(tmp_path, change):
+    tools.coco_folder(tmp_path / "set")
+    change(tmp_path / "set")
+    assert _boxes(load_detection_dataset(tmp_path / "set", "train")).keys() == dict(tools.TRAIN).keys()
+    assert _boxes(load_detection_dataset(tmp_path / "set", "valid")).keys() == dict(tools.VAL).keys()
+
+
+def _listed(folder):
+    lines = [f"/content/pets/images/train/{name}" for name, _ in tools.TRAIN]
+    (folder / "train.txt").write_text("\n".join(lines))
+    settings = "train: train.txt\nval: [images/val]\nnames: [cat, dog]\n"
+    (folder / "data.yaml").write_text(settings)
+
+
+def _label_studio(folder):
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n")
+    (folder / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
+    (folder / "images" / "train" / "._train 0.jpg").write_bytes(b"\0")
+
+
+def _no_names(folder):
+    (folder / "data.yaml").write_text("nc: 2\n")
+
+
+@pytest.mark.parametrize("change", [_listed, _label_studio, _no_names])
+def test_variants_of_a_yolo_folder(tmp_path, change):
+    tools.ultralytics_yolo(tmp_path)
+    change(tmp_path)
+    train, val = (load_detection_dataset(tmp_path, split) for split in ("train", "val"))
+    assert (_boxes(train).keys(), _boxes(val).keys()) == (dict(tools.TRAIN).keys(), dict(tools.VAL).keys())
+    assert list(train.id2label.values()) == (["class_0", "class_1"] if change is _no_names else ["cat", "dog"])
+
+
+def _beside(folder):
+    """As LabelImg writes it, without lists of splits."""
+    for file in (folder / "Annotations").iterdir():
+        file.rename(folder / "JPEGImages" / file.name)
+    (folder / "JPEGImages").rename(folder / "images")
+    shutil.rmtree(folder / "ImageSets")
+
+
+def _per_split(folder):
+    for split, made in (("train", tools.TRAIN), ("valid", tools.VAL)):
+        (folder / split).mkdir()
+        for name, _ in made:
+            (folder / "JPEGImages" / name).rename(folder / split / name)
+            xml = name.replace(".jpg", ".xml")
+            (folder / "Annotations" / xml).rename(folder / split / xml)
+    shutil.rmtree(folder / "ImageSets")
+
+
+def _unknown_sizes(folder):
+    for file in (folder / "Annotations").iterdir():
+        file.write_text(file.read_text().replace(f"<width>{tools.WIDTH}", "<width>0"))
+
+
+@pytest.mark.parametrize(("change", "images"), [(_beside, 9), (_per_split, 6), (_unknown_sizes, 6)])
+def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
+    tools.pascal_voc(tmp_path)
+    change(tmp_path)
+    train = load_detection_dataset(tmp_path)
+    assert len(train) == images
+    assert dict(tools.TRAIN).keys() <= _boxes(train).keys() | _boxes(load_detection_dataset(tmp_path, "val")).keys()
+    assert train.dataset[0]["width"] == tools.WIDTH
+
+
 def test_explicit_files_win(tmp_path):
     tools.roboflow_coco(tmp_path / "set")
     data = load_detection_dataset(

@@ -58,6 +58,9 @@ def find_parts(root: Path) -> dict[str, Part]:
         parts = parts or {
             split: Part(name, place, folders, read) for split, (place, folders, read) in find(root, SPLITS).items()
         }
+    inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
+    if not parts and len(inside) == 1 and any(entry.is_dir() for entry in inside[0].iterdir()):
+        return find_parts(inside[0])  # an archive that was unpacked into a folder of its own
     if not parts:
         present = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
         raise FileNotFoundError(
@@ -77,7 +80,7 @@ def aliases(split: str) -> tuple[str, ...]:
 
 def named_split(names: Collection[str], split: str) -> str | None:
     """That of the names which the split has, or None."""
-    return next((name for name in aliases(split) if name in names), None)
+    return next((name for name in (split, split.lower(), *aliases(split.lower())) if name in names), None)
 
 
 def choose_split(names: Collection[str], split: str, share: float | None, source: str) -> tuple[str, bool | None]:
@@ -105,9 +108,10 @@ def choose_split(names: Collection[str], split: str, share: float | None, source
 
 
 def _coco_parts(root: Path) -> dict[str, Part]:
-    folders = [root / "annotations", root, *(root / name for names in SPLITS.values() for name in names)]
-    folders += [folder / "annotations" for folder in folders[2:]]
-    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
+    names = ("annotations", "labels", *(name for names in SPLITS.values() for name in names))
+    folders = [root, *(entry for entry in sorted(root.iterdir()) if entry.name.lower() in names)]
+    folders += [folder / "annotations" for folder in folders[1:]]
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("[!.]*.json"))]
     instances = [file for file in files if file.stem.startswith("instances")]  # COCO has captions and keypoints beside
     found: dict[str, list[Path]] = {}
     for file in instances or filter(_is_coco, files):
@@ -125,21 +129,23 @@ def _coco_parts(root: Path) -> dict[str, Part]:
 
 def coco_part(root: Path, split: str, file: Path) -> Part:
     """The split whose annotations are in this COCO file."""
-    names, here = aliases(split), file.parent
-    folders = [
-        *(root / f"images/{split}2017", root / f"{split}2017", *(root / "images" / name for name in names)),
-        *(*(root / name for name in names), root / "images", here, here / "images", here / "data"),
-        *(root / name for name in ("images/default", "data", "JPEGImages", "img", "imgs")),
-    ]
-    folders = [*dict.fromkeys(folders), *([root] if root not in folders else [])]
+    here, names = file.parent, [name.lower() for name in (split, *aliases(split))]
+    folders = [root / f"images/{split}2017", root / f"{split}2017"]
+    for parent in (root / "images", root):
+        entries = sorted(parent.iterdir()) if parent.is_dir() else []
+        folders += [entry for name in names for entry in entries if entry.name.lower() == name]
+    folders += [root / "images", here, here / "images", here / "data"]
+    folders += [root / name for name in ("images/default", "data", "JPEGImages", "img", "imgs")]
     tool = _TOOLS.get(file.stem)
-    return Part(f"{tool} COCO" if tool else "COCO", file, folders, lambda _: (read_json(file), None))
+    kind = f"{tool} COCO" if tool else "COCO"
+    return Part(kind, file, [*dict.fromkeys([*folders, root])], lambda _: (read_json(file), None))
 
 
 def _split_of(file: Path, root: Path) -> str:
     """The split that a file is of by its name, or that of its folder; "" where neither tells."""
     if exact := re.fullmatch(r"instances_(.+?)(2017)?", file.stem):
-        return "" if exact[1] == "default" else exact[1]
+        name = exact[1].lower()
+        return "" if name == "default" else name
     words = re.findall("[a-z]+", " ".join((*file.relative_to(root).parts[:-1], file.stem)).lower())
     return next((split for split, names in SPLITS.items() if set(names) & set(words)), "")
 

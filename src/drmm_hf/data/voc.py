@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .images import ImageFrame
-from .yolo import IMAGE_SUFFIXES
+from .yolo import is_image
 
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
@@ -40,7 +40,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 
 
 def _xml_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.xml")) if folder.is_dir() else []
+    return sorted(folder.glob("[!.]*.xml")) if folder.is_dir() else []
 
 
 def _listed(folder: Path, line: str) -> Path:
@@ -62,7 +62,7 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
     An image has the name of its xml file; that which is written there is often the one before it was renamed.
     """
     present = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
-    image_of = {file.stem: file.name for file in present if file.suffix.lower() in IMAGE_SUFFIXES}
+    image_of = {file.stem: file.name for file in present if is_image(file)}
     trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}
     names = sorted({_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")})
     images: list[dict[str, Any]] = []

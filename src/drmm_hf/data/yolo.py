@@ -9,7 +9,7 @@ import yaml
 
 from .images import ImageFrame, image_size
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, list[str]]]]]
 
 
@@ -34,7 +34,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         images = next((files for place in places if (files := _images(place, root))), [])
         if images and any(_label_file(image).is_file() for image in images):
             found[split] = _part(root, source, settings, images)
-    images = [] if found else [*_images(root / "images", root), *sorted(filter(_is_image, root.iterdir()))]
+    images = [] if found else [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
     if images and (source or any(_label_file(image).is_file() for image in images)):
         found["train"] = _part(root, source, settings, images)
     return found
@@ -65,8 +65,9 @@ def _as_list(value: Any) -> list[str]:
     return [str(entry) for entry in value] if isinstance(value, list) else [] if value is None else [str(value)]
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
+def is_image(path: Path) -> bool:
+    """Whether a file is a picture by its name, and not what macOS writes beside each."""
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
 
 
 def _images(place: Path, root: Path) -> list[Path]:
@@ -74,10 +75,15 @@ def _images(place: Path, root: Path) -> list[Path]:
     if place.suffix == ".txt" and place.is_file():
         lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
         files = [Path(os.path.normpath(root / line)) for line in lines if line]
-        if outside := [file for file in files if not file.is_relative_to(root)]:
+        # A list that was written on another machine has the paths of that one.
+        files = [
+            file if file.is_relative_to(root) else root / "images" / str(file).rpartition("/images/")[2]
+            for file in files
+        ]
+        if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
             raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
         return files
-    return sorted(filter(_is_image, place.rglob("*"))) if place.is_dir() else []
+    return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
 
 
 def _label_file(image: Path) -> Path:

@@ -38,6 +38,14 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]
 
 
+def with_annotations(scenes: Path, folder: Path, content: dict[str, Any]) -> Path:
+    """The scenes with other annotations of the training split."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(scenes / "images")
+    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+    return folder
+
+
 def start(configs: list[dict[str, Any]], folder: Path, **variables: str) -> BaseProcess:
     """Begin to train each of the settings, one after the other, in a process of its own and with one thread."""
     process = PROCESSES.Process(target=_train_all, args=(configs, folder / "errors.txt", variables))

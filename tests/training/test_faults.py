@@ -13,13 +13,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
 from drmm_hf import DrmmForObjectDetection
-from drmm_hf.data import TrainTransform
+from drmm_hf.data import TrainTransform, load_detection_dataset
 from drmm_hf.training import TrainingStopped, parse_config, train
-from training.runs import lines, settings, start_command, two_ranks
+from training.runs import lines, settings, start_command, two_ranks, with_annotations
 
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -85,26 +86,29 @@ def test_a_rate_that_ruins_the_weights_stops_the_training(scenes, tmp_path) -> N
     assert len(lines(tmp_path)) < 30
 
 
-def resized_boxes(scenes: Path, folder: Path, side: float | None) -> Path:
-    """The scenes with boxes of one size in the middle, or without boxes but one."""
+@pytest.mark.usefixtures("quick_streams")
+def test_steps_whose_boxes_are_all_dropped_stop_the_training(scenes, tmp_path) -> None:
+    """Of a stream; a folder is looked over before the training."""
+    rows = load_detection_dataset(scenes, "train").dataset.cast_column("image", datasets.Image())
+
+    def shrink(row: dict[str, Any]) -> dict[str, Any]:
+        return {"objects": row["objects"] | {"bbox": [[60.0, 40.0, 1.5, 1.5] for _ in row["objects"]["bbox"]]}}
+
+    rows.map(shrink).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(TrainingStopped, match="--image-size"):
+        train(settings(tmp_path, tmp_path / "out", streaming=True, train_images=40, max_bad_steps=3, log_every=2))
+    [line] = lines(tmp_path / "out")
+    assert (line["objects"], line["loss"]) == (0, 0)
+    assert line["dropped_boxes"] > 4
+
+
+def test_too_many_steps_without_any_box_stop_the_training(scenes, tmp_path) -> None:
     content = json.loads((scenes / "annotations/instances_train.json").read_text())
-    for box in content["annotations"]:
-        box["bbox"] = [60.0, 40.0, side or 9.0, side or 9.0]
-    if side is None:
-        del content["annotations"][1:]
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").symlink_to(scenes / "images")
-    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
-    return folder
-
-
-@pytest.mark.parametrize(("side", "steps", "named"), [(None, 60, "--skip-empty-images")])
-def test_steps_without_any_object_stop_the_training(scenes, tmp_path, side, steps: int, named: str) -> None:
-    data = resized_boxes(scenes, tmp_path / "data", side)
-    few = {"train_images": 200, "batch_size": 1, "learning_rate": 1e-6, "max_bad_steps": 3 if side else 1}
-    with pytest.raises(TrainingStopped, match=named):
-        train(settings(data, tmp_path / "out", **few))
-    assert len(lines(tmp_path / "out")) < steps
+    del content["annotations"][1:]
+    data = with_annotations(scenes, tmp_path / "data", content)
+    with pytest.raises(TrainingStopped, match="--skip-empty-images"):
+        train(settings(data, tmp_path / "out", train_images=200, batch_size=1, max_bad_steps=1))
+    assert len(lines(tmp_path / "out")) < 60
 
 
 def spoil(scenes: Path, folder: Path, count: int) -> list[str]:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 # Fields of a model's configuration that say nothing about what is trained; classes have a field of their own.
 _NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
-# Counts of a step, known without waiting for the device.
+# Of the batches of a step, known without waiting for the device.
 _COUNTS = ("objects", "dropped_boxes")
 
 
@@ -225,10 +225,7 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        counts = {
-            "objects": sum(len(image["annotations"]) for batch in step_batches for image in batch["annotations"]),
-            "dropped_boxes": sum(batch.get("dropped_boxes", 0) for batch in step_batches),
-        }
+        counts = {name: sum(batch[name] for batch in step_batches) for name in _COUNTS}
         return {**values, "grad_norm": norm, "bad": bad, **counts}
 
     def _summary(self, window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -363,18 +360,12 @@ class _Training:
 
     def _sizes(self, batches: Sequence[Mapping[str, Any]]) -> str:
         """What a step computes, and what would make it smaller."""
-        config, model = self.config, self.model.config
+        model = self.model.config
         height, width = (max(image.shape[axis] for b in batches for image in b["images"]) for axis in (-2, -1))
-        objects = max(len(image["annotations"]) for b in batches for image in b["annotations"])
-        advice = ["lower --batch-size and raise --gradient-accumulation as much"] if config.batch_size > 1 else []
-        if not config.gradient_checkpointing:
-            advice.append("add --gradient-checkpointing")
-        if config.mixed_precision == "no":
-            advice.append("add --mixed-precision bf16")
-        advice += ["lower --config num_proposals", "use smaller images"]
         return (
-            f"on a batch of {config.batch_size} images of up to {height}x{width} pixels with up to {objects} objects, "
-            f"with {model.num_proposals} proposals in {model.num_stages} stages: {', or '.join(advice)}"
+            f"on a batch of {self.config.batch_size} images of up to {height}x{width} pixels with {model.num_proposals} "
+            f"proposals in {model.num_stages} stages: lower --batch-size and raise --gradient-accumulation as much, "
+            "add --gradient-checkpointing or --mixed-precision bf16, lower --config num_proposals, or --image-size"
         )
 
     @contextlib.contextmanager

@@ -64,7 +64,7 @@ def batch_weights(
 
     Args:
         accelerator: knows the processes.
-        batches: of one step, with `annotations` as the image processor takes them.
+        batches: of one step, as `TrainingData.batches` gives them.
         config: of the model.
     """
     processes = accelerator.num_processes
@@ -74,8 +74,7 @@ def batch_weights(
         return [float(processes)] * len(batches)
     if processes == len(batches) == 1:
         return [1.0]
-    counts = [float(sum(len(image["annotations"]) for image in batch["annotations"])) for batch in batches]
-    local = torch.tensor(counts, device=accelerator.device)
+    local = torch.tensor([float(batch["objects"]) for batch in batches], device=accelerator.device)
     total = accelerator.reduce(local.sum(), "sum").clamp(min=1)
     # the model divides by at least one ground truth
     return list(local.clamp(min=1) * processes / total)

@@ -60,6 +60,12 @@ def test_tags_of_close_boxes_do_not_cover_each_other():
     assert (both[tag] == alone[tag]).all()
 
 
+def test_tags_of_many_small_objects_on_a_large_photo_do_not_cover_it():
+    boxes = [[x, y, x + 40, y + 30] for x in range(50, 2950, 200) for y in range(50, 1950, 100)]
+    drawn = np.asarray(draw_detections(gray(3000, 2000), found(boxes), NAMES))
+    assert 0.02 < (drawn != GRAY).any(axis=-1).mean() < 0.3
+
+
 def test_threshold_and_boxes_without_scores():
     weak = found([[40, 50, 120, 110]], scores=[0.2])
     assert np.array_equal(draw_detections(gray(), weak, NAMES), gray())

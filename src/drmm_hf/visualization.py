@@ -56,21 +56,24 @@ def draw_detections(
     canvas = image.convert("RGB")
     boxes, labels, scores = _read_boxes(detections)
     boxes = torch.cat((boxes[:, :2].minimum(boxes[:, 2:]), boxes[:, :2].maximum(boxes[:, 2:])), dim=1)
-    size = torch.tensor(canvas.size)
-    visible = boxes.isfinite().all(1) & (boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < size).all(1)
+    visible = boxes.isfinite().all(1) & (boxes[:, 2:] > 0).all(1) & (boxes[:, :2] < torch.tensor(canvas.size)).all(1)
     chosen = [i for i in visible.nonzero()[:, 0].tolist() if scores[i] is None or scores[i] >= threshold]
     chosen.sort(key=lambda i: -1.0 if scores[i] is None else scores[i])
     if chosen:
-        boxes = clip_boxes_to_image(boxes[chosen], canvas.size[::-1]).round().long()
+        boxes = clip_boxes_to_image(boxes[chosen], canvas.size[::-1])
+        size = _size(canvas)
+        # Many small objects on a large photo: lines and tags follow them, as far as the whole can still be read.
+        size = max(min(size, 10 * float((boxes[:, 2:] - boxes[:, :2]).median())), size / 4)
         # A box ends between pixels, so its last pixel is the one before its right and its lower edge.
-        first = boxes[:, :2].minimum(size - 1)
-        boxes = torch.cat((first, (boxes[:, 2:] - 1).maximum(first)), dim=1)
+        first = boxes[:, :2].round().minimum(torch.tensor(canvas.size) - 1)
+        pixels = torch.cat((first, (boxes[:, 2:].round() - 1).maximum(first)), dim=1).long()
         colors = [label_color(labels[i]) for i in chosen]
-        line = max(1, round(math.sqrt(canvas.width * canvas.height) / 250))
-        canvas = to_pil_image(draw_bounding_boxes(pil_to_tensor(canvas), boxes, colors=colors, width=line))
+        picture = draw_bounding_boxes(pil_to_tensor(canvas), pixels, colors=colors, width=max(1, round(size / 250)))
+        canvas = to_pil_image(picture)
         texts = [str(id2label.get(labels[i], labels[i])) for i in chosen]
         texts = [t if scores[i] is None else f"{t} {scores[i]:.2f}" for t, i in zip(texts, chosen, strict=True)]
-        _draw_tags(canvas, texts[::-1], colors[::-1], boxes.tolist()[::-1])  # the surest choose their place first
+        tags = list(zip(texts, colors, pixels.tolist(), strict=True))
+        _draw_tags(canvas, _font(size), tags[::-1])  # the surest choose their place first
     return canvas if title is None else _with_caption(canvas, title)
 
 
@@ -143,12 +146,11 @@ def _read_boxes(detections: Boxes) -> tuple[torch.Tensor, list[int], list[float 
     )
 
 
-def _draw_tags(canvas: Image.Image, texts: Sequence[str], colors: Sequence[Color], boxes: Sequence[list[int]]) -> None:
-    """Filled tags beside their boxes (xyxy pixels, both ends included), inside the image and apart from each other."""
-    draw, font = ImageDraw.Draw(canvas), _font(canvas)
-    height = math.ceil(font.size * 1.25)
+def _draw_tags(canvas: Image.Image, font: Any, tags: Sequence[tuple[str, Color, list[int]]]) -> None:
+    """Filled tags (text, color, box) beside their boxes (xyxy, both ends included), inside the image and apart."""
+    draw, height = ImageDraw.Draw(canvas), math.ceil(font.size * 1.25)
     taken: list[tuple[int, int, int]] = []  # left, top and width of those drawn
-    for text, color, (left, top, right, bottom) in zip(texts, colors, boxes, strict=True):
+    for text, color, (left, top, right, bottom) in tags:
         width = math.ceil(draw.textlength(text, font=font)) + 4
         ends = right + 1 - width
         places = [(left, top - height), (left, top), (ends, top - height), (left, bottom + 1), (ends, top)]
@@ -164,12 +166,16 @@ def _draw_tags(canvas: Image.Image, texts: Sequence[str], colors: Sequence[Color
         draw.text((x + 2, y + height / 2), text, fill=INK if bright else WHITE, font=font, anchor="lm")
 
 
-def _font(image: Image.Image) -> Any:
-    return ImageFont.load_default(size=max(10, round(math.sqrt(image.width * image.height) / 42)))
+def _size(image: Image.Image) -> float:
+    return math.sqrt(image.width * image.height)
+
+
+def _font(size: float) -> Any:
+    return ImageFont.load_default(size=max(10, round(size / 42)))
 
 
 def _with_caption(image: Image.Image, text: str) -> Image.Image:
-    font = _font(image)
+    font = _font(_size(image))
     strip = math.ceil(font.size * 1.6)
     canvas = Image.new("RGB", (image.width, image.height + strip), WHITE)
     ImageDraw.Draw(canvas).text((font.size // 3, strip / 2), text, fill=INK, font=font, anchor="lm")

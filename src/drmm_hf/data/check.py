@@ -87,8 +87,9 @@ def format_check(report: Mapping[str, Any]) -> str:
     for name, part in report["splits"].items():
         clipped = f", {part['clipped_boxes']} clipped" if part["clipped_boxes"] else ""
         dropped = part["dropped_zero_area"] + part["dropped_outside"]
+        turned = f", {part['turned_images']} with an EXIF orientation" if part["turned_images"] else ""
         lines.append(
-            f"{name}: {part['images']} images ({part['boxless_images']} without boxes), {part['boxes']} boxes "
+            f"{name}: {part['images']} images ({part['boxless_images']} without boxes{turned}), {part['boxes']} boxes "
             f"({part['crowd']} crowd{clipped}{f', {dropped} dropped' if dropped else ''}), at most "
             f"{part['most_objects']} in one image; {part['kind']}"
         )
@@ -219,7 +220,7 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
                 f"{name}: {len(part['unreadable_images'])} of {part['opened_images']} opened images cannot be read, "
                 f"such as {part['unreadable_images'][0]}"
             )
-        if part["orientation"]:
+        if part["misfit_images"]:
             yield f"{name}: {part['orientation']}"
     if unused := report["unused_classes"]:
         yield f"{len(unused)} classes have no boxes in the training split: {', '.join(unused[:_SHOWN])}"

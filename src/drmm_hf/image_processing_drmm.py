@@ -145,7 +145,7 @@ class DrmmImageProcessor(TorchvisionBackend):
                 f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
                 "C = 1, 3 or 4 and no side of 0. Convert it to RGB first."
             ) from None
-        tensor = _known_numbers(image)
+        tensor = _known_numbers(image).detach()
         if input_data_format == ChannelDimension.LAST:
             tensor = tensor.permute(2, 0, 1)
         if tensor.dtype != torch.uint8:

@@ -363,9 +363,10 @@ class _Training:
         model = self.model.config
         height, width = (max(image.shape[axis] for b in batches for image in b["images"]) for axis in (-2, -1))
         return (
-            f"on a batch of {self.config.batch_size} images of up to {height}x{width} pixels with {model.num_proposals} "
-            f"proposals in {model.num_stages} stages: lower --batch-size and raise --gradient-accumulation as much, "
-            "add --gradient-checkpointing or --mixed-precision bf16, lower --config num_proposals, or --image-size"
+            f"on a batch of {self.config.batch_size} images of up to {height}x{width} pixels, with "
+            f"{model.num_proposals} proposals in {model.num_stages} stages: lower --batch-size and raise "
+            "--gradient-accumulation as much, add --gradient-checkpointing or --mixed-precision bf16, or lower "
+            "--config num_proposals or --image-size"
         )
 
     @contextlib.contextmanager

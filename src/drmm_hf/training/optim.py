@@ -1,6 +1,6 @@
 """Optimizer, learning rate, weights of the batches of a step, skipped steps, and the average of the weights."""
 
-from collections import Counter
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,7 +110,7 @@ class StepGuard:
 
 
 class UselessSteps:
-    """Steps in a row from which nothing can be learned: no finite gradient, hardly any, or no object."""
+    """Steps from which nothing can be learned: no finite gradient, hardly any, or no object."""
 
     # A gradient of less than this share of the first step's moves nothing. That of a trained model is a tenth of it.
     flat = 1e-3
@@ -118,24 +118,25 @@ class UselessSteps:
     patience = 10
 
     def __init__(self, config: TrainConfig):
+        most = config.max_bad_steps
         lower = f"lower --learning-rate (now {config.learning_rate:g})"
         exact = "" if config.mixed_precision == "no" else ", or train with --mixed-precision no"
-        most = config.max_bad_steps
-        self.reasons = {
-            "bad": (most, f"had no finite gradient; the weights are those before; {lower}{exact}"),
-            "flat": (most, f"had objects but hardly a gradient: the weights have run away; {lower}"),
+        # how many of the last how many steps are too many, and why
+        self.limits = {
+            "bad": (most, most, f"had no finite gradient; the weights are those before; {lower}{exact}"),
+            "flat": (most, 2 * most, f"had objects but hardly a gradient: the weights have run away; {lower}"),
             "dropped": (
-                most,
+                *(most, most),
                 "had no object, since all their boxes were too small or outside after the augmentation; "
                 "train at a larger --image-size, or cut large photos into tiles",
             ),
             "empty": (
-                self.patience * most,
+                *(self.patience * most, self.patience * most),
                 "had no box in any image; look at the annotations, leave such images out with --skip-empty-images, or "
                 "raise --max-bad-steps if so few of them have objects",
             ),
         }
-        self.rows: Counter[str] = Counter()
+        self.last = {kind: deque([False], maxlen=length) for kind, (_, length, _) in self.limits.items()}
         self.first_norm: float | None = None
 
     def add(self, norm: float, bad: int, objects: int, dropped: int) -> str | None:
@@ -156,10 +157,10 @@ class UselessSteps:
             self.first_norm = norm if self.first_norm is None else self.first_norm
             now["flat"] = norm <= self.flat * self.first_norm
         for kind, useless in now.items():
-            self.rows[kind] = self.rows[kind] + 1 if useless else 0
-            most, what = self.reasons[kind]
-            if self.rows[kind] >= most:
-                return f"{most} steps in a row {what}."
+            self.last[kind].append(useless)
+            most, length, what = self.limits[kind]
+            if sum(self.last[kind]) >= most:
+                return f"{most} steps {'in a row' if most == length else f'of {length}'} {what}."
         return None
 
 

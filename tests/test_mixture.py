@@ -83,20 +83,11 @@ def test_the_equations_written_out(density: str, floor: float) -> None:
     "stop", list(itertools.chain.from_iterable(itertools.combinations(STOP_GRADIENTS, r) for r in (0, 1, 3)))
 )
 @pytest.mark.parametrize("density", DENSITIES)
-def test_gradients_against_finite_differences(density: str, stop) -> None:
-    """NLL for every density, and MCM with nothing stopped; with a factor stopped MCM sends nothing there."""
+def test_mcm_sends_nothing_into_what_is_stopped(density: str, stop) -> None:
+    """With a factor stopped MCM sends nothing there (properties/test_loss.py has the gradients themselves)."""
     parameters, boxes, labels = case(batch=1, components=4, boxes=2, classes=3)
     leaves = [t.requires_grad_() for t in parameters[:4]]
     stop = (stop,) if isinstance(stop, str) else stop
-
-    def nll(*tensors):
-        return mixture_loss(MixtureParameters(*tensors), boxes, labels, density=density, stop_gradient=()).nll
-
-    def mcm(*tensors):
-        return mixture_loss(MixtureParameters(*tensors), boxes, labels, density=density, stop_gradient=()).mcm
-
-    assert torch.autograd.gradcheck(nll, leaves)
-    assert torch.autograd.gradcheck(mcm, leaves)
     total = mixture_loss(MixtureParameters(*leaves), boxes, labels, density=density, stop_gradient=stop).mcm.sum()
     if set(stop) == set(STOP_GRADIENTS):
         assert not total.requires_grad

@@ -106,29 +106,21 @@ def count_calls(model: DrmmForObjectDetection) -> Counter[str]:
     return calls
 
 
-def test_inference_computes_the_classes_of_the_last_stage_alone() -> None:
-    model, batch = small_model(num_stages=3).eval(), inputs()
+@pytest.mark.parametrize(("top_k_ratio", "ranked"), [(None, []), (0.7, ["objectness0", "objectness1"])])
+def test_inference_computes_the_classes_of_the_last_stage_alone(top_k_ratio, ranked) -> None:
+    """Components between stages are chosen by their objectness, which is then computed too."""
+    model, batch = small_model(num_stages=3, top_k_ratio=top_k_ratio).eval(), inputs()
     pixels = (batch["pixel_values"][:1], batch["pixel_mask"][:1])
     calls = count_calls(model)
     plain = model(*pixels)
-    assert sorted(calls) == ["box0", "box1", "box2", "classifier2", "objectness2"]
+    assert sorted(calls) == sorted(["box0", "box1", "box2", "classifier2", "objectness2", *ranked])
     calls.clear()
     every = model(*pixels, output_stages=True)
     assert len(calls) == 9
     assert set(calls.values()) == {1}
     torch.testing.assert_close(plain.logits, every.logits, rtol=0, atol=0)
     torch.testing.assert_close(plain.pred_boxes, every.pred_boxes, rtol=0, atol=0)
-
-
-def test_with_top_k_between_stages_inference_needs_the_objectness_too() -> None:
-    model, batch = small_model(num_stages=3, top_k_ratio=0.7).eval(), inputs()
-    pixels = (batch["pixel_values"][:1], batch["pixel_mask"][:1])
-    every = model(*pixels, output_stages=True)
-    calls = count_calls(model)
-    plain = model(*pixels)
-    assert sorted(calls) == ["box0", "box1", "box2", "classifier2", "objectness0", "objectness1", "objectness2"]
-    torch.testing.assert_close(plain.logits, every.logits, rtol=0, atol=0)
-    assert plain.logits.shape[1] == 3
+    assert plain.logits.shape[1] == (12 if top_k_ratio is None else 3)
 
 
 @pytest.mark.parametrize("isolate_images", [False, True])

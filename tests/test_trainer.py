@@ -121,6 +121,16 @@ def test_predictions_hold_only_what_a_metric_needs(trained):
     assert len(labels) == 2
 
 
+def test_saved_and_loaded_it_detects_the_same(trained):
+    run, _, _, _, folder = trained
+    run.save_model(str(folder / "final"))
+    model = DrmmForObjectDetection.from_pretrained(folder / "final").eval()
+    inputs = DrmmImageProcessor.from_pretrained(folder / "final")(Boxes()[1]["image"], return_tensors="pt")
+    assert torch.equal(inputs["pixel_values"], PROCESSOR(Boxes()[1]["image"], return_tensors="pt")["pixel_values"])
+    with torch.no_grad():
+        torch.testing.assert_close(model(**inputs).logits, run.model.eval()(**inputs).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_training_resumes_from_its_checkpoint(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     whole = trainer(tmp_path / "whole", small_model(), **options)

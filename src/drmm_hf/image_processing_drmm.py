@@ -13,6 +13,7 @@ from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
@@ -295,20 +296,23 @@ def _opened(image: Any) -> Any:
     """An image, or each of a list: an upright PIL image of what names or holds one; arrays with an axis of channels."""
     if isinstance(image, (list, tuple)):
         return [_opened(one) for one in image]
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
-        try:
+    where = shown(str(image)) if isinstance(image, (str, os.PathLike)) else f"an image of {type(image).__name__}"
+    try:
+        if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
             with urlopen(image, timeout=60) as response:
                 image = response.read()
-        except OSError as error:
-            raise ValueError(f"{shown(image)}: the image cannot be fetched ({error}).") from error
-    if isinstance(image, (str, os.PathLike)):
-        if not os.path.isfile(image):
-            raise FileNotFoundError(f"{image}: no such image file.")
-        image = PIL.Image.open(image)
-    elif isinstance(image, (bytes, bytearray)):
-        image = PIL.Image.open(io.BytesIO(image))
-    if isinstance(image, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(image)
+        if isinstance(image, (bytes, bytearray, memoryview)):
+            image = io.BytesIO(image)
+        if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
+            image = PIL.Image.open(image)
+        if isinstance(image, PIL.Image.Image):
+            image.load()
+            turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+            return PIL.ImageOps.exif_transpose(image) if turned else image  # which would copy it
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise FileNotFoundError(f"{where}: no such image file.") from error
+    except OSError as error:  # PIL's errors and those of a connection are of this kind
+        raise ValueError(f"{where}: the image cannot be read ({error}).") from error
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise ValueError(f"an image is a {type(image).__name__}: give a PIL image, an array, a file or its bytes.")
     return image[None] if image.ndim == 2 else image

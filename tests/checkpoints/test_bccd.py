@@ -52,6 +52,7 @@ def test_the_weights_are_those_of_the_preset_in_half_precision(model: DrmmForObj
     assert {name: tensor.shape for name, tensor in stored.items()} == {name: t.shape for name, t in built.items()}
     for name, tensor in built.items():
         assert stored[name].dtype == (torch.float16 if tensor.is_floating_point() else tensor.dtype), name
+        assert stored[name].isfinite().all(), name
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     ours, preset = model.config.to_dict(), config.to_dict()
     changed = {name for name in preset if ours.get(name) != preset[name]} - {"_name_or_path", "architectures", "dtype"}

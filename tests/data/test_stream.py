@@ -122,6 +122,8 @@ def test_processes_have_together_every_image_once(processes, parquet):
     parts = [ids(data.epoch(0, seed=1, **share, process_index=rank)) for rank in range(processes)]
     assert sorted(itertools.chain(*parts)) == sorted([*range(6), *range(10, 16)])
     assert {len(part) for part in parts} == {12 // processes}
+    own = [{image_id // 10 for image_id in part} for part in parts]
+    assert own[0].isdisjoint(own[1]) == (processes == 2), "of as many shards as processes each reads its own"
 
 
 @pytest.mark.parametrize("buffer_size", [1, 4, 1000])

@@ -159,6 +159,10 @@ def test_views_are_always_inside(height: int, width: int, translate: float, zoom
             # The roundings of a side of 20 pixels at least, and of the image that is cropped.
             assert math.isclose(*view.scale, rel_tol=0.15)
     assert canvas.size == (240, 320)
+    scale = zoom * min(240 / height, 320 / width)
+    for axis, side in enumerate((width, height)):
+        if min(side * scale, canvas.target[axis + 2] - canvas.target[axis]) >= 20:
+            assert canvas.scale[axis] == pytest.approx(scale, rel=0.06)
     assert 1 <= min(paper.size) <= 800
     assert max(paper.size) <= 1333
 

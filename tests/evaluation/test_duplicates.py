@@ -46,10 +46,10 @@ def test_suppression_keeps_the_best_and_winner_takes_all_the_scores_of_the_rest(
 def test_suppression_is_torchvisions(threshold: float) -> None:
     generator = torch.Generator().manual_seed(1)
     low, size = torch.rand(80, 2, generator=generator) * 60, torch.rand(80, 2, generator=generator) * 40 + 5
-    scores, labels = torch.rand(80, generator=generator), torch.randint(0, 3, (80,), generator=generator)
+    scores, labels = torch.rand(80, generator=generator), torch.randint(0, 6, (80,), generator=generator)
     columns = (torch.cat((low, size), dim=1).tolist(), scores.tolist(), labels.tolist())
     results = [
-        {"image_id": 1, "category_id": label, "bbox": box, "score": score}
+        {"image_id": label % 2, "category_id": label // 2, "bbox": box, "score": score}
         for box, score, label in zip(*columns, strict=True)
     ]
     expected = scores[batched_nms(torch.cat((low, low + size), dim=1), scores, labels, threshold)].tolist()

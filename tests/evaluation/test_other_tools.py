@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from drmm_hf.cli import main
+from drmm_hf.data import generate_scenes
 from drmm_hf.evaluation import evaluate_detections, fit_scale_factor, interval_report, split_half_report
 from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results
 from drmm_hf.evaluation.coco_input import prepare_ground_truth, prepare_results
@@ -77,7 +78,20 @@ def detectron2_instances(results: Rows) -> Rows:
     return [{"image_id": one, "instances": [row for row in rows if row["image_id"] == one]} for one in images]
 
 
-TOOLS = (mmdet, ultralytics, ultralytics_from_zero, ultralytics_with_names, detectron2, detectron2_instances)
+def ids_as_text(results: Rows) -> Rows:
+    """What passes through a table or a data frame."""
+    return [{**row, "image_id": str(row["image_id"]), "category_id": float(row["category_id"])} for row in results]
+
+
+TOOLS = (
+    ids_as_text,
+    mmdet,
+    ultralytics,
+    ultralytics_from_zero,
+    ultralytics_with_names,
+    detectron2,
+    detectron2_instances,
+)
 
 
 @pytest.mark.parametrize("tool", TOOLS)
@@ -109,6 +123,18 @@ def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows,
     assert len(caplog.records) == 2, "images and categories"
 
 
+@pytest.mark.parametrize("root", [0, 6])
+def test_detections_of_a_category_that_is_no_class_are_left_out(
+    root: int, truth: dict[str, Any], results: Rows, caplog: Any
+) -> None:
+    """Their ids are those of the file: they make no other tool's numbers of the others."""
+    classes = [{**one, "supercategory": "all"} for one in truth["categories"]]
+    rooted = prepare_ground_truth({**truth, "categories": [*classes, {"id": root, "name": "all"}]})
+    found = prepare_results([*results, {**results[0], "category_id": root}], rooted)
+    assert found.rows == results
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -128,3 +154,26 @@ def test_ids_that_do_not_fit_are_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert all(part in error for part in ("results.json", "truth.json", *named))
+
+
+def test_the_page_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("matplotlib")
+    generate_scenes(tmp_path / "data", num_train=1, num_val=3, image_size=(64, 96))
+    content = json.loads((tmp_path / "data/annotations/instances_val.json").read_text())
+    stems = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+    places = {one: place for place, one in enumerate(sorted(one["id"] for one in content["categories"]))}
+    rows = [
+        {
+            "image_id": stems[one["image_id"]],
+            "category_id": places[one["category_id"]],
+            "bbox": one["bbox"],
+            "score": 0.9,
+        }
+        for one in content["annotations"]
+    ]
+    (tmp_path / "predictions.json").write_text(json.dumps([*rows, {**rows[0], "bbox": [50, 50, 9, 9]}]))
+    arguments = ["--results", str(tmp_path / "predictions.json"), "--data", str(tmp_path / "data")]
+    assert main(["analyze", *arguments, "--output_dir", str(tmp_path / "page")]) == 0
+    (model,) = json.loads((tmp_path / "page/analysis.json").read_text())["checkpoints"]
+    assert model["accuracy"]["metrics"]["AR100"] == pytest.approx(1.0)
+    assert "<svg" in (tmp_path / "page/report.html").read_text(encoding="utf-8")

@@ -229,7 +229,8 @@ def test_the_report_compares_checkpoints(checkpoints, data, tmp_path, capsys):
     assert (out / "report.html").read_text(encoding="utf-8") == page
     capsys.readouterr()
     described = out / "results-mixture.model.json"
-    assert "top_k" in fails([*arguments, "--reuse", "--top-k", "7"], capsys)
+    for field, value in (("top_k", "7"), ("image_frame", "stored")):
+        assert field in fails([*arguments, "--reuse", f"--{field.replace('_', '-')}", value], capsys)
     described.write_text("{}")
     assert str(described) in fails([*arguments, "--reuse"], capsys)
     described.unlink()

@@ -46,6 +46,11 @@ def test_quantiles_by_hand() -> None:
     assert half_width(0.5) == pytest.approx(1.0)  # half of a Cauchy density lies within γ
     assert half_width(0.8) == pytest.approx(3.0776835)
     assert half_width(0.6826894921, "gaussian") == pytest.approx(1.0)
+    boxes, scales = torch.tensor([[10.0, 20.0, 50.0, 80.0]]), torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    low, high = box_intervals(boxes.expand(3, 2, 4), scales.expand(3, 2, 4), 0.5)
+    assert low[2, 1].tolist() == pytest.approx([9, 18, 47, 76])
+    assert high[2, 1].tolist() == pytest.approx([11, 22, 53, 84])
+    assert box_intervals(boxes[:0], scales[:0], 0.5)[0].shape == (0, 4)
     assert half_width(0.7, "student_t", 1.0) == half_width(0.7)
 
 
@@ -141,7 +146,8 @@ def test_cauchy_errors_have_the_stated_coverage_and_a_factor_restores_it() -> No
     assert report.rank_correlation > 0.05
     truth, results = simulate(1000, factor=2.0)
     fit = fit_scale_factor(truth, results)
-    assert (fit.factor, *fit.half_factors) == pytest.approx((2.0,) * 3, rel=0.15)
+    assert fit.factor == pytest.approx(2.0, rel=0.1)
+    assert fit.half_factors == pytest.approx((2.0, 2.0), rel=0.15)
     assert fit.levels == (0.5, 0.8, 0.9)
     assert fit.coverage_before[1] < 0.7
     assert fit.coverage_after == pytest.approx((0.5, 0.8, 0.9), abs=0.03)

@@ -1,4 +1,4 @@
-"""Turned, 16-bit and fractional images train, evaluate and predict as the same pictures in plain files do."""
+"""Turned, 16-bit and fractional images train, evaluate and predict as plain files of the same pictures, to the bit."""
 
 import json
 from collections.abc import Callable

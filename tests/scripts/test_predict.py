@@ -82,6 +82,7 @@ def test_subfolders_and_urls_are_read_and_the_output_is_not(model, images, tmp_p
     """A second run does not take the drawings of the first for pictures."""
     (images / "deep/er").mkdir(parents=True)
     shutil.copy(images / "a.png", images / "deep/er/d.png")
+    (images / "deep/._d.png").write_bytes(b"what macOS adds to archives")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=images)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

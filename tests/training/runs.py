@@ -1,19 +1,25 @@
-"""Short trainings for the tests, here or in other processes; as a script it trains each of a JSON list of settings."""
+"""Short trainings for the tests, here or in other processes."""
 
 import json
+import multiprocessing
 import os
-import subprocess
+import socket
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
+from drmm_hf.cli import main
 from drmm_hf.training import TrainConfig, train
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_stages": 2, "num_proposals": 16}
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+# Other processes are forked from one that has imported everything, which takes seconds, and has done nothing with it.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["drmm_hf.commands.train"])
 
 
 def fields(data: Path, output: Path, **more: Any) -> dict[str, Any]:
@@ -32,22 +38,62 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name != "images_per_second"} for record in records]
 
 
-def start(configs: list[dict[str, Any]], folder: Path, *launcher: str) -> subprocess.Popen[str]:
-    """Begin to train each of the settings, one after the other, in a process of its own."""
-    path = folder / "configs.json"
-    path.write_text(json.dumps(configs))
-    command = [sys.executable, *launcher, str(Path(__file__)), str(path)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def with_annotations(scenes: Path, folder: Path, content: dict[str, Any]) -> Path:
+    """The scenes with other annotations of the training split."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").symlink_to(scenes / "images")
+    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
+    return folder
+
+
+def start(configs: list[dict[str, Any]], folder: Path, **variables: str) -> BaseProcess:
+    """Begin to train each of the settings, one after the other, in a process of its own and with one thread."""
+    process = PROCESSES.Process(target=_train_all, args=(configs, folder / "errors.txt", variables))
+    process.start()
+    return process
+
+
+def _train_all(configs: list[dict[str, Any]], errors: Path, variables: dict[str, str]) -> None:
+    sys.stderr = errors.open("a")
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    for one in configs:
+        train(TrainConfig(**one))
+    PartialState().destroy_process_group()
+
+
+def start_command(config: TrainConfig, **variables: str) -> BaseProcess:
+    """Begin `drmm train` with these settings as a recipe; what it prints goes to errors.txt beside the output."""
+    output = Path(config.output)
+    recipe = output.with_suffix(".yaml")
+    recipe.write_text(json.dumps({name: value for name, value in config.to_dict().items() if name != "resume"}))
+    errors = output.with_name("errors.txt")
+    process = PROCESSES.Process(target=_command, args=(["train", "--recipe", str(recipe)], errors, variables))
+    process.start()
+    return process
+
+
+def _command(words: list[str], errors: Path, variables: dict[str, str]) -> None:
+    os.setsid()  # a group of its own: Ctrl-C in a terminal goes to all processes of the group
+    sys.stderr = errors.open("a", buffering=1)
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    sys.exit(main(words))
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """Environment variables of two processes of one training, as torchrun sets them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
 
 
 def run_two_processes(configs: list[dict[str, Any]], folder: Path) -> None:
     """Train each of the settings, one after the other, in two processes."""
-    process = start(configs, folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors[-9000:]
-
-
-if __name__ == "__main__":
-    for one in json.loads(Path(sys.argv[1]).read_text()):
-        train(TrainConfig(**one))
-    PartialState().destroy_process_group()
+    processes = [start(configs, folder, **variables) for variables in two_ranks()]
+    for process in processes:
+        process.join(600)
+        process.kill()
+        assert process.exitcode == 0, (folder / "errors.txt").read_text()[-9000:]

@@ -7,25 +7,26 @@ import os
 import shlex
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 
 from drmm_hf import DrmmForObjectDetection
-from drmm_hf.data import TrainTransform
-from drmm_hf.training import TrainConfig, TrainingStopped, parse_config, train
-from training.runs import ENVIRONMENT, ROOT, lines, settings
+from drmm_hf.data import TrainTransform, load_detection_dataset
+from drmm_hf.training import TrainingStopped, parse_config, train
+from training.runs import lines, settings, start_command, two_ranks, with_annotations
 
-CPU_ALLOCATOR = (
-    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried ..."
-)
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory ..."),
+    MemoryError(),
+]
 
 
 def change_forward(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, DrmmForObjectDetection, Any], None]) -> None:
@@ -85,26 +86,29 @@ def test_a_rate_that_ruins_the_weights_stops_the_training(scenes, tmp_path) -> N
     assert len(lines(tmp_path)) < 30
 
 
-def resized_boxes(scenes: Path, folder: Path, side: float | None) -> Path:
-    """The scenes with boxes of one size in the middle, or without boxes but one."""
+@pytest.mark.usefixtures("quick_streams")
+def test_steps_whose_boxes_are_all_dropped_stop_the_training(scenes, tmp_path) -> None:
+    """Of a stream; a folder is looked over before the training."""
+    rows = load_detection_dataset(scenes, "train").dataset.cast_column("image", datasets.Image())
+
+    def shrink(row: dict[str, Any]) -> dict[str, Any]:
+        return {"objects": row["objects"] | {"bbox": [[60.0, 40.0, 1.5, 1.5] for _ in row["objects"]["bbox"]]}}
+
+    rows.map(shrink).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(TrainingStopped, match="--image-size"):
+        train(settings(tmp_path, tmp_path / "out", streaming=True, train_images=40, max_bad_steps=3, log_every=2))
+    [line] = lines(tmp_path / "out")
+    assert (line["objects"], line["loss"]) == (0, 0)
+    assert line["dropped_boxes"] > 4
+
+
+def test_too_many_steps_without_any_box_stop_the_training(scenes, tmp_path) -> None:
     content = json.loads((scenes / "annotations/instances_train.json").read_text())
-    for box in content["annotations"]:
-        box["bbox"] = [60.0, 40.0, side or 9.0, side or 9.0]
-    if side is None:
-        del content["annotations"][1:]
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").symlink_to(scenes / "images")
-    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
-    return folder
-
-
-@pytest.mark.parametrize(("side", "steps", "named"), [(None, 60, "--skip-empty-images")])
-def test_steps_without_any_object_stop_the_training(scenes, tmp_path, side, steps: int, named: str) -> None:
-    data = resized_boxes(scenes, tmp_path / "data", side)
-    few = {"train_images": 200, "batch_size": 1, "learning_rate": 1e-6, "max_bad_steps": 3 if side else 1}
-    with pytest.raises(TrainingStopped, match=named):
-        train(settings(data, tmp_path / "out", **few))
-    assert len(lines(tmp_path / "out")) < steps
+    del content["annotations"][1:]
+    data = with_annotations(scenes, tmp_path / "data", content)
+    with pytest.raises(TrainingStopped, match="--skip-empty-images"):
+        train(settings(data, tmp_path / "out", train_images=200, batch_size=1, max_bad_steps=1))
+    assert len(lines(tmp_path / "out")) < 60
 
 
 def spoil(scenes: Path, folder: Path, count: int) -> list[str]:
@@ -153,10 +157,7 @@ def test_a_worker_that_dies_is_a_clear_error(scenes, tmp_path, monkeypatch) -> N
         train(settings(scenes, tmp_path, num_workers=1))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError(CPU_ALLOCATOR), MemoryError()],
-)
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["gpu", "cpu", "python"])
 def test_no_memory_in_a_step_names_the_sizes(scenes: Path, tmp_path: Path, monkeypatch, error: Exception) -> None:
     def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
         if turn == 5:
@@ -172,7 +173,7 @@ def test_no_memory_in_a_step_names_the_sizes(scenes: Path, tmp_path: Path, monke
 def test_no_memory_in_an_evaluation_names_its_batch_size(scenes: Path, tmp_path: Path, monkeypatch) -> None:
     def fail(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
         if not model.training:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            raise NO_MEMORY[0]
 
     change_forward(monkeypatch, fail)
     with pytest.raises(TrainingStopped, match="--eval-batch-size"):
@@ -195,20 +196,10 @@ def test_a_model_in_pieces_is_refused(scenes: Path, tmp_path: Path, monkeypatch,
         train(settings(scenes, tmp_path))
 
 
-def start_command(config: TrainConfig, **variables: str) -> subprocess.Popen[str]:
-    """`scripts/train.py` with these settings as a recipe."""
-    path = Path(config.output).with_suffix(".yaml")
-    path.write_text(json.dumps({name: value for name, value in config.to_dict().items() if name != "resume"}))
-    command = [sys.executable, str(ROOT / "scripts/train.py"), "--recipe", str(path)]
-    # a group of its own: Ctrl-C in a terminal goes to all processes of the group
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**ENVIRONMENT, **variables}, start_new_session=True, **streams)
-
-
-def wait_for_steps(process: subprocess.Popen[str], output: Path, steps: int) -> None:
+def wait_for_steps(process: BaseProcess, output: Path, steps: int) -> None:
     log, deadline = output / "metrics.jsonl", time.monotonic() + 300
     while not log.is_file() or len(log.read_text().splitlines()) < steps:
-        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert process.is_alive(), output.with_name("errors.txt").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -218,8 +209,9 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(scenes: Path, tmp_path
     process = start_command(config)
     wait_for_steps(process, tmp_path / "run", 2)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGINT
+    process.join(120)
+    assert process.exitcode == 128 + signal.SIGINT
+    errors = (tmp_path / "errors.txt").read_text()
     assert "Traceback" not in errors
     step = int(next((tmp_path / "run/checkpoints").iterdir()).name.removeprefix("step-"))
     assert step == len(lines(tmp_path / "run")) < 900
@@ -262,19 +254,16 @@ def test_without_one_of_two_processes_the_other_stops(scenes: Path, tmp_path: Pa
     """One is killed, or hangs; the other one ends with a message, and the run can be resumed by one process."""
     output = tmp_path / "run"
     config = settings(scenes, output, train_images=4000, batch_size=1, timeout=20.0, save_every=2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    layout = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [start_command(config, RANK=str(rank), LOCAL_RANK=str(rank), **layout) for rank in range(2)]
+    processes = [start_command(config, **variables) for variables in two_ranks()]
     try:
         wait_for_steps(processes[0], output, 3)
-        processes[1].send_signal(lost)
-        _, errors = processes[0].communicate(timeout=200)
+        os.kill(processes[1].pid, lost)
+        processes[0].join(200)
     finally:
         for process in processes:
             process.kill()
-    assert processes[0].returncode == 2, errors[-3000:]
+    errors = (tmp_path / "errors.txt").read_text()
+    assert processes[0].exitcode == 2, errors[-3000:]
     assert "--timeout" in errors.strip().splitlines()[-1]
     steps = 4 + len(lines(output))
     again = settings(scenes, output, train_images=2 * steps, resume=True)

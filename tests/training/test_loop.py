@@ -18,7 +18,7 @@ from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
 from drmm_hf.cli import main
 from drmm_hf.conversion import released_state_dict
 from drmm_hf.training import parse_config, read_recipe, train
-from training.runs import ROOT, lines, settings
+from training.runs import ROOT, lines, settings, with_annotations
 
 NEW_TRANSFORMERS = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"),
@@ -122,14 +122,6 @@ def test_fine_tuning_keeps_what_fits_and_takes_the_new_classes(scenes: Path, tmp
     for name in (n for n in before if not re.search("classifier|running|num_batches", n)):
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert after["model.heads.0.classifier.weight"].shape[0] == 1
-
-
-def with_annotations(scenes: Path, folder: Path, content: dict[str, Any]) -> Path:
-    """The scenes with other annotations of the training split."""
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").symlink_to(scenes / "images")
-    (folder / "annotations/instances_train.json").write_text(json.dumps(content))
-    return folder
 
 
 def test_training_without_any_box_is_refused(scenes: Path, tmp_path: Path) -> None:

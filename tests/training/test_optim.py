@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from drmm_hf.training import TrainConfig
-from drmm_hf.training.optim import StepGuard, build_optimizer, build_schedule, weight_average
+from drmm_hf.training.optim import StepGuard, UselessSteps, build_optimizer, build_schedule, weight_average
 from model_fixtures import small_model
 
 
@@ -80,6 +80,31 @@ def test_a_bad_step_changes_nothing_and_the_good_ones_are_those_of_a_plain_optim
         assert model.running_mean.item() == last
         for name, value in plain.state[weights[1]].items():
             assert torch.equal(guarded.state[weights[0]][name], value), name
+
+
+GOOD, BAD, FLAT, DROPPED, EMPTY = (9.0, 0, 3, 0), (9.0, 1, 3, 0), (0.0, 0, 3, 1), (0.0, 0, 0, 2), (0.0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stop"),
+    [
+        ([GOOD, BAD, BAD, GOOD] * 9, None),
+        ([GOOD, BAD, EMPTY, BAD, BAD], None),
+        ([GOOD, BAD, BAD, BAD], "finite"),
+        ([GOOD, FLAT, EMPTY, FLAT, BAD, GOOD, FLAT], "run away"),
+        ([GOOD, FLAT, GOOD, GOOD, GOOD, FLAT, GOOD] * 9, None),
+        ([(9.0, 0, 1, 0), *[(0.005, 0, 1, 0)] * 3], "run away"),
+        ([DROPPED, EMPTY, DROPPED, EMPTY, DROPPED], "--image-size"),
+        ([DROPPED, DROPPED, GOOD] * 9, None),
+        ([EMPTY] * 29 + [GOOD] + [EMPTY] * 29, None),
+        ([GOOD] + [EMPTY] * 30, "--skip-empty-images"),
+    ],
+)
+def test_steps_that_teach_nothing_give_their_reason_when_they_are_too_many(steps: list, stop: str | None) -> None:
+    useless = UselessSteps(config(max_bad_steps=3))
+    reasons = [useless.add(*step) for step in steps]
+    assert not any(reasons[:-1])
+    assert reasons[-1] is None if stop is None else stop in reasons[-1]
 
 
 def test_the_average_follows_its_definition_buffers_included() -> None:

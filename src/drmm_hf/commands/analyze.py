@@ -20,7 +20,7 @@ from ..evaluation.analysis import (
     rank_images,
     result_names,
 )
-from ..evaluation.coco_input import prepare_ground_truth, prepare_results
+from ..evaluation.coco_input import CocoResults, prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report, require_matplotlib
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
 from ..loading import label_names, load_detector, predicted, weights_written
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="detections of any detector (COCO results), beside the checkpoints or without any",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls them (default: the folders)")
-    add_data_arguments(parser, "COCO-format folder")
+    add_data_arguments(parser, "folder of a labeled data set, or a Hub id")
     parser.add_argument("--output_dir", "--output-dir", required=True, metavar="OUT", help="folder for the report")
     parser.add_argument(
         "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"
@@ -69,24 +69,25 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = _load_data(arguments)
     truth = prepare_ground_truth(dataset.annotations_path)
     chosen: list[tuple[str, str, Path, Mapping[str, Any] | None]] = []
+    found: dict[Path, CocoResults] = {}
     for name, checkpoint in zip(names, arguments.checkpoint, strict=False):
         saved = output / f"results-{name}.json"
         facts = _saved_facts(saved, checkpoint, arguments)
         if facts is not None:
-            prepare_results(saved, truth)
+            found[saved] = prepare_results(saved, truth)
         chosen.append((name, checkpoint, saved, facts))
     for name, file in zip(names[len(chosen) :], arguments.results, strict=True):
-        prepare_results(file, truth)
+        found[Path(file)] = prepare_results(file, truth)
         chosen.append((name, file, Path(file), {}))
     models, drawn = [], []
     for name, checkpoint, saved, known in chosen:
         facts = _predict(saved, checkpoint, arguments) if known is None else known
-        results = read_json(saved)
+        results = found.get(saved) or prepare_results(saved, truth)
         model = {"name": name, "checkpoint": checkpoint, "results": saved.name, **analyze_results(truth, results)}
         model["likelihood"] = facts.get("likelihood", NO_LIKELIHOOD)
         model["uncertainty"] = analyze_intervals(truth, results, **{"density": None, **facts.get("density", {})})
         models.append(model)
-        drawn.append((results, operating_thresholds(model, truth)))
+        drawn.append((results.rows, operating_thresholds(model, truth)))
     worst = rank_images([model["images"] for model in models], arguments.worst)
     data = describe_data(truth, arguments.data, arguments.split)
     analysis = to_plain({"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst})
@@ -121,7 +122,8 @@ def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None
 
 
 def _made_from(checkpoint: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    settings = {name: getattr(arguments, name) for name in ("data", "split", "annotations", "images", "top_k")}
+    named = ("data", "split", "annotations", "images", "image_frame", "top_k")
+    settings = {name: getattr(arguments, name) for name in named}
     return {"checkpoint": checkpoint, "weights_written": weights_written(checkpoint), **settings}
 
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         "--results", help="evaluate this results.json (COCO results) again, without a model and without the images"
     )
     add_model_arguments(parser)
-    add_data_arguments(parser, "COCO-format folder, or a data set with an objects column", required=False)
+    add_data_arguments(parser, "folder of a labeled data set, or a Hub id", required=False)
     parser.add_argument("--streaming", action="store_true", help="read --data (a Hub id, parquet, tars) as a stream")
     parser.add_argument("--bins", type=positive_int, default=10, help="score bins of the ECE (default: 10)")
     parser.add_argument("--per-class", action="store_true", help="print AP and AR of every class")

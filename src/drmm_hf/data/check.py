@@ -15,6 +15,8 @@ from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
 _SAMPLE = 64
 """So many images of a split are opened."""
 _SHOWN = 10
+_ENOUGH = 20
+"""Of fewer boxes it may be chance where they lie."""
 _HEAD = 1 << 14
 _BATCH = 1000
 
@@ -89,7 +91,7 @@ def format_check(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{name}: {part['images']} images ({part['boxless_images']} without boxes{turned}), {part['boxes']} boxes "
             f"({part['crowd']} crowd{clipped}{f', {dropped} dropped' if dropped else ''}), at most "
-            f"{part['most_objects']} in one image; {part['kind']}, {part['annotations']}"
+            f"{part['most_objects']} in one image; {part['kind']}"
         )
     counts = sorted(((sum(of.values()), name) for name, of in report["classes"].items()), reverse=True)
     shown = ", ".join(f"{name} {count}" for count, name in counts[:_SHOWN])
@@ -106,7 +108,7 @@ def format_check(report: Mapping[str, Any]) -> str:
 
 
 class _Columns:
-    """Boxes of a split without its crowd regions: sides (M, 2) and labels (M,), and of each the size of its image."""
+    """Boxes of a split without its crowd regions: sides, right and lower ends (M, 2), labels (M,), and image sizes."""
 
     def __init__(self, part: DetectionDataset):
         table = part.dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:]
@@ -116,6 +118,7 @@ class _Columns:
         kept = np.asarray(pc.list_flatten(lists["iscrowd"])) == 0
         boxes = np.asarray(pc.list_flatten(pc.list_flatten(lists["bbox"]))).reshape(-1, 4)
         self.sides = boxes[kept, 2:].astype(np.float64)
+        self.ends = boxes[kept, :2] + self.sides
         self.labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
         self.counts = np.bincount(image_of[kept], minlength=len(counts))
         sizes = np.stack([np.asarray(table.column(side)) for side in ("width", "height")], axis=1)
@@ -147,6 +150,7 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
         "images": len(part),
         "most_leave": report.most_leave,
         "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
+        "reach": [round(float(v), 3) for v in (columns.ends / columns.image_sizes).max(axis=0, initial=0.0)],
         "most_objects": most,
         "most_objects_image": int(part.dataset["image_id"][int(columns.counts.argmax())]) if most else None,
     }
@@ -204,6 +208,11 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
             yield f"{name}: {leaving} of {every} boxes stick out of their image. {ARE_THEY_CORNERS}"
         elif leaving > 0.05 * every:
             yield f"{name}: {leaving} of {every} boxes stick out of their image; are the sizes those of these images?"
+        if part["boxes"] >= _ENOUGH and max(part["reach"]) < 0.5:
+            yield (
+                f"{name}: all boxes lie in the upper left quarter of their images; are they percent, or of images of "
+                "another size?"
+            )
         if part["boxes"] and 2 * part["crowd"] > part["boxes"]:
             yield f"{name}: {part['crowd']} of {part['boxes']} boxes are `iscrowd`, neither trained on nor counted"
         if part["unreadable_images"]:

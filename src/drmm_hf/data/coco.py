@@ -42,7 +42,7 @@ def load_part(
         pictures=pictures,
         annotations_path=part.annotations,
         images_dir=images_dir,
-        kind=part.kind,
+        kind=f"{part.kind}, {part.annotations}",
         portion=portion,
         image_frame=image_frame,
     )
@@ -103,7 +103,9 @@ def read_coco(
         heights=heights,
         category_ids=category_ids,
         category_names=[names[category_id] for category_id in category_ids],
-        ids=np.array(records.ids(), dtype=np.int64),
+        ids=records.ids_or_numbers("id")[0]
+        if not any(records.values("id"))
+        else np.array(records.ids(), dtype=np.int64),
         image_index=records.positions("image_id", image_ids, "the id of one of `images`"),
         category_index=records.positions("category_id", category_ids, "the id of one of `categories`"),
         boxes=records.boxes(),

@@ -9,9 +9,9 @@ from pycocotools.cocoeval import COCOeval
 
 from ..files import to_plain
 from .calibration import calibration_measures, object_calibration_report, part_calibration_report
-from .coco import METRICS, evaluate_coco, mean_of_valid, run_coco_eval, summarize
+from .coco import METRICS, mean_of_valid, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth, CocoResults, Results, prepare_results
-from .duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS, count_duplicates, nms_sweep, suppress
+from .duplicates import DUPLICATE_SCORES, count_duplicates, nms_sweep
 from .matches import Matches, match_detections
 from .recalibration import split_half_report
 from .thresholds import LrpReport, RankingReport, lrp_report, ranking_report
@@ -280,12 +280,10 @@ def _recalibration(found: CocoResults) -> dict[str, Any]:
 
 
 def _duplicates(found: CocoResults) -> dict[str, Any]:
-    truth, rows = found.truth, found.rows
+    truth = found.truth
     counts = [count_duplicates(truth, found, score_threshold=score) for score in DUPLICATE_SCORES]
-    merged = {
-        f"{threshold:g}": evaluate_coco(truth, suppress(rows, threshold, merge_scores=True))
-        for threshold in NMS_THRESHOLDS
-    }
+    merged = nms_sweep(truth, found, merge_scores=True)
+    del merged["none"]
 
     def shown(sweep: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
         kept = ("AP", "AP50", "AR100")
@@ -301,6 +299,6 @@ def _duplicates(found: CocoResults) -> dict[str, Any]:
             }
             for count in counts
         ],
-        "nms": shown(nms_sweep(truth, rows)),
+        "nms": shown(nms_sweep(truth, found)),
         "winner_takes_all": shown(merged),
     }

@@ -1,4 +1,4 @@
-"""COCO results of detections, and COCO's box AP and AR of them by pycocotools."""
+"""COCO results of detections, and COCO's box AP and AR of them by pycocotools, or by hotcoco if it is there."""
 
 import contextlib
 import io
@@ -11,6 +11,13 @@ from pycocotools.cocoeval import COCOeval
 
 from ..files import collection_paused
 from .coco_input import CocoGroundTruth, CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
+
+try:
+    import hotcoco
+
+    hotcoco.COCO.from_arrays  # noqa: B018 (older releases have none)
+except (ImportError, AttributeError):
+    hotcoco = None  # type: ignore[assignment]
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -108,21 +115,37 @@ def evaluate_coco(
 
 def run_coco_eval(
     results: CocoResults, max_detections: tuple[int, ...] = (1, 10, 100), image_ids: Sequence[Any] | None = None
-) -> COCOeval:
-    """A `COCOeval` that has evaluated and accumulated, silently; arguments as in `evaluate_coco`."""
+) -> Any:
+    """A `COCOeval` that has evaluated and accumulated, silently; arguments as in `evaluate_coco`.
+
+    It is hotcoco's where that is installed, and else pycocotools': both give the same, hotcoco many times faster.
+    """
     if not max_detections or list(max_detections) != sorted(set(max_detections)) or max_detections[0] < 1:
         raise ValueError(f"max_detections must be increasing positive numbers, not {max_detections}")
+    truth, chosen = results.truth, results.truth.chosen_images(image_ids)
     with contextlib.redirect_stdout(io.StringIO()), collection_paused():
-        evaluation = COCOeval(results.truth.coco, results.coco, "bbox")
-        evaluation.params.maxDets = list(max_detections)
-        evaluation.params.imgIds = results.truth.chosen_images(image_ids)
+        if hotcoco is None:
+            evaluation = COCOeval(truth.coco, results.coco, "bbox")
+        else:
+            # it knows numbers as ids only, so images and classes are their places
+            images = [{"id": place} for place, _ in enumerate(truth.image_ids)]
+            categories = [{"id": place, "name": name} for place, name in enumerate(truth.class_names)]
+            areas = np.array([one["area"] for one in truth.coco.dataset["annotations"]], dtype=float)
+            annotated = hotcoco.COCO.from_arrays(
+                images, categories, truth.images, truth.classes, truth.boxes, area=areas, iscrowd=truth.crowd
+            )
+            rows = np.column_stack([results.images, results.boxes, results.scores, results.classes])
+            evaluation = hotcoco.COCOeval(annotated, annotated.loadRes(rows), "bbox")
+            place_of = {image_id: place for place, image_id in enumerate(truth.image_ids)}
+            chosen = [place_of[image_id] for image_id in chosen]
+        evaluation.params.maxDets, evaluation.params.imgIds = list(max_detections), chosen
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
 
 
 def summarize(
-    evaluation: COCOeval, ground_truth: CocoGroundTruth, *, per_class: bool = False, max_detections: int | None = None
+    evaluation: Any, ground_truth: CocoGroundTruth, *, per_class: bool = False, max_detections: int | None = None
 ) -> dict[str, float]:
     """The numbers of `evaluate_coco` from what `run_coco_eval` returned for this ground truth.
 

@@ -39,6 +39,7 @@ class CocoGroundTruth:
         boxes: (m, 4) [x, y, width, height] in pixels.
         crowd: (m,) whether it is a crowd region, on which detections are neither right nor wrong.
         image_of_file: name of each image's file, without folder and ending and digits as a number -> its id.
+        left_out: ids of categories of the file that are no classes; see `real_categories`.
     """
 
     coco: COCO
@@ -51,6 +52,7 @@ class CocoGroundTruth:
     boxes: np.ndarray
     crowd: np.ndarray
     image_of_file: dict[Any, Any]
+    left_out: frozenset[Any]
 
     @property
     def class_names(self) -> list[str]:
@@ -89,8 +91,8 @@ class CocoResults:
     scores: np.ndarray
 
     def select(self, kept: np.ndarray) -> "CocoResults":
-        """The detections where `kept` (n,) is true."""
-        rows = [self.rows[row] for row in np.flatnonzero(kept).tolist()]
+        """The detections where `kept` (n,) is true, or those with these indices."""
+        rows = [self.rows[row] for row in np.arange(len(self.rows))[kept].tolist()]
         arrays = {name: getattr(self, name)[kept] for name in ("images", "classes", "boxes", "scores")}
         return replace(self, rows=rows, **arrays)
 
@@ -167,7 +169,8 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     stems = [_stem(name) for name in sections["images"].values("file_name")]
     times, ids = Counter(stems), sections["images"].ids(texts=True)
     files = {stem: image_id for stem, image_id in zip(stems, ids, strict=True) if times[stem] == 1 and stem is not None}
-    return CocoGroundTruth(coco, source, image_ids, names, category_ids, *places, boxes, crowd, files)
+    left_out = frozenset(sections["categories"].ids(texts=True)) - set(category_ids)
+    return CocoGroundTruth(coco, source, image_ids, names, category_ids, *places, boxes, crowd, files, left_out)
 
 
 @collection_paused()
@@ -176,7 +179,8 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
 
     Ids that the ground truth does not have are understood as other tools write them if that explains all of them, and
     a warning says so: images by the names of their files (ultralytics), categories by their number in the order of the
-    ids, from 0 if there is a 0 (detectron2's instances) and else from 1 (ultralytics).
+    ids, from 0 if there is a 0 (detectron2's instances) and else from 1 (ultralytics). Detections of categories of the
+    file that are no classes are left out, with a warning.
 
     Args:
         results: list of `{"image_id", "category_id", "bbox": [x, y, w, h] in pixels, "score"}`, with whatever other
@@ -200,7 +204,7 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
         )
     if results and all(isinstance(one, Mapping) and isinstance(one.get("instances"), list) for one in results):
         results = [instance for one in results for instance in one["instances"]]
-    rows = _with_known_ids(Records(results, source), ground_truth, source)
+    rows = _with_known_ids(_of_classes(Records(results, source), ground_truth, source), ground_truth, source)
     of, categories = ground_truth.source, zip(ground_truth.category_ids, ground_truth.class_names, strict=True)
     image = f"the id of an image of {of} ({_some(ground_truth.image_ids)}), or for all results the names of the files"
     category = (
@@ -216,6 +220,26 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
         boxes=rows.boxes(),
         scores=rows.numbers("score", "a finite number"),
     )
+
+
+def _of_classes(rows: Records, truth: CocoGroundTruth, source: str) -> Records:
+    """The results without those of categories of the file that are no classes."""
+    ids = rows.references("category_id")
+    own = {*truth.category_ids, *truth.left_out}
+    # Roboflow's root has id 0, and nobody trains on it: numbers from 0 that end before the last id are another tool's.
+    numbered = 0 in truth.left_out and 0 in ids and set(ids) <= set(range(len(truth.category_ids)))
+    if numbered or not set(ids) <= own or truth.left_out.isdisjoint(ids):
+        return rows
+    kept = [row for row, category_id in zip(rows.records, ids, strict=True) if category_id not in truth.left_out]
+    count = len(rows) - len(kept)
+    logger.warning(
+        "%s: %d detections of categories of %s that have no boxes and are no classes left out: %s",
+        source,
+        count,
+        truth.source,
+        _some(sorted(truth.left_out.intersection(ids), key=str)),
+    )
+    return Records(kept, source)
 
 
 def _with_known_ids(rows: Records, truth: CocoGroundTruth, source: str) -> Records:

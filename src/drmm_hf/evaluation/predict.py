@@ -217,6 +217,8 @@ def predict_images(
 def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[str]:
     """Image files and URLs named by `inputs`, each once, in order; a folder stands for all images in it and below it.
 
+    Hidden files and folders (.thumbnails/, and ._a.jpg, which macOS adds to archives) are left out.
+
     Args:
         inputs: files, folders, and addresses that begin with http:// or https://.
         leave_out: a folder that is not searched, such as the one for the output.
@@ -230,7 +232,8 @@ def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[st
         if is_url(text):
             found[text] = None
         elif path.is_dir():
-            below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
+            below = [file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts)]
             if leave_out is not None:
                 below = [file for file in below if leave_out.resolve() not in file.resolve().parents]
             if not below:

@@ -41,7 +41,6 @@ STYLE: Any = {
     "ytick.major.size": 0, "lines.markersize": 5,
 }  # fmt: skip
 LONGEST_SIDE = 900  # of a picture, pixels: sharp on a wide screen, and ten images stay a few megabytes
-MAX_BARS = 30  # more are unreadable; the table has them all
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
-    require_matplotlib()
+    matplotlib = require_matplotlib()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -77,25 +76,31 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
         for entry in model["thresholds"]["per_class"].values():
             if entry["score_threshold"] is None and entry["objects"]:
                 entry["score_threshold"] = "keep none"
+        model["duplicates"]["gains"] = {part: _gains(model, part) for part in ("nms", "winner_takes_all")}
     environment.filters |= {"pretty": lambda text: text.replace(">=", "≥"), "jpeg": _jpeg}
     environment.globals |= {
+        "bars": lambda names: _bars(models, names),
         "cells": lambda *path, **options: compared_cells(models, path, **options),
         "color": lambda index: SERIES[index % len(SERIES)],
+        "lines": lambda *arguments, **options: _lines(models, *arguments, **options),
         "notes": lambda part: _notes(models, part),
+        "reliability": _reliability,
     }
     findings = {
         "calibration": _calibration_finding,
         "recalibration": _recalibration_finding,
         "duplicates": _nms_finding,
     }
-    return environment.get_template("report.html.jinja").render(
-        analysis=analysis,
-        models=models,
-        data=analysis["data"],
-        worst=worst,
-        figures=_figures(models, analysis["data"]["objects_per_class"]),
-        findings={part: [text for model in models if (text := find(model))] for part, find in findings.items()},
-    )
+    template = environment.get_template("report.html.jinja")
+    # class names are no formulas, text stays text, and the same figure is the same text
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drmm", "text.parse_math": False}):
+        return template.render(
+            analysis=analysis,
+            models=models,
+            data=analysis["data"],
+            worst=worst,
+            findings={part: [text for model in models if (text := find(model))] for part, find in findings.items()},
+        )
 
 
 def compared_cells(
@@ -179,12 +184,13 @@ def draw_images(
     return drawn
 
 
-def require_matplotlib() -> None:
-    """An ImportError that names the extra where there is none."""
+def require_matplotlib() -> Any:
+    """The module; an ImportError that names the extra where there is none."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib
     except ImportError as error:
         raise ImportError("The figures of the report need matplotlib: pip install 'drmm-hf[plots]'") from error
+    return matplotlib
 
 
 def _known(value: float | None) -> bool:
@@ -192,8 +198,10 @@ def _known(value: float | None) -> bool:
 
 
 def _look(value: Any, *path: Any) -> Any:
-    """What lies at these keys; None where one of them is missing."""
-    for key in path:
+    """What lies at these keys, "*" standing for every entry of a list; None where one of them is missing."""
+    for place, key in enumerate(path):
+        if key == "*":
+            return [_look(entry, *path[place + 1 :]) for entry in value]
         try:
             value = value[key]
         except (KeyError, IndexError, TypeError):
@@ -217,68 +225,15 @@ def _jpeg(image: Image.Image) -> str:
 
 
 def _svg(figure: Any, label: str) -> Markup:
-    """A figure as SVG for the page: text stays text, and its greys are those of the page."""
+    """A figure as SVG for the page, whose greys are those of the page."""
     written = io.StringIO()
-    figure.savefig(
-        written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True
-    )
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(written, format="svg", metadata=nothing, transparent=True)
     text = written.getvalue()
     text = text[text.index("<svg") + len("<svg") :].replace("*{stroke-linejoin", "svg *{stroke-linejoin")
     for color, name in THEME.items():
         text = text.replace(color, f"var({name})")
     return Markup('<svg role="img" aria-label="{}"').format(label) + Markup(text)
-
-
-def _figures(models: Sequence[Model], objects: Mapping[str, int]) -> dict[str, Any]:
-    """The figures by the name that the template has for them, as SVG; lists of them for the reliability diagrams."""
-    import matplotlib
-
-    counts, parts = models[0]["duplicates"]["counts"], [model["uncertainty"] for model in models]
-    stages = [model["likelihood"]["stages"] for model in models]
-    overlaps = list(models[0]["duplicates"]["winner_takes_all"])
-    nms, merged = ([[_gain(m, part, at) for at in overlaps] for m in models] for part in ("nms", "winner_takes_all"))
-    levels: list[float] = next((part["levels"] for part in parts if part["levels"]), [])
-    # class names are no formulas, and the same figure must be the same text
-    shared: Any = {"svg.fonttype": "none", "svg.hashsalt": "drmm", "text.parse_math": False}
-    with matplotlib.rc_context({**shared, **STYLE}):
-        drawn: dict[str, Any] = {
-            "classes": _bars(objects, models),
-            "duplicates": _lines(
-                "duplicates an image",
-                "detections with at least this score",
-                [f"{entry['score_threshold']:g}" for entry in counts],
-                [[entry["per_image"] for entry in model["duplicates"]["counts"]] for model in models],
-            ),
-            "gain": _lines("change of AP", "IoU above which a detection is removed", overlaps, nms, merged),
-            "coverage": _lines(
-                "edges inside",
-                "asked for (the dashed line is where it should be)",
-                [f"{level:.0%}" for level in levels],
-                [part["coverage"] for part in parts],
-                ideal=levels,
-            ),
-            "errors": _lines(
-                "mean error, px",
-                "fifths of the edges, from small γ to large",
-                "12345",
-                [part["quintile_errors"] for part in parts],
-            ),
-        }
-        for key, label in (("nll", "NLL of an object"), ("max_share", "share of the best component")):
-            values = [[stage[key] for stage in own] for own in stages]
-            numbers = [str(place + 1) for place in range(max(map(len, stages)))]
-            drawn[key] = _lines(label, "stage", numbers, values, from_zero=key != "nll")
-    with matplotlib.rc_context(shared):
-        reports = [(model["name"], model["calibration"]) for model in models]
-        reports = [(name, part) for name, part in reports if part["reliability"]["ece"] is not None]
-        drawn["reliability"] = [_reliability(part["reliability"], name) for name, part in reports]
-        drawn["parts"] = [
-            _reliability(part["parts"][key], f"{name}: {symbol}")
-            for name, part in reports
-            for key, symbol in (("class_probability", "p"), ("objectness", "o"))
-            if part.get("parts")
-        ]
-    return drawn
 
 
 def _axes(height: float, **labels: str) -> tuple[Any, Any]:
@@ -290,49 +245,53 @@ def _axes(height: float, **labels: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _bars(objects: Mapping[str, int], models: Sequence[Model]) -> Markup:
-    """AP of each class, of those with most objects."""
-    names = sorted(objects, key=lambda name: -objects[name])[:MAX_BARS]
-    thick = 0.8 / len(models)
-    figure, axes = _axes(0.5 + len(names) * (0.12 + 0.12 * len(models)))
-    for index, model in enumerate(models):
-        values = [model["accuracy"]["per_class"][name]["AP"] or 0.0 for name in names]
-        places = np.arange(len(names)) + thick * (index - (len(models) - 1) / 2)
-        axes.barh(places, values, thick * 0.85, color=SERIES[index % len(SERIES)])
-    axes.set_yticks(range(len(names)), [name if len(name) <= 18 else name[:17] + "…" for name in names])
-    axes.set(xlim=(0, 1), ylim=(max(len(names), 1) - 0.5, -0.5))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.grid(visible=False, axis="y")
-    return _svg(figure, "AP of each class")
+def _bars(models: Sequence[Model], names: Sequence[str]) -> Markup:
+    """AP of each class."""
+    with require_matplotlib().rc_context(STYLE):
+        thick = 0.8 / len(models)
+        figure, axes = _axes(0.5 + len(names) * (0.12 + 0.12 * len(models)))
+        for index, model in enumerate(models):
+            values = [model["accuracy"]["per_class"][name]["AP"] or 0.0 for name in names]
+            places = np.arange(len(names)) + thick * (index - (len(models) - 1) / 2)
+            axes.barh(places, values, thick * 0.85, color=SERIES[index % len(SERIES)])
+        axes.set_yticks(range(len(names)), [name if len(name) <= 18 else name[:17] + "…" for name in names])
+        axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(visible=False, axis="y")
+        return _svg(figure, "AP of each class")
 
 
 def _lines(
+    models: Sequence[Model],
     label: str,
     x_label: str,
-    ticks: Sequence[str],
-    solid: Sequence[Sequence[float | None]],
-    dashed: Sequence[Sequence[float | None]] = (),
+    ticks: Sequence[Any],
+    solid: Sequence[Any],
+    dashed: Sequence[Any] = (),
     *,
     ideal: Sequence[float] = (),
     from_zero: bool = True,
 ) -> Markup:
-    """Lines of each checkpoint over labelled ticks; points that do not exist are left out."""
-    figure, axes = _axes(3.2, xlabel=x_label, ylabel=label)
-    axes.margins(0.05, 0.1)
-    for style, group in (("-", solid), ((0, (4, 3)), dashed)):
-        for index, values in enumerate(group):
-            color = SERIES[index % len(SERIES)]
-            face = color if style == "-" else PAGE
-            heights = np.array(values, dtype=float)  # nan for None
-            axes.plot(range(len(heights)), heights, "o", linestyle=style, color=color, markerfacecolor=face)
-    axes.plot(range(len(ideal)), ideal, color=INK, linestyle=(0, (4, 4)), linewidth=1)
-    axes.set_xticks(range(len(ticks)), ticks)
-    axes.grid(visible=False, axis="x")
-    if from_zero:
-        axes.axhline(0, color=SOFT, linewidth=0.8)
-        if all(value is None or value >= 0 for values in (*solid, *dashed) for value in values):
-            axes.set_ylim(bottom=0)
-    return _svg(figure, label)
+    """The lists of numbers at the paths `solid` and `dashed` of each checkpoint, over labelled ticks."""
+    with require_matplotlib().rc_context(STYLE):
+        figure, axes = _axes(3.2, xlabel=x_label, ylabel=label)
+        axes.margins(0.05, 0.1)
+        lowest = 0.0
+        for path, style in ((solid, "-"), (dashed, (0, (4, 3)))):
+            for index, model in enumerate(models if path else []):
+                color = SERIES[index % len(SERIES)]
+                heights = np.array(_look(model, *path) or [], dtype=float)  # nan for None, which is left out
+                lowest = np.nanmin([lowest, *heights])
+                face = color if path is solid else PAGE
+                axes.plot(range(len(heights)), heights, "o", linestyle=style, color=color, markerfacecolor=face)
+        axes.plot(range(len(ideal)), ideal, color=INK, linestyle=(0, (4, 4)), linewidth=1)
+        axes.set_xticks(range(len(ticks)), [f"{tick:g}" if isinstance(tick, float) else str(tick) for tick in ticks])
+        axes.grid(visible=False, axis="x")
+        if from_zero:
+            axes.axhline(0, color=SOFT, linewidth=0.8)
+            if lowest == 0:
+                axes.set_ylim(bottom=0)
+        return _svg(figure, label)
 
 
 def _reliability(report: Mapping[str, Any], name: str) -> Markup:
@@ -343,9 +302,11 @@ def _reliability(report: Mapping[str, Any], name: str) -> Markup:
     return _svg(reliability_figure({name: CalibrationReport(**plain)}), f"Reliability diagram of {name}")
 
 
-def _gain(model: Model, part: str, overlap: str) -> float | None:
-    before, after = model["duplicates"]["nms"]["none"]["AP"], model["duplicates"][part][overlap]["AP"]
-    return None if before is None or after is None else after - before
+def _gains(model: Model, part: str) -> list[float | None]:
+    """Change of AP by each suppression but "none"."""
+    sweep, before = model["duplicates"][part], model["duplicates"]["nms"]["none"]["AP"]
+    after = [entry["AP"] for overlap, entry in sweep.items() if overlap != "none"]
+    return [None if before is None or ap is None else ap - before for ap in after]
 
 
 def _calibration_finding(model: Model) -> str:
@@ -377,12 +338,12 @@ def _recalibration_finding(model: Model) -> str:
 
 
 def _nms_finding(model: Model) -> str:
-    gains = {key: _gain(model, "nms", key) for key in model["duplicates"]["nms"] if key != "none"}
-    known = {key: gain for key, gain in gains.items() if gain is not None}
+    gains = zip(model["duplicates"]["gains"]["nms"], model["duplicates"]["winner_takes_all"], strict=True)
+    known = [(gain, overlap) for gain, overlap in gains if gain is not None]
     if not known:
         return ""
-    best = max(known, key=lambda key: known[key])
-    change = cell_text(known[best], "+.3f")
-    if known[best] < 0.002:
-        return f"{model['name']}: NMS brings no AP (at best {change}, at IoU {best}); none is needed."
-    return f"{model['name']}: NMS at IoU {best} changes AP by {change}: that is what duplicates cost."
+    best, overlap = max(known, key=lambda pair: pair[0])
+    change = cell_text(best, "+.3f")
+    if best < 0.002:
+        return f"{model['name']}: NMS brings no AP (at best {change}, at IoU {overlap}); none is needed."
+    return f"{model['name']}: NMS at IoU {overlap} changes AP by {change}: that is what duplicates cost."

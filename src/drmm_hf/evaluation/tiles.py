@@ -123,10 +123,9 @@ def merge_tiles(detections: Sequence[Detection], tiles: Sequence[Box], size: tup
     elsewhere = torch.zeros_like(cut)
     for corner in corners:
         elsewhere |= _holds(corner, found["boxes"], size)
-    left = (~cut | ~elsewhere).nonzero()[:, 0]
-    left = left[
-        _one_of_each(found["boxes"][left], found["labels"][left], found["scores"][left], owner[left], cut[left])
-    ]
+    whole = ~cut | ~elsewhere
+    found, owner, cut = {name: values[whole] for name, values in found.items()}, owner[whole], cut[whole]
+    left = (~_doubles(found, owner, cut, corners)).nonzero()[:, 0]
     left = left[found["scores"][left].argsort(descending=True, stable=True)]
     return {name: values[left] for name, values in found.items()}
 
@@ -139,20 +138,28 @@ def _holds(tile: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return ((inside > MARGIN * torch.cat((sides, sides), dim=-1)) | outer).all(1)
 
 
-def _one_of_each(boxes: Tensor, labels: Tensor, scores: Tensor, tiles: Tensor, cut: Tensor) -> Tensor:
-    """(n,) which detections stay, where one of another tile may be the same object; all (n,), boxes (n, 4) xyxy."""
-    area = box_area(boxes)
-    order = torch.where(cut, area, scores).argsort(descending=True, stable=True)
-    order = torch.cat((order[~cut[order]], order[cut[order]]))
-    stays = torch.ones_like(cut)
-    for place, index in enumerate(order.tolist(), start=1):
-        if not stays[index]:
-            continue
-        rest = order[place:]
-        rest = rest[stays[rest] & (labels[rest] == labels[index]) & (tiles[rest] != tiles[index])]
-        iou = box_iou(boxes[index : index + 1], boxes[rest])[0]
-        inside = iou / (1.0 + iou) * (area[rest] + area[index]) / area[rest].clamp(min=1e-6)
-        likeness = torch.where(cut[rest], iou.maximum(inside), iou)
-        for tile in tiles[rest][likeness >= SAME].unique():
-            stays[rest[torch.where(tiles[rest] == tile, likeness, -1.0).argmax()]] = False
-    return stays
+def _doubles(found: Detection, owner: Tensor, cut: Tensor, tiles: Tensor) -> Tensor:
+    """(n,) which detections give way to another; `owner` (n,) is the tile of each, `cut` (n,) tells pieces."""
+    boxes, labels = found["boxes"], found["labels"]
+    area = box_area(boxes).clamp(min=1e-6)
+    order = torch.where(cut, area, found["scores"]).argsort(descending=True, stable=True)
+    rank = torch.cat((order[~cut[order]], order[cut[order]])).argsort()
+    pairs: list[tuple[int, float, int, int, int]] = []
+    for first, second in box_iou(tiles, tiles).triu(1).nonzero().tolist():
+        one, other = (owner == first).nonzero()[:, 0], (owner == second).nonzero()[:, 0]
+        iou = box_iou(boxes[one], boxes[other])
+        shared = iou / (1.0 + iou) * (area[one, None] + area[other])
+        ahead = rank[one, None] < rank[other]
+        piece = torch.where(ahead, cut[other] * shared / area[other], cut[one, None] * shared / area[one, None])
+        likeness = torch.where(labels[one, None] == labels[other], iou.maximum(piece), 0.0)
+        for i, j in (likeness >= SAME).nonzero().tolist():
+            ends = (one[i], other[j]) if ahead[i, j] else (other[j], one[i])
+            stays, goes = int(ends[0]), int(ends[1])
+            pairs.append((int(rank[stays]), -float(likeness[i, j]), stays, goes, int(owner[goes])))
+    gone = torch.zeros_like(cut)
+    taken = set()
+    for _, _, stays, goes, tile in sorted(pairs):
+        if not gone[stays] and not gone[goes] and (stays, tile) not in taken:
+            gone[goes] = True
+            taken.add((stays, tile))
+    return gone

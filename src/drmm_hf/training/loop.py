@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,28 +25,16 @@ from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
 from .config import TrainConfig, write_recipe
-from .optim import StepGuard, batch_weights, build_optimizer, build_schedule, weight_average
-from .setup import (
-    build_accelerator,
-    build_model,
-    build_transform,
-    check_training_data,
-    model_inputs,
-    open_data,
-)
+from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, weight_average
+from .setup import build_accelerator, build_model, build_transform, check_training_data, model_inputs, open_data
 
 logger = logging.getLogger(__name__)
 
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 # Fields of a model's configuration that say nothing about what is trained; classes have a field of their own.
 _NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
-# Counts of a step, known without waiting for the device.
+# Of the batches of a step, known without waiting for the device.
 _COUNTS = ("objects", "dropped_boxes")
-# In a data set with few objects, batches without any follow each other; more of them than this times --max-bad-steps
-# are no chance.
-_EMPTY_STEPS = 10
-# A gradient of less than this share of the first step's moves nothing. That of a trained model is a tenth, not less.
-_FLAT = 1e-3
 
 
 class TrainingStopped(ValueError):
@@ -120,8 +107,7 @@ class _Training:
             "position": None,
         }
         self.average: AveragedModel | None = None
-        self.useless: Counter[str] = Counter()  # steps in a row, by the reason
-        self.first_norm = math.nan
+        self.useless = UselessSteps(config)
         self.doing = "while reading the first images: lower --num-workers or --shuffle-buffer"
 
     @property
@@ -239,66 +225,35 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        counts = {
-            "objects": sum(len(image["annotations"]) for batch in step_batches for image in batch["annotations"]),
-            "dropped_boxes": sum(batch.get("dropped_boxes", 0) for batch in step_batches),
-        }
+        counts = {name: sum(batch[name] for batch in step_batches) for name in _COUNTS}
         return {**values, "grad_norm": norm, "bad": bad, **counts}
 
     def _summary(self, window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Means over the steps with a finite gradient and the processes (None where there is none), and sums of counts.
 
         The only place that waits for the device, once.
+
+        Raises:
+            TrainingStopped: nothing can be learned from the last steps.
         """
         names = list(window[0])[: -len(_COUNTS)]
         values = torch.stack([torch.stack([step[name].float() for name in names]) for step in window])
         counts = torch.tensor([[float(step[name]) for name in _COUNTS] for step in window], device=values.device)
         table = self.accelerator.reduce(torch.cat([values, counts], dim=1), "mean").cpu()
-        table[:, len(names) :] *= self.accelerator.num_processes
-        norms, bad, *totals = table[:, len(names) - 2 :].T.tolist()
-        self._stop_if_useless(list(zip(norms, bad, *totals, strict=True)))
-        means = table[table[:, len(names) - 1] == 0, : len(names) - 1].mean(dim=0).tolist()
+        norms, bad, *totals = table[:, len(names) - 2 :].T
+        totals = [total * self.accelerator.num_processes for total in totals]
+        last = self.progress["step"]
+        for step, norm, *of_step in zip(range(last - len(window) + 1, last + 1), norms, bad, *totals, strict=True):
+            if reason := self.useless.add(float(norm), *map(round, map(float, of_step))):
+                raise TrainingStopped(f"Step {step}: {reason}")
+        skipped = int(bad.sum())
+        if skipped and self.accelerator.is_main_process:
+            logger.warning("step %d: %d steps without a finite gradient were skipped", last, skipped)
+        self.progress["bad_steps"] += skipped
+        means = table[bad == 0, : len(names) - 1].mean(dim=0).tolist()
         line = {n: round(v, 5) if math.isfinite(v) else None for n, v in zip(names[:-1], means, strict=True)}
-        rate = {"learning_rate": self.schedule.get_last_lr()[0]}
-        return line | rate | {n: round(sum(total)) for n, total in zip(_COUNTS, totals, strict=True)}
-
-    def _stop_if_useless(self, steps: Sequence[tuple[float, float, float, float]]) -> None:
-        """Count steps from which nothing can be learned, given as (gradient norm, bad, objects, dropped boxes).
-
-        Raises:
-            TrainingStopped: too many in a row.
-        """
-        config, rows, first = self.config, self.useless, self.progress["step"] - len(steps) + 1
-        limit = config.max_bad_steps
-        for step, (norm, bad, objects, dropped) in enumerate(steps, first):
-            rows["bad"] = rows["bad"] + 1 if bad else 0
-            rows["empty"] = 0 if objects or dropped else rows["empty"] + 1
-            if objects or dropped:  # an image without boxes shows nothing about the others
-                rows["dropped"] = rows["dropped"] + 1 if not objects else 0
-            if objects and not bad:
-                self.first_norm = norm if math.isnan(self.first_norm) else self.first_norm
-                rows["flat"] = rows["flat"] + 1 if norm <= _FLAT * self.first_norm else 0
-            lower = f"Lower --learning-rate (now {config.learning_rate:g})"
-            precision = "" if config.mixed_precision == "no" else ", or train with --mixed-precision no"
-            for kind, most, what in (
-                ("bad", limit, f"had no finite gradient; the weights are those before. {lower}{precision}."),
-                ("flat", limit, f"had objects but hardly a gradient: the weights have run away. {lower}."),
-                (
-                    *("dropped", limit),
-                    "had no object: all boxes were too small or too far outside after the augmentation. Train at a "
-                    "larger --image-size, or cut large photos into tiles.",
-                ),
-                (
-                    *("empty", _EMPTY_STEPS * limit),
-                    "had no box in any image. Look at the annotations, leave such images out with "
-                    "--skip-empty-images, or raise --max-bad-steps if so few images have objects.",
-                ),
-            ):
-                if rows[kind] >= most:
-                    raise TrainingStopped(f"{rows[kind]} steps in a row up to step {step} {what}")
-        if (skipped := sum(bad for _, bad, *_ in steps)) and self.accelerator.is_main_process:
-            logger.warning("step %d: %d steps without a finite gradient were skipped", self.progress["step"], skipped)
-        self.progress["bad_steps"] += round(skipped)
+        line["learning_rate"] = self.schedule.get_last_lr()[0]
+        return line | {name: round(float(total.sum())) for name, total in zip(_COUNTS, totals, strict=True)}
 
     def _log(self, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; the numbers in it go to the trackers as well."""
@@ -405,18 +360,13 @@ class _Training:
 
     def _sizes(self, batches: Sequence[Mapping[str, Any]]) -> str:
         """What a step computes, and what would make it smaller."""
-        config, model = self.config, self.model.config
+        model = self.model.config
         height, width = (max(image.shape[axis] for b in batches for image in b["images"]) for axis in (-2, -1))
-        objects = max(len(image["annotations"]) for b in batches for image in b["annotations"])
-        advice = ["lower --batch-size and raise --gradient-accumulation as much"] if config.batch_size > 1 else []
-        if not config.gradient_checkpointing:
-            advice.append("add --gradient-checkpointing")
-        if config.mixed_precision == "no":
-            advice.append("add --mixed-precision bf16")
-        advice += ["lower --config num_proposals", "use smaller images"]
         return (
-            f"on a batch of {config.batch_size} images of up to {height}x{width} pixels with up to {objects} objects, "
-            f"with {model.num_proposals} proposals in {model.num_stages} stages: {', or '.join(advice)}"
+            f"on a batch of {self.config.batch_size} images of up to {height}x{width} pixels, with "
+            f"{model.num_proposals} proposals in {model.num_stages} stages: lower --batch-size and raise "
+            "--gradient-accumulation as much, add --gradient-checkpointing or --mixed-precision bf16, or lower "
+            "--config num_proposals or --image-size"
         )
 
     @contextlib.contextmanager

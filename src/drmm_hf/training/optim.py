@@ -1,5 +1,6 @@
 """Optimizer, learning rate, weights of the batches of a step, skipped steps, and the average of the weights."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def batch_weights(
 
     Args:
         accelerator: knows the processes.
-        batches: of one step, with `annotations` as the image processor takes them.
+        batches: of one step, as `TrainingData.batches` gives them.
         config: of the model.
     """
     processes = accelerator.num_processes
@@ -73,8 +74,7 @@ def batch_weights(
         return [float(processes)] * len(batches)
     if processes == len(batches) == 1:
         return [1.0]
-    counts = [float(sum(len(image["annotations"]) for image in batch["annotations"])) for batch in batches]
-    local = torch.tensor(counts, device=accelerator.device)
+    local = torch.tensor([float(batch["objects"]) for batch in batches], device=accelerator.device)
     total = accelerator.reduce(local.sum(), "sum").clamp(min=1)
     # the model divides by at least one ground truth
     return list(local.clamp(min=1) * processes / total)
@@ -107,6 +107,61 @@ class StepGuard:
             kept.copy_(torch.where(bad > 0, kept, buffer))
             buffer.copy_(kept)
         return bad
+
+
+class UselessSteps:
+    """Steps from which nothing can be learned: no finite gradient, hardly any, or no object."""
+
+    # A gradient of less than this share of the first step's moves nothing. That of a trained model is a tenth of it.
+    flat = 1e-3
+    # Batches without any box follow each other where few images have one: so many times the limit of the others.
+    patience = 10
+
+    def __init__(self, config: TrainConfig):
+        most = config.max_bad_steps
+        lower = f"lower --learning-rate (now {config.learning_rate:g})"
+        exact = "" if config.mixed_precision == "no" else ", or train with --mixed-precision no"
+        # how many of the last how many steps are too many, and why
+        self.limits = {
+            "bad": (most, most, f"had no finite gradient; the weights are those before; {lower}{exact}"),
+            "flat": (most, 2 * most, f"had objects but hardly a gradient: the weights have run away; {lower}"),
+            "dropped": (
+                *(most, most),
+                "had no object, since all their boxes were too small or outside after the augmentation; "
+                "train at a larger --image-size, or cut large photos into tiles",
+            ),
+            "empty": (
+                *(self.patience * most, self.patience * most),
+                "had no box in any image; look at the annotations, leave such images out with --skip-empty-images, or "
+                "raise --max-bad-steps if so few of them have objects",
+            ),
+        }
+        self.last = {kind: deque([False], maxlen=length) for kind, (_, length, _) in self.limits.items()}
+        self.first_norm: float | None = None
+
+    def add(self, norm: float, bad: int, objects: int, dropped: int) -> str | None:
+        """Take in a step.
+
+        Args:
+            norm: of the gradient.
+            bad: 1 if the step was skipped for its gradient, else 0.
+            objects, dropped: ground-truth boxes, and boxes that the augmentation has dropped, of all processes.
+
+        Returns:
+            Why the training should stop, if it should.
+        """
+        now = {"bad": bool(bad), "empty": not objects and not dropped}
+        if not now["empty"]:  # an image without boxes says nothing about the others
+            now["dropped"] = not objects
+        if objects and not bad:
+            self.first_norm = norm if self.first_norm is None else self.first_norm
+            now["flat"] = norm <= self.flat * self.first_norm
+        for kind, useless in now.items():
+            self.last[kind].append(useless)
+            most, length, what = self.limits[kind]
+            if sum(self.last[kind]) >= most:
+                return f"{most} steps {'in a row' if most == length else f'of {length}'} {what}."
+        return None
 
 
 def weight_average(model: nn.Module, decay: float) -> AveragedModel:

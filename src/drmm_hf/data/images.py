@@ -116,7 +116,7 @@ def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], S
         needed: gives, for the size of the whole image, the smallest that will do; None for all pixels.
     """
     with _opened(example) as (image, name):
-        header = _header(image, name)
+        header = _header(image)
         _check_size(header, name, example)
         upright = example.get("image_frame", "upright") == "upright"
         size, scale = header.upright if upright else header.stored, (1.0, 1.0)
@@ -145,8 +145,8 @@ def read_header(example: Mapping[str, Any]) -> ImageHeader:
     Raises:
         FileNotFoundError, ValueError: as `open_image`.
     """
-    with _opened(example) as (image, name):
-        return _header(image, name)
+    with _opened(example) as (image, _):
+        return _header(image)
 
 
 def image_size(example: Mapping[str, Any]) -> Size:
@@ -237,21 +237,20 @@ def _opened(example: Mapping[str, Any]) -> Iterator[tuple[PIL.Image.Image, str]]
         yield image, name
 
 
-def _header(image: PIL.Image.Image, name: str) -> ImageHeader:
-    try:
-        orientation = _orientation(image)
-    except Exception as error:
-        raise _unreadable(name, error) from error
+def _header(image: PIL.Image.Image) -> ImageHeader:
     # Pillow gives the upright size of TIFF files.
     tags = getattr(image, "tag_v2", {})
     width = tags.get(ExifTags.Base.ImageWidth, image.width)
-    return ImageHeader((tags.get(ExifTags.Base.ImageLength, image.height), width), orientation)
+    return ImageHeader((tags.get(ExifTags.Base.ImageLength, image.height), width), _orientation(image))
 
 
 def _orientation(image: PIL.Image.Image) -> int:
-    # Not the method of PNG images, which would decode the whole image to look for an orientation behind it.
-    orientation = PIL.Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in _TURNS else 1
+    try:
+        # Not the method of PNG images, which would decode the whole image to look for an orientation behind it.
+        orientation = PIL.Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in _TURNS else 1
+    except Exception:  # damaged metadata do not keep viewers from showing an image
+        return 1
 
 
 def _swap(pair: tuple[Number, Number]) -> tuple[Number, Number]:

@@ -285,7 +285,7 @@ def _measured_run(
         analyzed = facts["accuracy"]["metrics"]["AP"]
         if abs((analyzed or 0.0) - metrics["AP"]) > _SAME_MODEL:
             raise ValueError(
-                f"{analysis}: its AP is {analyzed}, but {path} has {metrics['AP']}; run drmm analyze with it"
+                f"{analysis}: its AP is {analyzed}, but {path} has {metrics['AP']}; analyze this model"
             )
     dataset_type = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "data"
     entry = {"dataset": dataset, "dataset_type": dataset_type, "split": split}

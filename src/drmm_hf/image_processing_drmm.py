@@ -333,11 +333,12 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         least, most = values.min(initial=0), values.max(initial=0)
         if not (least >= 0 and most <= (255 if fractions else 65535)):  # nor NaN
             kind = "fractions from 0 to 1, or 0 to 255," if fractions else "whole numbers from 0 to 65535"
-            raise ValueError(
-                f"its pixels of mode {image.mode!r} are {least} to {most}, not {kind}: convert it to 8 bits"
-            )
-        unit = (1 / 255 if most <= 1 else 1) if fractions else (257 if most > 255 or image.mode != "I" else 1)
-        image = PIL.Image.fromarray(np.round(values / unit).astype(np.uint8))
+            raise ValueError(f"pixels of mode {image.mode!r} are {least} to {most}, not {kind}: convert it to 8 bits")
+        if fractions:
+            values = values * (255.0 if most <= 1 else 1.0)
+        elif most > 255 or image.mode != "I":
+            values = values / 257.0
+        image = PIL.Image.fromarray(np.round(values).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)

@@ -22,7 +22,8 @@ from drmm_hf.data import (
     load_streaming_dataset,
     objects_dataset,
 )
-from drmm_hf.data.loader import StreamData, TableData
+from drmm_hf.data.loader import TableData
+from drmm_hf.data.stream_loader import StreamData
 from shards import write_tar
 
 LYING = (64, 96)

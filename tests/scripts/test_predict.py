@@ -91,6 +91,7 @@ def test_subfolders_and_urls_are_read_and_the_output_is_not(model, images, tmp_p
         for _ in range(2):
             assert predict(*inputs, "--model", model, "--output", images / "drawn", "--threshold", "0") == 1
         server.shutdown()
+    assert predict(images, "--model", model, "--output", tmp_path) == 0, "above the pictures"
     skipped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
     assert [f"{address}/none.png" in skipped[0], f"{address}/notes.txt" in skipped[1]] == [True, True]
     results = json.loads((images / "drawn/predictions.json").read_text())

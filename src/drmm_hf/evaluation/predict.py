@@ -221,7 +221,7 @@ def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[st
 
     Args:
         inputs: files, folders, and addresses that begin with http:// or https://.
-        leave_out: a folder that is not searched, such as the one for the output.
+        leave_out: a folder inside of others that is not searched, such as the one for the output.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no images.
@@ -234,7 +234,7 @@ def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[st
         elif path.is_dir():
             below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
             below = [file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-            if leave_out is not None:
+            if leave_out is not None and leave_out.resolve().is_relative_to(path.resolve()):
                 below = [file for file in below if leave_out.resolve() not in file.resolve().parents]
             if not below:
                 raise FileNotFoundError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")

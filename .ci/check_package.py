@@ -142,7 +142,7 @@ def run_readme(readme: Path, commands: Path, folder: Path) -> None:
 
 def installed(command: str, commands: Path) -> list[str]:
     """A command of the README as one of the installed package, on few images."""
-    found = re.fullmatch(r"(?:make (?=quickstart)|drmm |python scripts/)(\w+)(?:\.py)?(.*)", command)
+    found = re.fullmatch(r"(?:make (?=quickstart)|drmm |python scripts/)([\w-]+)(?:\.py)?(.*)", command)
     if not found:
         sys.exit(f"README: {command!r} is no command that this check can run; add it here or under NOT_RUN")
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(found[2])]

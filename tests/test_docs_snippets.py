@@ -34,7 +34,7 @@ def commands(page: str) -> list[tuple[str, str]]:
     """Name and arguments of the indented `drmm NAME ...` and `scripts/NAME.py ...` lines, continuation lines joined."""
     text = (ROOT / page).read_text().replace("\\\n", " ")
     lines = [" ".join(line.split(" # ")[0].split()) for line in re.findall(r"^ {4,}(.+)$", text, flags=re.MULTILINE)]
-    found = [re.search(r"(?:\bscripts/|^drmm )(\w+)(?:\.py)?\b(.*)", line) for line in lines]
+    found = [re.search(r"(?:\bscripts/|^drmm )([\w-]+)(?:\.py)?\b(.*)", line) for line in lines]
     return [(match[1], match[2].strip().strip("'")) for match in found if match and match[1] in SUBCOMMANDS]
 
 
@@ -48,7 +48,9 @@ PAGES_WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and python_
 
 def understood(name: str, arguments: str) -> bool:
     words = shlex.split(arguments)
-    return "--help" in words or bool(importlib.import_module(f"drmm_hf.commands.{name}").parser().parse_args(words))
+    return "--help" in words or bool(
+        importlib.import_module(f"drmm_hf.commands.{name.replace('-', '_')}").parser().parse_args(words)
+    )
 
 
 @pytest.mark.parametrize(("page", "name", "arguments"), COMMANDS, ids=[f"{p}:{n} {a[:50]}" for p, n, a in COMMANDS])

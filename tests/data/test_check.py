@@ -105,9 +105,17 @@ def _some_tiny(content):
         record["bbox"][2:] = [1.0, 1.0]
 
 
+def _percent(content):
+    content["annotations"] = [
+        {**record, "id": number, "bbox": [value / 3 for value in record["bbox"]]}
+        for number, record in enumerate(content["annotations"] * 2)
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (_percent, "percent"),
         *((_stick_out, "corners"), (_half_crowd, "8 of 12 boxes are `iscrowd`"), (_many, "32 objects.*16 proposals")),
         *((_another_class, "yak"), (_some_tiny, "3 of 12 boxes are shorter than 2 px")),
     ],

@@ -232,6 +232,12 @@ def test_values_whose_meaning_is_plain_are_taken(coco, write):
     assert load_detection_dataset(root).dataset[:] == expected
 
 
+def test_annotations_need_no_ids(coco, write):
+    for record in coco["annotations"]:
+        del record["id"]
+    assert [row["objects"]["id"] for row in load_detection_dataset(write(coco)).dataset] == [[1], [0, 2], []]
+
+
 def test_files_without_annotations_on_request(coco, write):
     del coco["annotations"]
     data = load_detection_dataset(write(coco), boxless=True)

@@ -78,7 +78,20 @@ def detectron2_instances(results: Rows) -> Rows:
     return [{"image_id": one, "instances": [row for row in rows if row["image_id"] == one]} for one in images]
 
 
-TOOLS = (mmdet, ultralytics, ultralytics_from_zero, ultralytics_with_names, detectron2, detectron2_instances)
+def ids_as_text(results: Rows) -> Rows:
+    """What passes through a table or a data frame."""
+    return [{**row, "image_id": str(row["image_id"]), "category_id": float(row["category_id"])} for row in results]
+
+
+def file_names(results: Rows) -> Rows:
+    """What scripts write that know no ids."""
+    return [{**row, "image_id": f"val/{STEMS[row['image_id']]}.jpg"} for row in results]
+
+
+TOOLS = (
+    ids_as_text, file_names, mmdet, ultralytics, ultralytics_from_zero, ultralytics_with_names, detectron2,
+    detectron2_instances,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("tool", TOOLS)

@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         help="detections of any detector (COCO results), beside the checkpoints or without any",
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls them (default: the folders)")
-    add_data_arguments(parser, "COCO-format folder")
+    add_data_arguments(parser, "folder of a labeled data set, or a Hub id")
     parser.add_argument("--output_dir", "--output-dir", required=True, metavar="OUT", help="folder for the report")
     parser.add_argument(
         "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
-    parser.add_argument("--data", help="COCO-format folder: measure AP and ECE of checkpoint and file on it")
+    parser.add_argument("--data", help="folder of a labeled data set: measure AP and ECE of checkpoint and file on it")
     parser.add_argument("--split", default="val", help="split of --data (default: val)")
     return parser
 

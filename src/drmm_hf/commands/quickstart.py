@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         "weights, or from a checkpoint."
     )
     parser.add_argument(
-        "--data", help="COCO-format folder (annotations/instances_{train,val}.json, images/); default: generated scenes"
+        "--data", help="COCO, YOLO or Pascal VOC folder as the usual tools write it; default: generated scenes"
     )
     parser.add_argument("--model", help="checkpoint to start from, whose classes are replaced; default: random weights")
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything that is made")

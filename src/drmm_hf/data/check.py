@@ -15,8 +15,11 @@ from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
 _SAMPLE = 64
 """So many images of a split are opened."""
 _SHOWN = 10
+_ENOUGH = 20
+"""Of fewer boxes it may be chance where they lie."""
 _HEAD = 1 << 14
-_BATCH = 1000
+_MOST_FILES, _MOST_EMBEDDED = 20_000, 2_000
+"""Images of a split that are compared with those of the other one: files, and images inside of tables."""
 
 
 def check_data(
@@ -47,7 +50,7 @@ def check_data(
     columns = {name: _Columns(part) for name, part in parts.items()}
     splits = {name: {**_counts(part, columns[name]), **_look(part)} for name, part in parts.items()}
     classes = {
-        name: {split: columns[split].of_class(label) for split in parts} for label, name in train.id2label.items()
+        name: {split: columns[split].of_class[label] for split in parts} for label, name in train.id2label.items()
     }
     sides = columns["train"].shorter_sides(size)
     small = int((sides < min_box_size).sum())
@@ -89,7 +92,7 @@ def format_check(report: Mapping[str, Any]) -> str:
         lines.append(
             f"{name}: {part['images']} images ({part['boxless_images']} without boxes{turned}), {part['boxes']} boxes "
             f"({part['crowd']} crowd{clipped}{f', {dropped} dropped' if dropped else ''}), at most "
-            f"{part['most_objects']} in one image; {part['kind']}, {part['annotations']}"
+            f"{part['most_objects']} in one image; {part['kind']}"
         )
     counts = sorted(((sum(of.values()), name) for name, of in report["classes"].items()), reverse=True)
     shown = ", ".join(f"{name} {count}" for count, name in counts[:_SHOWN])
@@ -106,7 +109,7 @@ def format_check(report: Mapping[str, Any]) -> str:
 
 
 class _Columns:
-    """Boxes of a split without its crowd regions: sides (M, 2) and labels (M,), and of each the size of its image."""
+    """Boxes of a split without its crowd regions: sides, right and lower ends (M, 2), and image sizes; counts."""
 
     def __init__(self, part: DetectionDataset):
         table = part.dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:]
@@ -116,13 +119,12 @@ class _Columns:
         kept = np.asarray(pc.list_flatten(lists["iscrowd"])) == 0
         boxes = np.asarray(pc.list_flatten(pc.list_flatten(lists["bbox"]))).reshape(-1, 4)
         self.sides = boxes[kept, 2:].astype(np.float64)
-        self.labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
+        self.ends = boxes[kept, :2] + self.sides
+        labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
+        self.of_class = np.bincount(labels, minlength=len(part.id2label)).tolist()
         self.counts = np.bincount(image_of[kept], minlength=len(counts))
         sizes = np.stack([np.asarray(table.column(side)) for side in ("width", "height")], axis=1)
         self.image_sizes = sizes[image_of[kept]].astype(np.float64)
-
-    def of_class(self, label: int) -> int:
-        return int((self.labels == label).sum())
 
     def shorter_sides(self, size: Mapping[str, int]) -> np.ndarray:
         """The shorter side (M,) of each box in pixels of the network input."""
@@ -147,6 +149,7 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
         "images": len(part),
         "most_leave": report.most_leave,
         "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
+        "reach": [round(float(v), 3) for v in (columns.ends / columns.image_sizes).max(axis=0, initial=0.0)],
         "most_objects": most,
         "most_objects_image": int(part.dataset["image_id"][int(columns.counts.argmax())]) if most else None,
     }
@@ -155,7 +158,7 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
 def _look(part: DetectionDataset) -> dict[str, Any]:
     """What the files of some images tell: those that cannot be read."""
     unreadable: list[str] = []
-    chosen = np.unique(np.linspace(0, len(part) - 1, min(_SAMPLE, len(part))).astype(int)).tolist()
+    chosen = _evenly(len(part), _SAMPLE)
     for row in part.dataset.select(chosen):
         try:
             decode_image_at_least(row, lambda _: (1, 1))
@@ -179,14 +182,20 @@ def _duplicates(train: DetectionDataset, val: DetectionDataset) -> list[list[str
 
 
 def _files(part: DetectionDataset) -> Iterator[tuple[str, int, Path | bytes]]:
-    """Name, length and content (or where it is) of the images that can be found."""
-    for batch in part.dataset.select_columns(["image", "image_id"]).with_format("arrow").iter(_BATCH):
-        for row in batch.to_pylist():
-            content, path = row["image"]["bytes"], row["image"]["path"]
-            if content is not None:
-                yield path or f"image {row['image_id']}", len(content), content
-            elif path and Path(path).is_file():
-                yield path, Path(path).stat().st_size, Path(path)
+    """Name, length and content (or where it is) of the images that can be found, of a large split of some."""
+    embedded = part.dataset[0]["image"]["bytes"] is not None
+    images = part.dataset.select_columns(["image", "image_id"])
+    for row in images.select(_evenly(len(part), _MOST_EMBEDDED if embedded else _MOST_FILES)):
+        content, path = row["image"]["bytes"], row["image"]["path"]
+        if content is not None:
+            yield path or f"image {row['image_id']}", len(content), content
+        elif path and Path(path).is_file():
+            yield path, Path(path).stat().st_size, Path(path)
+
+
+def _evenly(number: int, most: int) -> list[int]:
+    """At most so many places, evenly among all."""
+    return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int)).tolist()
 
 
 def _digest(content: Path | bytes, limit: int = -1) -> bytes:
@@ -204,6 +213,11 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
             yield f"{name}: {leaving} of {every} boxes stick out of their image. {ARE_THEY_CORNERS}"
         elif leaving > 0.05 * every:
             yield f"{name}: {leaving} of {every} boxes stick out of their image; are the sizes those of these images?"
+        if part["boxes"] >= _ENOUGH and max(part["reach"]) < 0.5:
+            yield (
+                f"{name}: all boxes lie in the upper left quarter of their images; are they percent, or of images of "
+                "another size?"
+            )
         if part["boxes"] and 2 * part["crowd"] > part["boxes"]:
             yield f"{name}: {part['crowd']} of {part['boxes']} boxes are `iscrowd`, neither trained on nor counted"
         if part["unreadable_images"]:

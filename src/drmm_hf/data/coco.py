@@ -36,18 +36,20 @@ def load_part(
     images_dir = part.images[0]
     if pictures is None:
         images_dir, pictures = find_images(part, _file_names(sections["images"]))
+    columns = read_coco(sections, source, pictures, image_frame)
     dataset = build_detection_dataset(
-        read_coco(sections, source, pictures, image_frame),
+        columns,
         id2label,
         pictures=pictures,
         annotations_path=part.annotations,
         images_dir=images_dir,
-        kind=part.kind,
+        kind=f"{part.kind}, {part.annotations}",
         portion=portion,
         image_frame=image_frame,
     )
-    # with the sizes of upright images where the file has those of the stored ones
-    own = part.annotations.suffix == ".json" and portion is None and not dataset.report.turned_images
+    own = part.annotations.suffix == ".json" and portion is None
+    if own and dataset.report.turned_images:  # where the file has their stored sizes
+        own = dataset.dataset["width"][:] == columns.widths.tolist()
     return dataset if own else with_ground_truth(dataset, f"{part.annotations.parent.name}-{part.annotations.stem}")
 
 
@@ -103,7 +105,9 @@ def read_coco(
         heights=heights,
         category_ids=category_ids,
         category_names=[names[category_id] for category_id in category_ids],
-        ids=np.array(records.ids(), dtype=np.int64),
+        ids=records.ids_or_numbers("id")[0]
+        if not any(records.values("id"))
+        else np.array(records.ids(), dtype=np.int64),
         image_index=records.positions("image_id", image_ids, "the id of one of `images`"),
         category_index=records.positions("category_id", category_ids, "the id of one of `categories`"),
         boxes=records.boxes(),

@@ -106,7 +106,7 @@ def objects_dataset(
         pictures=pictures,
         annotations_path=cache,
         images_dir=cache,
-        kind=f"datasets ({builder})" if builder else "datasets",
+        kind=f"datasets{f' ({builder})' if builder else ''}, {name}",
         portion=portion,
         image_frame=image_frame,
     )

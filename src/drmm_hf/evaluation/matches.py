@@ -127,18 +127,16 @@ def match_detections(
     for detections, present in pairs(found, rows):
         crowd = truth.crowd[present]
         overlaps = box_iou(found.boxes[detections], truth.boxes[present], crowd)
-        free = ~crowd
-        for row, overlap in zip(detections, overlaps, strict=True):
-            near = overlap >= smallest
-            if not near.any():
-                continue
-            candidates = np.where(near & free, overlap, -1.0)
+        near, free = overlaps >= smallest, ~crowd
+        for place in np.flatnonzero(near.any(axis=1)).tolist():
+            row, overlap = detections[place], overlaps[place]
+            candidates = np.where(near[place] & free, overlap, -1.0)
             # Of equal ones COCO takes the last.
             best = len(candidates) - 1 - candidates[::-1].argmax()
             if candidates[best] >= 0.0:
                 objects[row], ious[row], free[best] = present[best], overlap[best], False
             else:
-                ignored[row] = near[crowd].any()
+                ignored[row] = near[place, crowd].any()
     counted = rows[~ignored[rows]]
     chosen = np.isin(truth.images, _positions(truth, image_ids)) & ~truth.crowd
     matches = Matches(
@@ -187,7 +185,7 @@ def pairs(results: CocoResults, rows: np.ndarray, by_class: bool = True) -> Iter
         rows: which of them, in the order of `ranked_rows`.
         by_class: False for all classes of an image together.
     """
-    (found_keys, object_keys) = (_keys(of, by_class) for of in (results, results.truth))
+    found_keys, object_keys = (_keys(of, by_class) for of in (results, results.truth))
     rows = rows[np.argsort(found_keys[rows], kind="stable")]
     objects = np.argsort(object_keys, kind="stable")
     groups = np.unique(object_keys)
@@ -217,11 +215,13 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = No
 
     Where `crowd` (m,) is true it is the share of the first box that lies in the second, as COCO has it.
     """
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], others[None, :, :2] + others[None, :, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=-1)
-    areas = boxes[:, None, 2:].prod(axis=-1)
-    union = areas + others[None, :, 2:].prod(axis=-1) - intersection
+    x, y, width, height = boxes.T[:, :, None]
+    left, top, others_width, others_height = others.T[:, None]
+    shared_width = np.minimum(x + width, left + others_width) - np.maximum(x, left)
+    shared_height = np.minimum(y + height, top + others_height) - np.maximum(y, top)
+    intersection = np.maximum(shared_width, 0.0) * np.maximum(shared_height, 0.0)
+    areas = width * height
+    union = areas + others_width * others_height - intersection
     if crowd is not None:
         union = np.where(crowd, areas, union)
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)

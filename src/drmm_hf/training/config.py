@@ -61,7 +61,7 @@ class TrainConfig:
     # Data
     data: str = _option(
         "",
-        "COCO-format folder (annotations/instances_{train,val}.json, images/), or a data set of the Hub or on disk "
+        "COCO, YOLO or Pascal VOC folder as the usual tools write it, or a data set of the Hub or on disk "
         "with the columns image and objects; with --streaming also a folder of WebDataset tars",
     )
     output: str = _option("runs/train", "folder for the model, metrics.json and results")

@@ -83,15 +83,15 @@ def ids_as_text(results: Rows) -> Rows:
     return [{**row, "image_id": str(row["image_id"]), "category_id": float(row["category_id"])} for row in results]
 
 
+def file_names(results: Rows) -> Rows:
+    """What scripts write that know no ids."""
+    return [{**row, "image_id": f"val/{STEMS[row['image_id']]}.jpg"} for row in results]
+
+
 TOOLS = (
-    ids_as_text,
-    mmdet,
-    ultralytics,
-    ultralytics_from_zero,
-    ultralytics_with_names,
-    detectron2,
+    ids_as_text, file_names, mmdet, ultralytics, ultralytics_from_zero, ultralytics_with_names, detectron2,
     detectron2_instances,
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("tool", TOOLS)

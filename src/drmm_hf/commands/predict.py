@@ -1,8 +1,8 @@
 """`drmm predict`: detect objects in image files, draw them and write them down."""
 
 import argparse
+import re
 import sys
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def name_outputs(files: list[str], output: Path) -> dict[str, Path]:
     taken = {str(Path(file).resolve()).lower() for file in files}
     names = {}
     for file in files:
-        stem = Path(urllib.parse.urlsplit(file).path if is_url(file) else file).stem or "image"
+        stem = Path(re.split("[?#]", file)[0] if is_url(file) else file).stem or "image"
         target, number = output / f"{stem}.png", 1
         while str(target.resolve()).lower() in taken:
             number += 1

@@ -48,7 +48,9 @@ PAGES_WITH_PYTHON = [page for page in PAGES if page not in ELSEWHERE and python_
 
 def understood(name: str, arguments: str) -> bool:
     words = shlex.split(arguments)
-    return "--help" in words or bool(importlib.import_module(f"drmm_hf.commands.{name.replace('-', '_')}").parser().parse_args(words))
+    return "--help" in words or bool(
+        importlib.import_module(f"drmm_hf.commands.{name.replace('-', '_')}").parser().parse_args(words)
+    )
 
 
 @pytest.mark.parametrize(("page", "name", "arguments"), COMMANDS, ids=[f"{p}:{n} {a[:50]}" for p, n, a in COMMANDS])

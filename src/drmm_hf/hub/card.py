@@ -284,9 +284,7 @@ def _measured_run(
     if facts is not None and facts["data"]["split"] == split and "AP" in metrics:
         analyzed = facts["accuracy"]["metrics"]["AP"]
         if abs((analyzed or 0.0) - metrics["AP"]) > _SAME_MODEL:
-            raise ValueError(
-                f"{analysis}: its AP is {analyzed}, but {path} has {metrics['AP']}; analyze this model"
-            )
+            raise ValueError(f"{analysis}: its AP is {analyzed}, but {path} has {metrics['AP']}; analyze this model")
     dataset_type = re.sub(r"[^a-z0-9]+", "-", dataset.lower()).strip("-") or "data"
     entry = {"dataset": dataset, "dataset_type": dataset_type, "split": split}
     return _measured(entry, [metrics], {facts["data"]["split"]: facts} if facts else {})

@@ -77,6 +77,9 @@ def test_box_around_polygons() -> None:
     record = {"segmentation": [[1, 2, 5, 2, 5, 8], [3, 1, 9, 1, 9, 4]], "category_id": 0}
     label = make_label({"image_id": 1, "annotations": [record, {**record, "bbox": []}]}, IMAGE)
     assert label["area"].tolist() == [56, 56]
+    for wrong in ({"counts": "x", "size": [1, 1]}, [], [[1, 2, 3, 4]], [1, 2, "3", 4, 5, 6]):
+        with pytest.raises(ValueError, match="bbox"):
+            make_label({"image_id": 1, "annotations": [{**record, "segmentation": wrong}]}, IMAGE)
 
 
 @pytest.mark.parametrize(

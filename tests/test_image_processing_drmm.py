@@ -399,3 +399,8 @@ def test_a_training_batch_of_augmented_images(do_normalize: bool, do_rescale: bo
     assert [len(label["boxes"]) for label in batch["labels"]] == [2, 0, 1]
     torch.testing.assert_close(batch["labels"][0]["boxes"][0], torch.tensor([6 / 50, 12 / 40, 10 / 50, 20 / 40]))
     assert batch["labels"][2]["boxes"].tolist() == [[0.5, 0.5, 1, 1]]
+
+
+@pytest.mark.parametrize("image", [np.full((9, 9), 0.2, np.float32), np.full((9, 9), 51.0, np.float32)])
+def test_pictures_of_fractions_have_the_range_that_they_fill(image: np.ndarray) -> None:
+    assert pixel(Image.fromarray(image)) == [51.0] * 3

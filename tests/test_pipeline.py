@@ -149,3 +149,17 @@ def test_a_fresh_process_needs_only_the_import_and_no_connection(checkpoint, ima
     first, *others = result["answers"]
     assert first
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize(
+    "failure", ["RuntimeError('operator torchvision::nms does not exist')", "OSError('_ZN5torch')"]
+)
+def test_a_torchvision_that_does_not_fit_torch_is_one_error(tmp_path, failure):
+    (tmp_path / "torchvision.py").write_text(f"raise {failure}")
+    source = Path(sys.modules["drmm_hf"].__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{source}"}
+    command = [sys.executable, "-c", "import drmm_hf"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert "pip install" in last

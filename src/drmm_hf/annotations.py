@@ -208,9 +208,10 @@ def _as_numbers(values: Sequence[Any], width: int | None) -> np.ndarray:
 
 
 def _around(polygons: Any) -> list[float] | None:
-    """The box around polygons `[[x1, y1, x2, y2, ...], ...]`; None where it is anything else."""
-    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+    """The box around polygons `[[x1, y1, x2, y2, ...], ...]`, or around one; None where it is anything else."""
+    if not isinstance(polygons, list) or not polygons:
         return None
+    polygons = polygons if all(isinstance(polygon, list) for polygon in polygons) else [polygons]
     points = np.array([_number(value) for polygon in polygons for value in polygon])
     if len(points) < 6 or len(points) % 2:
         return None

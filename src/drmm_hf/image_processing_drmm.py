@@ -131,7 +131,7 @@ class DrmmImageProcessor(TorchvisionBackend):
         The conversion to RGB is done here because transformers' own differs between versions.
         """
         if isinstance(image, PIL.Image.Image):
-            image = _pil_to_array(image, do_convert_rgb)
+            image = np.array(to_rgb(image) if do_convert_rgb else image)
             # Not inferred: an image of three rows, or one, looks as if its channels came first.
             input_data_format = ChannelDimension.LAST if image.ndim == 3 else ChannelDimension.FIRST
             image = image if image.ndim == 3 else image[None]
@@ -145,7 +145,7 @@ class DrmmImageProcessor(TorchvisionBackend):
                 f"an image has shape {tuple(image.shape)}: expected (H, W), (H, W, C) or (C, H, W) with "
                 "C = 1, 3 or 4 and no side of 0. Convert it to RGB first."
             ) from None
-        tensor = _known_numbers(image)
+        tensor = _known_numbers(image).detach()
         if input_data_format == ChannelDimension.LAST:
             tensor = tensor.permute(2, 0, 1)
         if tensor.dtype != torch.uint8:
@@ -318,15 +318,31 @@ def _opened(image: Any) -> Any:
     return image[None] if image.ndim == 2 else image
 
 
-def _pil_to_array(image: PIL.Image.Image, do_convert_rgb: bool | None) -> np.ndarray:
-    """A PIL image as (H, W) or (H, W, C); 16-bit grey stays 16-bit, because PIL would clip it to white."""
-    if image.mode.startswith("I"):
-        values = np.array(image)
-        return values.astype(np.uint16 if values.max(initial=0) > 255 or image.mode != "I" else np.uint8)
-    if not do_convert_rgb:
-        return np.array(image)
-    has_alpha = "A" in image.getbands() or "transparency" in image.info
-    return np.array(image.convert("RGBA" if has_alpha else "RGB"))
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """An image of any mode as 8-bit RGB, always a copy.
+
+    Grey, palette, CMYK and other colors are converted as Pillow does it; transparent pixels are seen over white.
+    Whole numbers of more than 8 bits are taken for 16 bits and divided by 257, unless none is above 255. Fractions from
+    0 to 1 are multiplied by 255; if one is above 1, all are taken for 0..255.
+
+    Raises:
+        ValueError: a value is negative, not finite, or above what its kind of pixels may have.
+    """
+    if image.mode[0] in "IF":  # I, I;16, I;16B, F
+        values, fractions = np.asarray(image), image.mode == "F"
+        least, most = values.min(initial=0), values.max(initial=0)
+        if not (least >= 0 and most <= (255 if fractions else 65535)):  # nor NaN
+            kind = "fractions from 0 to 1, or 0 to 255," if fractions else "whole numbers from 0 to 65535"
+            raise ValueError(f"pixels of mode {image.mode!r} are {least} to {most}, not {kind}: convert it to 8 bits")
+        if fractions:
+            values = values * (255.0 if most <= 1 else 1.0)
+        elif most > 255 or image.mode != "I":
+            values = values / 257.0
+        image = PIL.Image.fromarray(np.round(values).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _known_numbers(image: np.ndarray | torch.Tensor) -> torch.Tensor:

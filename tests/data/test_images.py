@@ -59,6 +59,14 @@ def test_images_are_read_upright_unless_annotations_are_of_the_stored_pixels(tmp
         decode_image({"image": path, "width": 64, "height": 33})
 
 
+@pytest.mark.parametrize("content", [b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_metadata_do_no_harm(tmp_path, content) -> None:
+    ramp(64, 32).save(tmp_path / "photo.jpg", exif=content)
+    assert open_image(tmp_path / "photo.jpg").size == (64, 32)
+    assert not read_header({"image": tmp_path / "photo.jpg"}).turned
+
+
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 @pytest.mark.parametrize("size", [(64, 32), (203, 101)])
 def test_reduced_decoding_of_turned_images(tmp_path, orientation, size) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.data import TrainTransform, decode_image, load_detection_dataset
-from drmm_hf.data.loader import StreamData, TableData, training_order
+from drmm_hf.data.loader import TableData, training_order
+from drmm_hf.data.stream_loader import StreamData
 from shards import BOX, png, samples, write_tar
 
 SIZE = {"shortest_edge": 96, "longest_edge": 128}

@@ -215,11 +215,11 @@ def test_bad_rows_are_one_error_that_names_the_image(changes, named, tars):
         next(iter(data))
 
 
-def test_relative_boxes_are_refused(parquet):
-    objects = {"bbox": [[0.1, 0.1, 0.5, 0.5]], "category": [0], "iscrowd": [0]}
-    data = load_streaming_dataset(parquet([row(1, objects=objects), row(2, objects=objects)]))
-    with pytest.raises(ValueError, match="relative"):
-        list(data)
+@pytest.mark.parametrize(("box", "named"), [([0.1, 0.2, 0.5, 0.5], "fractions"), ([40, 30, 60, 45], "corners")])
+def test_fractions_and_corners_are_refused(parquet, box, named):
+    folder = parquet([row(index, objects={"bbox": [box], "category": [0], "iscrowd": [0]}) for index in range(3)])
+    with pytest.raises(ValueError, match=rf"parquet \(train\): .*{named}"):
+        list(load_streaming_dataset(folder))
 
 
 def test_a_stream_without_the_columns_is_refused(parquet):

@@ -57,12 +57,11 @@ def test_they_are_as_plain_files(kind: str, tmp_path: Path, capsys: pytest.Captu
     other = rewrite(scenes, tmp_path / "other", mode, suffix, save)
     model, found = save_small(tmp_path / "model"), []
     for data in (plain, other):
-        train(TrainConfig(**fields(data, tmp_path / f"{data.name}-run", train_images=4)))
-        few: list[Any] = ["--model", model, "--top-k", "5", "--device", "cpu"]
-        assert (
-            main(list(map(str, ["predict", data / "images", *few, "--output", tmp_path / f"{data.name}-drawn"]))) == 0
-        )
-        predictions = json.loads((tmp_path / f"{data.name}-drawn/predictions.json").read_bytes())
+        train(TrainConfig(**fields(data, tmp_path / f"{data.name}-run", train_images=4, eval_split="val")))
+        drawn = tmp_path / f"{data.name}-drawn"
+        few: list[Any] = ["--model", model, "--top-k", "5", "--device", "cpu", "--output", drawn]
+        assert main(list(map(str, ["predict", data / "images", *few]))) == 0
+        predictions = json.loads((drawn / "predictions.json").read_bytes())
         found.append([{**one, "file_name": ""} for one in predictions])
     assert lines(tmp_path / "other-run") == lines(tmp_path / "plain-run")
     assert found[0] == found[1]

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.streaming:
             raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
         output = make_output_folder(arguments.output) if arguments.output else None
-        annotations = _annotations_path(arguments)
+        annotations = _ground_truth(arguments)
         settings = {name: getattr(arguments, name) for name in ("results", "data", "split")}
         _report(arguments, output, annotations, annotations, arguments.results, settings)
     else:
@@ -169,14 +169,8 @@ def _report(
     settings: Mapping[str, Any],
 ) -> None:
     """Evaluate, print the numbers and write them to `output`."""
-    report = evaluate_detections(
-        truth,
-        results,
-        num_bins=arguments.bins,
-        per_class=True,
-        also_at=arguments.more,
-        details=True,
-    )
+    options = {"num_bins": arguments.bins, "also_at": arguments.more}
+    report = evaluate_detections(truth, results, per_class=True, details=True, **options)
     if output:
         counts = {"images": report.num_images, "detections": report.num_detections}
         write_json(output / "metrics.json", {**settings, "annotations": str(source), **counts, **report.to_dict()})
@@ -199,12 +193,10 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
     """The file of `--annotations` if it has images but no annotations."""
     if not arguments.annotations:
         return None
-    path = find_ground_truth(arguments.data or ".", arguments.split, arguments.annotations)
+    path = _ground_truth(arguments)
     content = read_json(path)
     return path if isinstance(content, Mapping) and "images" in content and "annotations" not in content else None
 
 
-def _annotations_path(arguments: argparse.Namespace) -> Path:
-    if arguments.data is None:
-        return Path(arguments.annotations)
-    return find_ground_truth(arguments.data, arguments.split, arguments.annotations)
+def _ground_truth(arguments: argparse.Namespace) -> Path:
+    return find_ground_truth(arguments.data or ".", arguments.split, arguments.annotations)

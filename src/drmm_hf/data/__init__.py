@@ -1,4 +1,4 @@
-"""Data: folders as the usual tools write them and data sets of the Hub as rows, generated scenes, training transforms."""
+"""Data: folders as the usual tools write them and tables of the Hub as rows, generated scenes, training transforms."""
 
 from .coco import coco_ground_truth
 from .images import decode_image, open_image

@@ -15,10 +15,13 @@ from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
 _SAMPLE = 64
 """So many images of a split are opened."""
 _SHOWN = 10
+_VISIBLE = 8
+"""Pixels of the network input that an object should have."""
 _ENOUGH = 20
 """Of fewer boxes it may be chance where they lie."""
 _HEAD = 1 << 14
-_BATCH = 1000
+_MOST_FILES, _MOST_EMBEDDED = 20_000, 2_000
+"""Images of a split that are compared with those of the other one: files, and images inside of tables."""
 
 
 def check_data(
@@ -49,7 +52,7 @@ def check_data(
     columns = {name: _Columns(part) for name, part in parts.items()}
     splits = {name: {**_counts(part, columns[name]), **_look(part)} for name, part in parts.items()}
     classes = {
-        name: {split: columns[split].of_class(label) for split in parts} for label, name in train.id2label.items()
+        name: {split: columns[split].of_class[label] for split in parts} for label, name in train.id2label.items()
     }
     sides = columns["train"].shorter_sides(size)
     small = int((sides < min_box_size).sum())
@@ -76,7 +79,7 @@ def check_data(
     elif small == len(sides):
         report["problem"] = (
             f"all {small} boxes of the training split are shorter than {min_box_size:g} px at the network input of "
-            f"{_text(size)}, and are left out; {_larger(size, sides, min_box_size)}"
+            f"{_text(size)}, and are left out; {_larger(size, sides)}"
         )
     return report
 
@@ -108,7 +111,7 @@ def format_check(report: Mapping[str, Any]) -> str:
 
 
 class _Columns:
-    """Boxes of a split without its crowd regions: sides, right and lower ends (M, 2), labels (M,), and image sizes."""
+    """Boxes of a split without its crowd regions: sides, right and lower ends (M, 2), and image sizes; counts."""
 
     def __init__(self, part: DetectionDataset):
         table = part.dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:]
@@ -119,13 +122,11 @@ class _Columns:
         boxes = np.asarray(pc.list_flatten(pc.list_flatten(lists["bbox"]))).reshape(-1, 4)
         self.sides = boxes[kept, 2:].astype(np.float64)
         self.ends = boxes[kept, :2] + self.sides
-        self.labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
+        labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
+        self.of_class = np.bincount(labels, minlength=len(part.id2label)).tolist()
         self.counts = np.bincount(image_of[kept], minlength=len(counts))
         sizes = np.stack([np.asarray(table.column(side)) for side in ("width", "height")], axis=1)
         self.image_sizes = sizes[image_of[kept]].astype(np.float64)
-
-    def of_class(self, label: int) -> int:
-        return int((self.labels == label).sum())
 
     def shorter_sides(self, size: Mapping[str, int]) -> np.ndarray:
         """The shorter side (M,) of each box in pixels of the network input."""
@@ -159,7 +160,7 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
 def _look(part: DetectionDataset) -> dict[str, Any]:
     """What the files of some images tell: those that cannot be read."""
     unreadable: list[str] = []
-    chosen = np.unique(np.linspace(0, len(part) - 1, min(_SAMPLE, len(part))).astype(int)).tolist()
+    chosen = _evenly(len(part), _SAMPLE)
     for row in part.dataset.select(chosen):
         try:
             decode_image_at_least(row, lambda _: (1, 1))
@@ -183,14 +184,20 @@ def _duplicates(train: DetectionDataset, val: DetectionDataset) -> list[list[str
 
 
 def _files(part: DetectionDataset) -> Iterator[tuple[str, int, Path | bytes]]:
-    """Name, length and content (or where it is) of the images that can be found."""
-    for batch in part.dataset.select_columns(["image", "image_id"]).with_format("arrow").iter(_BATCH):
-        for row in batch.to_pylist():
-            content, path = row["image"]["bytes"], row["image"]["path"]
-            if content is not None:
-                yield path or f"image {row['image_id']}", len(content), content
-            elif path and Path(path).is_file():
-                yield path, Path(path).stat().st_size, Path(path)
+    """Name, length and content (or where it is) of the images that can be found, of a large split of some."""
+    embedded = part.dataset[0]["image"]["bytes"] is not None
+    images = part.dataset.select_columns(["image", "image_id"])
+    for row in images.select(_evenly(len(part), _MOST_EMBEDDED if embedded else _MOST_FILES)):
+        content, path = row["image"]["bytes"], row["image"]["path"]
+        if content is not None:
+            yield path or f"image {row['image_id']}", len(content), content
+        elif path and Path(path).is_file():
+            yield path, Path(path).stat().st_size, Path(path)
+
+
+def _evenly(number: int, most: int) -> list[int]:
+    """At most so many places, evenly among all."""
+    return np.unique(np.linspace(0, number - 1, min(most, number)).astype(int)).tolist()
 
 
 def _digest(content: Path | bytes, limit: int = -1) -> bytes:
@@ -234,8 +241,12 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
     if 0.01 * scale["boxes"] < scale["boxes_below"] < scale["boxes"]:
         yield (
             f"{scale['boxes_below']} of {scale['boxes']} boxes are shorter than {scale['min_box_size']:g} px at the "
-            f"network input of {_text(scale['size'])} and are left out in training; "
-            f"{_larger(scale['size'], sides, scale['min_box_size'])}"
+            f"network input of {_text(scale['size'])} and are left out in training; {_larger(scale['size'], sides)}"
+        )
+    elif scale["boxes"] and scale["median_shorter_side"] < _VISIBLE and scale["boxes_below"] < scale["boxes"]:
+        yield (
+            f"half of the boxes are shorter than {scale['median_shorter_side']:g} px at the network input of "
+            f"{_text(scale['size'])}; {_larger(scale['size'], sides)}"
         )
     if pairs := report["duplicates"]:
         yield (
@@ -244,12 +255,14 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
         )
 
 
-def _larger(size: Mapping[str, int], sides: np.ndarray, wanted: float) -> str:
-    """The size at which nearly all boxes are as large as `wanted`."""
+def _larger(size: Mapping[str, int], sides: np.ndarray) -> str:
+    """The size at which nearly all boxes can be seen."""
     shortest = min(size.values())
-    needed = int(np.ceil(shortest * wanted / max(float(np.quantile(sides, 0.02)), 1e-3) / 32) * 32)
-    hint = f"--image-size {needed} would keep nearly all" if needed <= 8 * shortest else "cut the images into tiles"
-    return hint if needed > shortest else "look at these boxes"
+    factor = _VISIBLE / max(float(np.quantile(sides, 0.02)), 1e-3)
+    if factor <= 1:
+        return "look at these boxes"
+    tiles = ", or cut the images into tiles" if factor > 2 else ""
+    return f"--image-size {int(np.ceil(shortest * factor / 32)) * 32} would show nearly all at {_VISIBLE} px{tiles}"
 
 
 def _text(size: Mapping[str, int]) -> str:

@@ -36,8 +36,9 @@ def load_part(
     images_dir = part.images[0]
     if pictures is None:
         images_dir, pictures = find_images(part, _file_names(sections["images"]))
+    columns = read_coco(sections, source, pictures, image_frame)
     dataset = build_detection_dataset(
-        read_coco(sections, source, pictures, image_frame),
+        columns,
         id2label,
         pictures=pictures,
         annotations_path=part.annotations,
@@ -46,8 +47,9 @@ def load_part(
         portion=portion,
         image_frame=image_frame,
     )
-    # with the sizes of upright images where the file has those of the stored ones
-    own = part.annotations.suffix == ".json" and portion is None and not dataset.report.turned_images
+    own = part.annotations.suffix == ".json" and portion is None
+    if own and dataset.report.turned_images:  # where the file has their stored sizes
+        own = dataset.dataset["width"][:] == columns.widths.tolist()
     return dataset if own else with_ground_truth(dataset, f"{part.annotations.parent.name}-{part.annotations.stem}")
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import PIL.Image
 from PIL import ExifTags
 
+from ..image_processing_drmm import to_rgb
+
 LIMIT_VARIABLE = "DRMM_MAX_IMAGE_PIXELS"
 """Environment variable: images of more pixels are refused; without it those of twice PIL's `MAX_IMAGE_PIXELS`."""
 
@@ -114,7 +116,7 @@ def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], S
         needed: gives, for the size of the whole image, the smallest that will do; None for all pixels.
     """
     with _opened(example) as (image, name):
-        header = _header(image, name)
+        header = _header(image)
         _check_size(header, name, example)
         upright = example.get("image_frame", "upright") == "upright"
         size, scale = header.upright if upright else header.stored, (1.0, 1.0)
@@ -127,6 +129,7 @@ def decode_image_at_least(example: Mapping[str, Any], needed: Callable[[Size], S
                 scale = _swap(scale) if across else scale
             image.load()
             rgb = to_rgb(image)
+            rgb.info = {}  # without metadata nothing downstream turns it again
         except Exception as error:  # damaged files have decoders raise anything
             raise _unreadable(name, error) from error
         turned = _orientation(image) != header.orientation  # Pillow does it with TIFF files
@@ -142,8 +145,8 @@ def read_header(example: Mapping[str, Any]) -> ImageHeader:
     Raises:
         FileNotFoundError, ValueError: as `open_image`.
     """
-    with _opened(example) as (image, name):
-        return _header(image, name)
+    with _opened(example) as (image, _):
+        return _header(image)
 
 
 def image_size(example: Mapping[str, Any]) -> Size:
@@ -154,27 +157,6 @@ def image_size(example: Mapping[str, Any]) -> Size:
     """
     header = read_header(example)
     return header.stored if example.get("image_frame") == "stored" else header.upright
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """An image of any mode as 8-bit RGB, without metadata.
-
-    Grey, palette, CMYK and other colors are converted as Pillow does it; transparent pixels are seen over white.
-    Whole numbers of more than 8 bits are taken for 16 bits and divided by 257, unless none is above 255. Fractions from
-    0 to 1 are multiplied by 255; if one is above 1, all are taken for 0..255.
-
-    Raises:
-        ValueError: a value is negative, not finite, or above what its kind of pixels may have.
-    """
-    if image.mode[0] in "IF":  # I, I;16, I;16B, F
-        image = _eight_bits(image)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
-    rgb = image.convert("RGB")  # always a copy
-    # Without metadata nothing downstream (transformers' load_image does) can rotate it away from its boxes.
-    rgb.info = {}
-    return rgb
 
 
 class ImageCache:
@@ -255,21 +237,20 @@ def _opened(example: Mapping[str, Any]) -> Iterator[tuple[PIL.Image.Image, str]]
         yield image, name
 
 
-def _header(image: PIL.Image.Image, name: str) -> ImageHeader:
-    try:
-        orientation = _orientation(image)
-    except Exception as error:
-        raise _unreadable(name, error) from error
+def _header(image: PIL.Image.Image) -> ImageHeader:
     # Pillow gives the upright size of TIFF files.
     tags = getattr(image, "tag_v2", {})
     width = tags.get(ExifTags.Base.ImageWidth, image.width)
-    return ImageHeader((tags.get(ExifTags.Base.ImageLength, image.height), width), orientation)
+    return ImageHeader((tags.get(ExifTags.Base.ImageLength, image.height), width), _orientation(image))
 
 
 def _orientation(image: PIL.Image.Image) -> int:
-    # Not the method of PNG images, which would decode the whole image to look for an orientation behind it.
-    orientation = PIL.Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    return orientation if orientation in _TURNS else 1
+    try:
+        # Not the method of PNG images, which would decode the whole image to look for an orientation behind it.
+        orientation = PIL.Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        return orientation if orientation in _TURNS else 1
+    except Exception:  # damaged metadata do not keep viewers from showing an image
+        return 1
 
 
 def _swap(pair: tuple[Number, Number]) -> tuple[Number, Number]:
@@ -285,21 +266,6 @@ def _draft(image: PIL.Image.Image, minimum_size: Size) -> tuple[float, float]:
     # PIL reports the extent of the stored image in drafted pixels as floats, before rounding up.
     _, (_, _, extent_x, extent_y) = drafted
     return extent_x / width, extent_y / height
-
-
-def _eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
-    values = np.asarray(image)
-    least, most = values.min(initial=0), values.max(initial=0)
-    fractions = image.mode == "F"
-    limit = 255 if fractions else 65535
-    if not (least >= 0 and most <= limit):  # nor NaN
-        kind = "fractions from 0 to 1, or 0 to 255," if fractions else "whole numbers from 0 to 65535"
-        raise ValueError(f"its pixels of mode {image.mode!r} are {least} to {most}, not {kind}: convert it to 8 bits")
-    if fractions:
-        values = values * (255.0 if most <= 1 else 1.0)
-    elif most > 255 or image.mode != "I":
-        values = values / 257.0
-    return PIL.Image.fromarray(np.round(values).astype(np.uint8))
 
 
 def _check_size(header: ImageHeader, name: str, example: Mapping[str, Any]) -> None:

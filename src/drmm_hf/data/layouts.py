@@ -51,7 +51,7 @@ def find_parts(root: Path) -> dict[str, Part]:
         FileNotFoundError: there is no such folder, or nothing of what was looked for is in it.
     """
     if not root.is_dir():
-        what = "is a file; give the folder of the data set (and the json as `annotations`)" if root.is_file() else None
+        what = "is a file; give the folder of the data set, or a json as --annotations" if root.is_file() else None
         raise FileNotFoundError(f"{root}: {what or 'no such folder; give that of a data set'}")
     parts = _coco_parts(root)
     for name, find in (("YOLO", yolo.find_splits), ("Pascal VOC", voc.find_splits)):
@@ -63,12 +63,13 @@ def find_parts(root: Path) -> dict[str, Part]:
         return find_parts(inside[0])  # an archive that was unpacked into a folder of its own
     if not parts:
         present = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+        tars = " (tars are read with --streaming)" if any(name.endswith(".tar") for name in present) else ""
         raise FileNotFoundError(
             f"{root}: no data set was found. Looked for COCO (annotations/*.json, SPLIT/_annotations.coco.json, "
             "result.json, labels.json or another json of images, annotations and categories), YOLO (data.yaml or "
             "labels/*.txt), Pascal VOC (Annotations/*.xml or xml files beside the images), and for parquet files, a "
-            f"metadata.jsonl or what save_to_disk writes; there are {shorten(present, 10) or 'no files'}. Give files "
-            "that are elsewhere as --annotations and --images"
+            f"metadata.jsonl or what save_to_disk writes; there are {shorten(present, 10) or 'no files'}{tars}. Give "
+            "files that are elsewhere as --annotations and --images"
         )
     return parts
 

@@ -52,10 +52,17 @@ class View:
         # Rounding must not put the box outside the decoded image by a billionth.
         box = (x1 * scale_x, y1 * scale_y, min(x2 * scale_x, image.width), min(y2 * scale_y, image.height))
         patch = image.resize((right - left, bottom - top), PIL.Image.Resampling.BILINEAR, box=box)
-        sample = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *self.size)
-        sample[:, top:bottom, left:right] = functional.pil_to_tensor(jitter_color(patch, *self.color))
-        axes = [axis for axis, mirrored in zip((2, 1), self.flip, strict=True) if mirrored]
-        return sample.flip(axes) if axes else sample
+        patch = jitter_color(patch, *self.color)
+        height, width = self.size
+        if self.flip[0]:
+            patch, left, right = patch.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), width - right, width - left
+        if self.flip[1]:
+            patch, top, bottom = patch.transpose(PIL.Image.Transpose.FLIP_TOP_BOTTOM), height - bottom, height - top
+        sample = torch.empty((3, height, width), dtype=torch.uint8)
+        if patch.size != (width, height):
+            sample[:] = torch.tensor(fill, dtype=torch.uint8)[:, None, None]
+        sample[:, top:bottom, left:right] = functional.pil_to_tensor(patch)
+        return sample
 
     def move_boxes(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes (N, 4) xyxy in image pixels to pixels of the sample: whole ones, and what lies inside of it."""

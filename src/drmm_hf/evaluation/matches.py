@@ -185,7 +185,7 @@ def pairs(results: CocoResults, rows: np.ndarray, by_class: bool = True) -> Iter
         rows: which of them, in the order of `ranked_rows`.
         by_class: False for all classes of an image together.
     """
-    (found_keys, object_keys) = (_keys(of, by_class) for of in (results, results.truth))
+    found_keys, object_keys = (_keys(of, by_class) for of in (results, results.truth))
     rows = rows[np.argsort(found_keys[rows], kind="stable")]
     objects = np.argsort(object_keys, kind="stable")
     groups = np.unique(object_keys)

@@ -43,7 +43,6 @@ def predict_dataset(
     *,
     accelerator: Accelerator | PartialState | None = None,
     batch_size: int = 8,
-    device: str | torch.device | None = None,
     threshold: float = 0.0,
     top_k: int = 100,
     num_workers: int = 0,
@@ -55,14 +54,13 @@ def predict_dataset(
     """COCO results of a model on a data set.
 
     Args:
-        model: a `DrmmForObjectDetection`; runs in eval mode without gradients, and gets its modes back.
+        model: a `DrmmForObjectDetection`; runs where it is, in eval mode without gradients, and gets its modes back.
         processor: its `DrmmImageProcessor`.
         dataset: labels must be those of the model (`load_detection_dataset(...,
             id2label=model.config.id2label)`). A stream is read once.
         accelerator: knows the other processes, if there are any. Each predicts every n-th batch. The batches are the
             same ones whatever the number of processes, so that the results are the same, too.
         batch_size: images in a batch.
-        device: moves the model there; it stays where it is unless given.
         threshold: keep detections with a score above this.
         top_k: detections kept per image, the highest scores.
         num_workers: threads that decode and resize images ahead of the model; 0 does it in this one.
@@ -79,8 +77,6 @@ def predict_dataset(
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the file.
     """
-    if device is not None:
-        model.to(device)
     count, index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     source: Iterable[Row] = dataset.dataset if isinstance(dataset, DetectionDataset) else dataset
     rows = [] if rows is None else rows
@@ -221,7 +217,7 @@ def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[st
 
     Args:
         inputs: files, folders, and addresses that begin with http:// or https://.
-        leave_out: a folder that is not searched, such as the one for the output.
+        leave_out: a folder inside of others that is not searched, such as the one for the output.
 
     Raises:
         FileNotFoundError: an input does not exist, or a folder holds no images.
@@ -234,7 +230,7 @@ def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[st
         elif path.is_dir():
             below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in SUFFIXES and file.is_file()]
             below = [file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts)]
-            if leave_out is not None:
+            if leave_out is not None and leave_out.resolve().is_relative_to(path.resolve()):
                 below = [file for file in below if leave_out.resolve() not in file.resolve().parents]
             if not below:
                 raise FileNotFoundError(f"{path}: no images in this folder ({', '.join(sorted(SUFFIXES))})")

@@ -18,7 +18,8 @@ from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import DetectionDataset, PaperTransform, TrainTransform
 from ..data.check import check_data, format_check
-from ..data.loader import StreamData, TableData, TrainingData
+from ..data.loader import TableData, TrainingData
+from ..data.stream_loader import StreamData
 from ..data.transforms import canvas_size
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_to_train, model_type

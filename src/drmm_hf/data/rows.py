@@ -17,7 +17,7 @@ from .images import ImageFrame, ImageHeader, Size, read_header
 logger = logging.getLogger(__name__)
 
 _SAMPLE, _TABLE_SAMPLE = 500, 100
-"""The headers of so many images of a split tell whether there are EXIF orientations; a table has to read whole files."""
+"""The headers of so many images tell whether there are EXIF orientations; of a table whole files are read."""
 OBJECT_FIELDS = ("id", "bbox", "category", "area", "iscrowd")
 MAX_SIDE = 2**31
 PIXELS = "a positive number of pixels"

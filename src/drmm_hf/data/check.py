@@ -15,6 +15,8 @@ from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
 _SAMPLE = 64
 """So many images of a split are opened."""
 _SHOWN = 10
+_VISIBLE = 8
+"""Pixels of the network input that an object should have."""
 _ENOUGH = 20
 """Of fewer boxes it may be chance where they lie."""
 _HEAD = 1 << 14
@@ -77,7 +79,7 @@ def check_data(
     elif small == len(sides):
         report["problem"] = (
             f"all {small} boxes of the training split are shorter than {min_box_size:g} px at the network input of "
-            f"{_text(size)}, and are left out; {_larger(size, sides, min_box_size)}"
+            f"{_text(size)}, and are left out; {_larger(size, sides)}"
         )
     return report
 
@@ -239,8 +241,12 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
     if 0.01 * scale["boxes"] < scale["boxes_below"] < scale["boxes"]:
         yield (
             f"{scale['boxes_below']} of {scale['boxes']} boxes are shorter than {scale['min_box_size']:g} px at the "
-            f"network input of {_text(scale['size'])} and are left out in training; "
-            f"{_larger(scale['size'], sides, scale['min_box_size'])}"
+            f"network input of {_text(scale['size'])} and are left out in training; {_larger(scale['size'], sides)}"
+        )
+    elif scale["boxes"] and scale["median_shorter_side"] < _VISIBLE and scale["boxes_below"] < scale["boxes"]:
+        yield (
+            f"half of the boxes are shorter than {scale['median_shorter_side']:g} px at the network input of "
+            f"{_text(scale['size'])}; {_larger(scale['size'], sides)}"
         )
     if pairs := report["duplicates"]:
         yield (
@@ -249,12 +255,14 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
         )
 
 
-def _larger(size: Mapping[str, int], sides: np.ndarray, wanted: float) -> str:
-    """The size at which nearly all boxes are as large as `wanted`."""
+def _larger(size: Mapping[str, int], sides: np.ndarray) -> str:
+    """The size at which nearly all boxes can be seen."""
     shortest = min(size.values())
-    needed = int(np.ceil(shortest * wanted / max(float(np.quantile(sides, 0.02)), 1e-3) / 32) * 32)
-    hint = f"--image-size {needed} would keep nearly all" if needed <= 8 * shortest else "cut the images into tiles"
-    return hint if needed > shortest else "look at these boxes"
+    factor = _VISIBLE / max(float(np.quantile(sides, 0.02)), 1e-3)
+    if factor <= 1:
+        return "look at these boxes"
+    tiles = ", or cut the images into tiles" if factor > 2 else ""
+    return f"--image-size {int(np.ceil(shortest * factor / 32)) * 32} would show nearly all at {_VISIBLE} px{tiles}"
 
 
 def _text(size: Mapping[str, int]) -> str:

@@ -38,7 +38,7 @@ class CocoGroundTruth:
         images, classes: (m,) index of each annotation's image in `image_ids` and of its class in `category_ids`.
         boxes: (m, 4) [x, y, width, height] in pixels.
         crowd: (m,) whether it is a crowd region, on which detections are neither right nor wrong.
-        image_of_file: name of each image's file, without folder and ending and digits as a number -> its id.
+        image_of_file: name of each image's file, with and without folder and ending -> its id.
         left_out: ids of categories of the file that are no classes; see `real_categories`.
     """
 
@@ -166,9 +166,9 @@ def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
     }
     coco = _index(names, image_ids, category_ids, columns)
     places, crowd = (columns["image"], columns["class"]), columns["iscrowd"].astype(bool)
-    stems = [_stem(name) for name in sections["images"].values("file_name")]
-    times, ids = Counter(stems), sections["images"].ids(texts=True)
-    files = {stem: image_id for stem, image_id in zip(stems, ids, strict=True) if times[stem] == 1 and stem is not None}
+    called = [_names_of(name) for name in sections["images"].values("file_name")]
+    times, ids = Counter(name for several in called for name in several), sections["images"].ids(texts=True)
+    files = {name: one for several, one in zip(called, ids, strict=True) for name in several if times[name] == 1}
     left_out = frozenset(sections["categories"].ids(texts=True)) - set(category_ids)
     return CocoGroundTruth(coco, source, image_ids, names, category_ids, *places, boxes, crowd, files, left_out)
 
@@ -244,12 +244,16 @@ def _of_classes(rows: Records, truth: CocoGroundTruth, source: str) -> Records:
 
 def _with_known_ids(rows: Records, truth: CocoGroundTruth, source: str) -> Records:
     """The results in the ids of the ground truth, if another reading explains all of theirs."""
-    records = rows.records
-    for field, known in (("image_id", truth.image_ids), ("category_id", truth.category_ids)):
+    records, classes = rows.records, {name: category_id for category_id, name in truth.category_names.items()}
+    fields = (
+        ("image_id", truth.image_ids, "file_name", truth.image_of_file),
+        ("category_id", truth.category_ids, "category_name", classes),
+    )
+    for field, known, name_field, id_of in fields:
         meant = rows.references(field)
-        if field == "image_id" and all("file_name" in record for record in records):
-            # ultralytics' id beside it is the digits of the name, which may be the id of another image
-            named = [truth.image_of_file.get(_stem(record["file_name"])) for record in records]
+        if records and name_field in records[0]:
+            # surer than ids: those of ultralytics are the digits of the name, SAHI's categories a model's
+            named = [id_of.get(str(record.get(name_field))) for record in records]
             meant = meant if None in named else named
         if not set(meant).issubset(known):
             low = 0 if 0 in meant else 1
@@ -265,12 +269,13 @@ def _with_known_ids(rows: Records, truth: CocoGroundTruth, source: str) -> Recor
     return Records(records, source)
 
 
-def _stem(file_name: Any) -> Any:
-    """A file's name as tools write it for an id: without folder and ending, a number if it is one; None for None."""
+def _names_of(file_name: Any) -> set[Any]:
+    """What tools write for an image's id: its file's name with and without folder and ending, digits as a number."""
     if file_name is None:
-        return None
-    stem = str(file_name).replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    return int(stem) if stem.isascii() and stem.isdigit() else stem
+        return set()
+    name = str(file_name).replace("\\", "/").rsplit("/", 1)[-1]
+    stem = name.rsplit(".", 1)[0]
+    return {str(file_name), name, int(stem) if stem.isascii() and stem.isdigit() else stem}
 
 
 def _some(values: Iterable[Any]) -> str:

@@ -1,6 +1,5 @@
 """YOLO folders: data.yaml, images, and for each a text file of class and box as fractions of the image."""
 
-import functools
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -93,10 +92,10 @@ def _label_file(image: Path) -> Path:
     head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
     places = [Path(f"{head}{os.sep}labels{os.sep}{tail}")] if found else []
     for place in (*places, image):
-        for form in (str, *(functools.partial(unicodedata.normalize, form) for form in ("NFC", "NFD"))):
-            file = place.with_name(form(f"{place.stem}.txt"))
-            if file.is_file():
-                return file
+        name = f"{place.stem}.txt"
+        for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+            if place.with_name(form).is_file():
+                return place.with_name(form)
     return image.with_suffix(".txt")
 
 

@@ -1,13 +1,31 @@
 """A model small enough that a test of it costs milliseconds, and inputs for it."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
 
 NAMES = {0: "disc", 1: "ring", 2: "star"}
+EMPTY = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+
+# Operators that read a value or a shape from the device, and those that make a tensor of numbers of the host.
+WAITING = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "unique",
+    "bincount",
+    "repeat_interleave.Tensor",
+    "lift_fresh",
+    "to_copy.device",
+)
 
 
 def small_config(**overrides: Any) -> DrmmConfig:
@@ -48,3 +66,31 @@ def inputs(batch: int = 2, height: int = 64, width: int = 96) -> dict[str, Any]:
         for _ in range(batch)
     ]
     return {"pixel_values": pixels, "pixel_mask": mask, "labels": labels}
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators that ran, and the largest tensor that one made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = str(function).removeprefix("aten.")
+        if name.startswith("_to_copy") and (kwargs or {}).get("device") not in (None, args[0].device):
+            name = "to_copy.device"
+        if name.startswith("index") and isinstance(args[1], (list, tuple)) and any(map(_is_mask, args[1])):
+            name = "nonzero by a mask"
+        self.operators[name] += 1
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return result
+
+    def waiting(self) -> list[str]:
+        return [name for name in self.operators if name.startswith(WAITING)]
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype == torch.bool

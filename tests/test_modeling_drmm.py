@@ -8,7 +8,7 @@ import torch
 from drmm_hf import DrmmForObjectDetection, DrmmModel, mixture_loss
 from drmm_hf.loss import pad_targets
 from drmm_hf.mixture import log_mixing_coefficients
-from model_fixtures import inputs, small_model
+from model_fixtures import EMPTY, inputs, small_model
 
 
 def test_boxes_and_scales_are_fractions_of_the_image_without_its_padding() -> None:
@@ -54,8 +54,7 @@ def test_reductions_and_objectives() -> None:
 
 def test_images_without_objects_give_zero_loss_and_zero_gradients() -> None:
     model, batch = small_model(), inputs()
-    empty = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
-    loss = model(**{**batch, "labels": [empty, empty]}).loss
+    loss = model(**{**batch, "labels": [EMPTY, EMPTY]}).loss
     loss.backward()
     assert loss == 0
     gradients = [p.grad for p in model.parameters()]

@@ -5,9 +5,7 @@ import torch
 
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.loss import pad_targets
-from model_fixtures import inputs, small_model
-
-EMPTY = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
+from model_fixtures import EMPTY, inputs, small_model
 
 
 @pytest.mark.parametrize("factor", [1.0, 30.0, 1e3, 1e5])

@@ -6,25 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
-from model_fixtures import inputs, small_config, small_model
+from model_fixtures import EMPTY, Recorder, inputs, small_config, small_model
 
-# Operators that read a value or a shape from the device, and those that make a tensor of numbers of the host.
-WAITING = (
-    "_local_scalar_dense",
-    "item",
-    "is_nonzero",
-    "nonzero",
-    "equal",
-    "masked_select",
-    "unique",
-    "bincount",
-    "repeat_interleave.Tensor",
-    "lift_fresh",
-    "to_copy.device",
-)
 DECODERS = ["drmm-sparse-rcnn-tiny", "drmm-adamixer-tiny"]
 
 
@@ -36,39 +21,13 @@ def small(preset: str, **overrides: Any) -> DrmmForObjectDetection:
     return DrmmForObjectDetection(DrmmConfig.from_preset(preset, **{**fields, **overrides}))
 
 
-class Recorder(TorchDispatchMode):
-    """Names of the operators that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operators: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = str(function).removeprefix("aten.")
-        if name.startswith("_to_copy") and (kwargs or {}).get("device") not in (None, args[0].device):
-            name = "to_copy.device"
-        if name.startswith("index") and isinstance(args[1], (list, tuple)) and any(map(_is_mask, args[1])):
-            name = "nonzero by a mask"
-        self.operators[name] += 1
-        return result
-
-    def waiting(self) -> list[str]:
-        return [name for name in self.operators if name.startswith(WAITING)]
-
-
-def _is_mask(index: Any) -> bool:
-    return isinstance(index, torch.Tensor) and index.dtype == torch.bool
-
-
 @pytest.mark.parametrize("top_k_ratio", [None, 0.7])
 @pytest.mark.parametrize("preset", DECODERS)
 def test_loss_and_training_forward_never_wait_for_the_device(preset, top_k_ratio, monkeypatch) -> None:
     """The meta device takes the ways of a GPU, and has no values to wait for; but it knows no autocast."""
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     model, batch = small(preset, top_k_ratio=top_k_ratio).train().to("meta"), inputs()
-    empty = {"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}
-    empty["size"] = torch.tensor([64, 96])
+    empty = {**EMPTY, "size": torch.tensor([64, 96])}
     labels = [{name: value.to("meta") for name, value in label.items()} for label in (batch["labels"][0], empty)]
     pixels = (batch["pixel_values"].to("meta"), batch["pixel_mask"].to("meta"))
     with Recorder() as recorder:

@@ -1,13 +1,11 @@
 """The terms that give the objectness a level of its own."""
 
-import itertools
-
 import pytest
 import torch
 
 from drmm_hf.loss import bernoulli_anchor, objectness_anchor, poisson_anchor
 from drmm_hf.mixture import MixtureParameters, mixture_loss, responsibilities
-from model_fixtures import inputs, small_model
+from model_fixtures import EMPTY, inputs, small_model
 from test_objectives import OPTIONS, joint_densities, mixture
 
 
@@ -76,14 +74,12 @@ def test_bernoulli_teaches_the_objectness_alone() -> None:
     assert (leaves[3].grad != 0).all()
 
 
-@pytest.mark.parametrize(
-    ("kind", "decoder"), list(itertools.product(["poisson", "bernoulli"], ["sparse_rcnn", "adamixer"]))
-)
+@pytest.mark.parametrize("kind", ["poisson", "bernoulli"])
+@pytest.mark.parametrize("decoder", ["sparse_rcnn", "adamixer"])
 def test_an_image_without_objects_lowers_the_objectness(kind, decoder) -> None:
     torch.manual_seed(0)
     model = small_model(decoder=decoder, objectness_anchor=kind).train()
-    batch = inputs(batch=1)
-    batch["labels"] = [{"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}]
+    batch = {**inputs(batch=1), "labels": [EMPTY]}
     before = model(**batch).objectness_logits.mean().item()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     for _ in range(5):
@@ -98,8 +94,7 @@ def test_an_image_without_objects_lowers_the_objectness(kind, decoder) -> None:
 
 def test_without_an_anchor_such_an_image_teaches_nothing() -> None:
     model = small_model().train()
-    batch = inputs(batch=1)
-    batch["labels"] = [{"class_labels": torch.zeros(0, dtype=torch.long), "boxes": torch.zeros(0, 4)}]
+    batch = {**inputs(batch=1), "labels": [EMPTY]}
     outputs = model(**batch)
     assert outputs.loss.item() == 0
     assert not any(name.startswith("anchor") for name in outputs.loss_dict)

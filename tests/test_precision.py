@@ -19,7 +19,7 @@ from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
 from drmm_hf.data.scene_rendering import render_scene
 from drmm_hf.data.scenes import CATEGORIES
 from model_fixtures import inputs
-from test_families import SYSTEMS, build
+from test_families import FAMILIES, build
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "drmm-adamixer-tiny-bccd"
 HALF = [torch.bfloat16, torch.float16]
@@ -106,20 +106,25 @@ def test_the_checkpoint_detects_as_in_float32(photos, dtype) -> None:
     assert all(abs(len(one) - len(exact["scores"])) <= 1 for one, exact in zip(answers, expected, strict=True))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_coordinates_and_the_mixture_are_float32_in_every_stage(system, dtype) -> None:
-    """In training as well, with gradients of the weights' own type; a mask of any type gives the same sizes."""
-    model, batch = build(system, "r50").train().to(dtype), inputs()
+@pytest.mark.parametrize(("system", "backbone"), FAMILIES)
+def test_coordinates_and_the_mixture_are_float32_in_every_stage(system, backbone, dtype, autocast) -> None:
+    """In training as well, with the loss of float32, whatever the type of the mask."""
+    model, batch = build(system, backbone).train(), inputs()
+    exact = model(**batch).loss
+    model = model if autocast else model.to(dtype)
     regions = []
     for stage in model.model.stages:
         stage.register_forward_pre_hook(lambda _, arguments: regions.append(arguments[1].dtype))
-    stages = model.model(batch["pixel_values"], batch["pixel_mask"].to(dtype)).stages
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        stages = model.model(batch["pixel_values"], batch["pixel_mask"].to(dtype)).stages
+        loss = model(**batch).loss
     assert {tensor.dtype for stage in stages for tensor in stage if tensor is not None} == {torch.float32}
     assert set(regions) == {torch.float32}
-    outputs = model(**batch)
-    outputs.loss.backward()
-    assert outputs.loss.dtype == torch.float32
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=0.05)
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 

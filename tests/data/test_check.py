@@ -83,7 +83,12 @@ def test_what_cannot_train_is_one_line(folder, change, named, capsys):
 
 def _stick_out(content):
     for record in content["annotations"][:8]:
-        record["bbox"] = [90, 60, 20, 20]
+        record["bbox"] = [80, 48, 40, 40]
+
+
+def _small(content):
+    for record in content["annotations"]:
+        record["bbox"][2:] = [5.0, 9.0]
 
 
 def _half_crowd(content):
@@ -116,6 +121,7 @@ def _percent(content):
     ("change", "named"),
     [
         (_percent, "percent"),
+        (_small, "shorter than 5 px.*--image-size 128"),
         *((_stick_out, "corners"), (_half_crowd, "8 of 12 boxes are `iscrowd`"), (_many, "32 objects.*16 proposals")),
         *((_another_class, "yak"), (_some_tiny, "3 of 12 boxes are shorter than 2 px")),
     ],

@@ -149,15 +149,15 @@ def test_a_turned_photo_outside_of_the_sample_is_found_by_its_box(tmp_path) -> N
     upright, _ = photo(1)
     turned, boxes = photo(6)
     x1, y1, x2, y2 = boxes["upright"]
-    images = [{"bytes": turned if index == 77 else upright, "path": None} for index in range(300)]
+    images = [{"bytes": turned if index == 778 else upright, "path": None} for index in range(2000)]
     objects = [
-        {"bbox": [[x1, y1, x2 - x1, y2 - y1]] if i == 77 else [[1, 1, 5, 5]], "category": [0]} for i in range(300)
+        {"bbox": [[x1, y1, x2 - x1, y2 - y1]] if i == 778 else [[1, 1, 5, 5]], "category": [0]} for i in range(2000)
     ]
-    sizes = {"width": [LYING[1]] * 300, "height": [LYING[0]] * 300}
+    sizes = {"width": [LYING[1]] * 2000, "height": [LYING[0]] * 2000}
     table = datasets.Dataset.from_dict({"image": images, "objects": objects, **sizes})
     data = objects_dataset(table.cast_column("image", datasets.Image()))
     assert (data.report.turned_images, data.report.clipped_boxes) == (1, 0)
-    row = data.dataset[77]
+    row = data.dataset[778]
     assert (row["width"], row["height"]) == LYING
 
 

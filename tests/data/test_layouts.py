@@ -146,7 +146,18 @@ def _with_captions(folder):
     (folder / "annotations" / "captions_train.json").write_text("{}")
 
 
-@pytest.mark.parametrize("change", [_cvat_subsets, _unpacked, _train_json, _with_captions])
+def _other_folders(folder):
+    (folder / "annotations").rename(folder / "Annotations")
+    (folder / "images").rename(folder / "photos")
+
+
+def _capitals(folder):
+    (folder / "images").rename(folder / "Images")
+    (folder / "drawn").mkdir()
+    shutil.copy(folder / "Images" / tools.TRAIN[0][0], folder / "drawn")
+
+
+@pytest.mark.parametrize("change", [_cvat_subsets, _unpacked, _train_json, _with_captions, _other_folders, _capitals])
 def test_variants_of_a_coco_folder(tmp_path, change):
     tools.coco_folder(tmp_path / "set")
     change(tmp_path / "set")
@@ -168,11 +179,22 @@ def _label_studio(folder):
     (folder / "images" / "train" / "._train 0.jpg").write_bytes(b"\0")
 
 
+def _darknet(folder):
+    """As CVAT writes "YOLO 1.1"."""
+    for split, made, name in (("train", tools.TRAIN, "train"), ("val", tools.VAL, "valid")):
+        for file in (folder / "labels" / split).iterdir():
+            file.rename(folder / "images" / split / file.name)
+        (folder / "images" / split).rename(folder / f"obj_{name}_data")
+        (folder / f"{name}.txt").write_text("".join(f"data/obj_{name}_data/{file}\n" for file, _ in made))
+    (folder / "data.yaml").unlink()
+    (folder / "obj.names").write_text("cat\ndog\n")
+
+
 def _no_names(folder):
     (folder / "data.yaml").write_text("nc: 2\n")
 
 
-@pytest.mark.parametrize("change", [_listed, _label_studio, _no_names])
+@pytest.mark.parametrize("change", [_listed, _label_studio, _darknet, _no_names])
 def test_variants_of_a_yolo_folder(tmp_path, change):
     tools.ultralytics_yolo(tmp_path)
     change(tmp_path)
@@ -306,6 +328,14 @@ def test_yolo_labels(tmp_path, line, box):
     data = load_detection_dataset(tmp_path)
     assert data.dataset[0]["objects"]["bbox"] == [pytest.approx(box)]
     assert data.dataset[1]["objects"]["bbox"] == []
+
+
+def test_yolo_labels_in_another_unicode_form(tmp_path):
+    tools.roboflow_yolo(tmp_path)
+    for kind, form in (("images", "NFC"), ("labels", "NFD")):
+        for file in list((tmp_path / "train" / kind).iterdir()):
+            file.rename(file.with_name(unicodedata.normalize(form, f"é{file.name}")))
+    assert load_detection_dataset(tmp_path).report.boxes == 12
 
 
 @pytest.mark.parametrize(

@@ -199,11 +199,7 @@ def test_classes_must_be_known(parquet):
     ("changes", "named"),
     [
         ({"objects": {"bbox": [[1, 2, 3]], "category": [0]}}, r"image 1, objects\[0\]\.bbox"),
-        ({"objects": {"bbox": [[1, 2, -3, 4]], "category": [0]}}, r"image 1, objects\[0\]\.bbox"),
-        ({"objects": {"bbox": BOXES, "category": [0]}}, "image 1, objects: `category`"),
-        ({"objects": {"bbox": [[1, 2, 3, 4]]}}, "image 1, objects .*category"),
         ({"objects": {"bbox": [[1, 2, 3, 4]], "category": ["hat"]}}, "image 1: .*hat"),
-        ({"objects": {"bbox": [[1, "2", 3, 4]], "category": [0]}}, r"image 1, objects\[0\]\.bbox"),
         ({"objects": "none"}, "image 1, objects"),
         ({"width": 0}, "image 1, width"),
         ({"height": "48"}, "image 1, height"),

@@ -88,9 +88,17 @@ def file_names(results: Rows) -> Rows:
     return [{**row, "image_id": f"val/{STEMS[row['image_id']]}.jpg"} for row in results]
 
 
+def sahi(results: Rows) -> Rows:
+    """`result.json` of `predict(dataset_json_path=...)`: the model's own class numbers, here in another order."""
+    names = {7: "cell", 8: "star"}
+    return [
+        {**row, "category_id": 8 - row["category_id"], "category_name": names[row["category_id"]]} for row in results
+    ]
+
+
 TOOLS = (
     ids_as_text, file_names, mmdet, ultralytics, ultralytics_from_zero, ultralytics_with_names, detectron2,
-    detectron2_instances,
+    detectron2_instances, sahi,
 )  # fmt: skip
 
 

@@ -1,29 +1,14 @@
-"""Small detectors whose scores spread, and one that is exported once for all tests."""
+"""A checkpoint, and its export that is made once for all tests."""
 
 import contextlib
 import io
 from pathlib import Path
 
 import pytest
-import torch
 
-from drmm_hf import DrmmForObjectDetection, DrmmImageProcessor
+from drmm_hf import DrmmImageProcessor
 from drmm_hf.cli import main
-from model_fixtures import small_model
-
-DECODERS = {"sparse_rcnn": {}, "adamixer": {"decoder": "adamixer", "num_sampling_points": 8, "num_mixing_points": 8}}
-
-
-def spread_model(objectness: float = 0.0, **overrides) -> DrmmForObjectDetection:
-    """Random weights; boxes and scales move, and the objectness logits spread around `objectness`."""
-    model = small_model(**overrides).eval()
-    with torch.no_grad():
-        for head in model.model.heads:
-            head.box.weight.normal_(std=0.2)
-            head.classifier.weight.mul_(2)
-            head.objectness.weight.mul_(2)
-            head.objectness.bias.fill_(objectness)
-    return model
+from export_fixtures import spread_model
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from drmm_hf.cli import main
 from drmm_hf.commands.export import parser
 from drmm_hf.data import generate_scenes
 from drmm_hf.export import ExportedDetector
-from export.conftest import spread_model
+from export_fixtures import spread_model
 
 TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
 COMMANDS = re.findall(r"^ {4}python scripts/export\.py (.+)$", TEXT, flags=re.MULTILINE)

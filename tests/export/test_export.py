@@ -12,7 +12,7 @@ from drmm_hf.export import ExportedDetector, GraphSettings, export_detector, pro
 from drmm_hf.export_graph import DetectorGraph, deviations, example_inputs
 from drmm_hf.postprocessing import select_detections
 from drmm_hf.presets import preset_fields
-from export.conftest import DECODERS, spread_model
+from export_fixtures import DECODERS, spread_model
 from model_fixtures import small_model
 
 STAGES = [f"stage{i}" for i in range(1, 5)]

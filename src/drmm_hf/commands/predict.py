@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
         "top_k": arguments.top_k,
         "num_workers": arguments.workers,
     }
+    predict: Callable[..., Iterator[Any]] = predict_batches
     if arguments.tile:
-        batches = predict_tiled(model, processor, readable(), tile=arguments.tile, overlap=arguments.overlap, **options)
+        predict, options = predict_tiled, {**options, "tile": arguments.tile, "overlap": arguments.overlap}
     else:
-        batches = predict_batches(model, processor, readable(), total=len(files), **options)
+        options["total"] = len(files)
     results: list[dict[str, Any]] = []
-    for rows, found in batches:
+    # Held by the loop alone: an error in it ends the generator, and with it the progress bar, before it is printed.
+    for rows, found in predict(model, processor, readable(), **options):
         for row, detections in zip(rows, found, strict=True):
             drawing = targets[row["file"]]
             with writing(drawing):

@@ -15,6 +15,8 @@ from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
 _SAMPLE = 64
 """So many images of a split are opened."""
 _SHOWN = 10
+_VISIBLE = 8
+"""Pixels of the network input that an object should have."""
 _ENOUGH = 20
 """Of fewer boxes it may be chance where they lie."""
 _HEAD = 1 << 14
@@ -39,7 +41,8 @@ def check_data(
         train, val: the splits.
         size: of the network input in pixels: `shortest_edge` and `longest_edge`, or `height` and `width`.
         num_proposals: of the model.
-        min_box_size: pixels of the network input; training leaves out boxes with a shorter side.
+        min_box_size: pixels of the network input; boxes with a shorter side are too small, and `affine` augmentation
+            leaves them out.
 
     Returns:
         `splits` (counts of each), `classes` (name to the number of boxes in each split), `unused_classes`, `scale` (the
@@ -77,7 +80,7 @@ def check_data(
     elif small == len(sides):
         report["problem"] = (
             f"all {small} boxes of the training split are shorter than {min_box_size:g} px at the network input of "
-            f"{_text(size)}, and are left out; {_larger(size, sides, min_box_size)}"
+            f"{_text(size)}, too small to learn from; {_larger(size, sides)}"
         )
     return report
 
@@ -86,7 +89,7 @@ def format_check(report: Mapping[str, Any]) -> str:
     """A report of `check_data` as a few lines."""
     lines = []
     for name, part in report["splits"].items():
-        clipped = f", {part['clipped_boxes']} clipped" if part["clipped_boxes"] else ""
+        clipped = f", {part['clipped_boxes']} clipped, {part['clipped_share']:.0%}" if part["clipped_boxes"] else ""
         dropped = part["dropped_zero_area"] + part["dropped_outside"]
         turned = f", {part['turned_images']} with an EXIF orientation" if part["turned_images"] else ""
         lines.append(
@@ -147,6 +150,7 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
         "annotations": str(part.annotations_path),
         **{name: getattr(report, name) for name in report.__dataclass_fields__},
         "images": len(part),
+        "clipped_share": round(report.clipped_boxes / max(report.boxes, 1), 4),
         "most_leave": report.most_leave,
         "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
         "reach": [round(float(v), 3) for v in (columns.ends / columns.image_sizes).max(axis=0, initial=0.0)],
@@ -239,8 +243,12 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
     if 0.01 * scale["boxes"] < scale["boxes_below"] < scale["boxes"]:
         yield (
             f"{scale['boxes_below']} of {scale['boxes']} boxes are shorter than {scale['min_box_size']:g} px at the "
-            f"network input of {_text(scale['size'])} and are left out in training; "
-            f"{_larger(scale['size'], sides, scale['min_box_size'])}"
+            f"network input of {_text(scale['size'])}, too small to learn from; {_larger(scale['size'], sides)}"
+        )
+    elif scale["boxes"] and scale["median_shorter_side"] < _VISIBLE and scale["boxes_below"] < scale["boxes"]:
+        yield (
+            f"half of the boxes are shorter than {scale['median_shorter_side']:g} px at the network input of "
+            f"{_text(scale['size'])}; {_larger(scale['size'], sides)}"
         )
     if pairs := report["duplicates"]:
         yield (
@@ -249,12 +257,14 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
         )
 
 
-def _larger(size: Mapping[str, int], sides: np.ndarray, wanted: float) -> str:
-    """The size at which nearly all boxes are as large as `wanted`."""
+def _larger(size: Mapping[str, int], sides: np.ndarray) -> str:
+    """The size at which nearly all boxes can be seen."""
     shortest = min(size.values())
-    needed = int(np.ceil(shortest * wanted / max(float(np.quantile(sides, 0.02)), 1e-3) / 32) * 32)
-    hint = f"--image-size {needed} would keep nearly all" if needed <= 8 * shortest else "cut the images into tiles"
-    return hint if needed > shortest else "look at these boxes"
+    factor = _VISIBLE / max(float(np.quantile(sides, 0.02)), 1e-3)
+    if factor <= 1:
+        return "look at these boxes"
+    tiles = ", or cut the images into tiles" if factor > 2 else ""
+    return f"--image-size {int(np.ceil(shortest * factor / 32)) * 32} would show nearly all at {_VISIBLE} px{tiles}"
 
 
 def _text(size: Mapping[str, int]) -> str:

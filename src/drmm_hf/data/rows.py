@@ -16,8 +16,8 @@ from .images import ImageFrame, ImageHeader, Size, read_header
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE = 100
-"""The headers of so many images of a split tell whether there are EXIF orientations."""
+_SAMPLE, _TABLE_SAMPLE = 500, 100
+"""The headers of so many images tell whether there are EXIF orientations; of a table whole files are read."""
 OBJECT_FIELDS = ("id", "bbox", "category", "area", "iscrowd")
 MAX_SIDE = 2**31
 PIXELS = "a positive number of pixels"
@@ -304,7 +304,8 @@ def _in_frame(
                 headers[place] = read_header(picture if isinstance(picture, Mapping) else {"image": picture})
         return any(header.turned for header in headers.values())
 
-    sample = np.linspace(0, number - 1, min(number, _SAMPLE)).astype(int)
+    count = _TABLE_SAMPLE if isinstance(pictures, datasets.Dataset) else _SAMPLE
+    sample = np.linspace(0, number - 1, min(number, count)).astype(int)
     if look(np.concatenate([sample, np.flatnonzero(left(widths, heights))])):
         look(np.arange(number))
     turned, across = np.zeros((2, number), dtype=bool)
@@ -322,7 +323,7 @@ def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> Non
     if unknown:
         raise ValueError(
             f"{source}: the category names {unknown[:10]} ({len(unknown)} of {len(names)}) are not in id2label "
-            f"{list(labels[:10])}; rename the categories, or leave id2label out"
+            f"{list(labels[:10])}, the classes of the model; rename the categories, or take a model of these classes"
         )
 
 

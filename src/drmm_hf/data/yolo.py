@@ -1,8 +1,9 @@
 """YOLO folders: data.yaml, images, and for each a text file of class and box as fractions of the image."""
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -31,6 +32,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
         places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
         places += [root / place for name in names for place in (f"images/{name}", f"{name}/images")]
+        places += [root / f"{name}.txt" for name in names if source]
         images = next((files for place in places if (files := _images(place, root))), [])
         if images and any(_label_file(image).is_file() for image in images):
             found[split] = _part(root, source, settings, images)
@@ -74,23 +76,27 @@ def _images(place: Path, root: Path) -> list[Path]:
     """Images of a folder and those below, or of a text file that lists them."""
     if place.suffix == ".txt" and place.is_file():
         lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
-        files = [Path(os.path.normpath(root / line)) for line in lines if line]
-        # A list that was written on another machine has the paths of that one.
-        files = [
-            file if file.is_relative_to(root) else root / "images" / str(file).rpartition("/images/")[2]
-            for file in files
-        ]
-        if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
-            raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
-        return files
+        return [_inside(root, line) for line in lines if line]
     return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
+
+
+def _inside(root: Path, path: str) -> Path:
+    """A path of a list as one inside the folder: without its first parts, where those are of another machine."""
+    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", "..")]
+    files = [root.joinpath(*parts[first:]) for first in range(len(parts))]
+    return next((file for file in files if file.is_file()), files[0] if files else root)
 
 
 def _label_file(image: Path) -> Path:
     """Of images/train/a.jpg it is labels/train/a.txt, the last "images" replaced; else a.txt beside it."""
     head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
-    other = Path(f"{head}{os.sep}labels{os.sep}{tail}").with_suffix(".txt")
-    return other if found and other.is_file() else image.with_suffix(".txt")
+    places = [Path(f"{head}{os.sep}labels{os.sep}{tail}")] if found else []
+    for place in (*places, image):
+        name = f"{place.stem}.txt"
+        for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+            if place.with_name(form).is_file():
+                return place.with_name(form)
+    return image.with_suffix(".txt")
 
 
 def _read(names: Any, images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:

@@ -244,12 +244,16 @@ def _of_classes(rows: Records, truth: CocoGroundTruth, source: str) -> Records:
 
 def _with_known_ids(rows: Records, truth: CocoGroundTruth, source: str) -> Records:
     """The results in the ids of the ground truth, if another reading explains all of theirs."""
-    records = rows.records
-    for field, known in (("image_id", truth.image_ids), ("category_id", truth.category_ids)):
+    records, classes = rows.records, {name: category_id for category_id, name in truth.category_names.items()}
+    fields = (
+        ("image_id", truth.image_ids, "file_name", truth.image_of_file),
+        ("category_id", truth.category_ids, "category_name", classes),
+    )
+    for field, known, name_field, id_of in fields:
         meant = rows.references(field)
-        if field == "image_id" and all("file_name" in record for record in records):
-            # ultralytics' id beside it is the digits of the name, which may be the id of another image
-            named = [truth.image_of_file.get(str(record["file_name"])) for record in records]
+        if records and name_field in records[0]:
+            # surer than ids: those of ultralytics are the digits of the name, SAHI's categories a model's
+            named = [id_of.get(str(record.get(name_field))) for record in records]
             meant = meant if None in named else named
         if not set(meant).issubset(known):
             low = 0 if 0 in meant else 1

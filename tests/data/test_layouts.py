@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import unicodedata
 
@@ -236,6 +237,25 @@ def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
     assert train.dataset[0]["width"] == tools.WIDTH
 
 
+def test_damaged_files_of_a_yolo_folder(tmp_path, caplog):
+    tools.ultralytics_yolo(tmp_path)
+    image = tmp_path / "images" / "train" / tools.TRAIN[0][0]
+    image.write_bytes(b"no image")
+    assert len(load_detection_dataset(tmp_path)) == len(tools.TRAIN) - 1
+    assert image.name in caplog.text
+    for file, content in (
+        ("labels/train/train 1.txt", b"\xff\xfe0 1"),
+        ("data.yaml", b"names: [cat\n"),
+        ("data.yaml", b"names: {cat: 1}"),
+        ("data.yaml", b"names: \xff\xfe"),
+    ):
+        before = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / file))):
+            load_detection_dataset(tmp_path)
+        (tmp_path / file).write_bytes(before)
+
+
 def test_explicit_files_win(tmp_path):
     tools.roboflow_coco(tmp_path / "set")
     data = load_detection_dataset(
@@ -339,7 +359,18 @@ def test_yolo_labels_in_another_unicode_form(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["1 0.5 0.5 0.5", "x 0.5 0.5 0.5 0.5", "7 0.5 0.5 0.5 0.5", "1 48 32 20 20", "-1 0 0 1 1"]
+    "line",
+    [
+        "1 0.5 0.5 0.5",
+        "x 0.5 0.5 0.5 0.5",
+        "7 0.5 0.5 0.5 0.5",
+        "1 48 32 20 20",
+        "-1 0 0 1 1",
+        "0.5 0.5 0.5 0.5 0.5",
+        "0 0.5 0.5 -0.1 0.5",
+        "\x00 nan",
+        "0 inf 0 1 1",
+    ],
 )
 def test_bad_yolo_labels_name_file_and_line(tmp_path, line):
     tools.roboflow_yolo(tmp_path)
@@ -355,6 +386,9 @@ def test_bad_yolo_labels_name_file_and_line(tmp_path, line):
         "<annotation><object><name>cat</name></object></annotation>",
         "<annotation><object><bndbox/></object></annotation>",
         "<annotation><object><name>cat</name><bndbox><xmin>a</xmin></bndbox></object></annotation>",
+        "<annotation><object><name>cat</name><bndbox><xmin>9</xmin><ymin>1</ymin><xmax>2</xmax><ymax>4</ymax></bndbox>"
+        "</object></annotation>",
+        '<?xml version="1.0" encoding="nothing"?><annotation/>',
         '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>',
     ],
 )

@@ -131,12 +131,14 @@ def _coco_parts(root: Path) -> dict[str, Part]:
 def coco_part(root: Path, split: str, file: Path) -> Part:
     """The split whose annotations are in this COCO file."""
     here, names = file.parent, [name.lower() for name in (split, *aliases(split))]
+    inside = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
+    usual = [entry for entry in inside if entry.name.lower() in ("images", "data", "jpegimages", "img", "imgs")]
     folders = [root / f"images/{split}2017", root / f"{split}2017"]
-    for parent in (root / "images", root):
-        entries = sorted(parent.iterdir()) if parent.is_dir() else []
+    for entries in (*([*sorted(folder.iterdir())] for folder in usual), inside):
         folders += [entry for name in names for entry in entries if entry.name.lower() == name]
-    folders += [root / "images", here, here / "images", here / "data"]
-    folders += [root / name for name in ("images/default", "data", "JPEGImages", "img", "imgs")]
+    folders += [*usual, *(folder / "default" for folder in usual), here / "images", here / "data", here]
+    if not any(folder.is_dir() for folder in folders[:-1]):
+        folders += inside  # pictures in a folder of another name
     tool = _TOOLS.get(file.stem)
     kind = f"{tool} COCO" if tool else "COCO"
     return Part(kind, file, [*dict.fromkeys([*folders, root])], lambda _: (read_json(file), None))

@@ -1,5 +1,6 @@
 """Pascal VOC folders: one xml file an image, with the corners of its boxes in pixels."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .images import ImageFrame
-from .yolo import is_image
+from .yolo import is_image, read_lines
 
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
@@ -28,8 +29,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         for name in (*names, *(("trainval",) if split == "train" else ())):
             listed = root / "ImageSets" / "Main" / f"{name}.txt"
             if listed.is_file() and split not in chosen:
-                names_of = [line.strip() for line in listed.read_text("utf-8-sig").splitlines() if line.strip()]
-                chosen[split] = [_listed(main, line) for line in names_of]
+                chosen[split] = [_listed(main, line) for line in read_lines(listed) if line]
             for folder in (root / name, root / name / "Annotations", main / name):
                 if split not in chosen and (files := _xml_files(folder)):
                     chosen[split] = files
@@ -78,8 +78,12 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
                 raise ValueError(f"{file}: an object has no <bndbox>; correct or remove it")
             try:
                 x1, y1, x2, y2 = (float(_text(box, name, file)) for name in ("xmin", "ymin", "xmax", "ymax"))
+                if not (0 <= x2 - x1 < math.inf and 0 <= y2 - y1 < math.inf):
+                    raise ValueError
             except ValueError:
-                raise ValueError(f"{file}: <bndbox> must have the numbers xmin, ymin, xmax, ymax; correct it") from None
+                raise ValueError(
+                    f"{file}: <bndbox> must have xmin, ymin, and not less, xmax, ymax; correct it"
+                ) from None
             record = {"id": len(records), "image_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
             records.append({**record, "category_id": names.index(_text(node, "name", file))})
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
@@ -94,7 +98,7 @@ def _parse(file: Path) -> ElementTree.Element:
         raise ValueError(f"{file}: has a DOCTYPE, which annotations do not need; remove it")
     try:
         return ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter of an unknown encoding
         raise ValueError(f"{file}: is no XML ({error}); write it again") from None
 
 

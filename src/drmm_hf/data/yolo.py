@@ -1,13 +1,17 @@
 """YOLO folders: data.yaml, images, and for each a text file of class and box as fractions of the image."""
 
+import logging
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from .images import ImageFrame, image_size
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, list[str]]]]]
@@ -31,6 +35,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
         places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
         places += [root / place for name in names for place in (f"images/{name}", f"{name}/images")]
+        places += [root / f"{name}.txt" for name in names if source]
         images = next((files for place in places if (files := _images(place, root))), [])
         if images and any(_label_file(image).is_file() for image in images):
             found[split] = _part(root, source, settings, images)
@@ -43,7 +48,31 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: list[Path]) -> Any:
     names = settings.get("names")
     keypoints = bool(settings.get("kpt_shape"))
-    return source or root, [root], lambda frame: (_read(names, images, keypoints, frame), list(map(str, images)))
+
+    def read(frame: ImageFrame) -> tuple[dict[str, Any], list[str]]:
+        content = _read(_names(names, source), images, keypoints, frame)
+        return content, [image["file_name"] for image in content["images"]]
+
+    return source or root, [root], read
+
+
+def _names(names: Any, source: Path | None) -> dict[int, str]:
+    """The names of the classes by their numbers; none where they are not given."""
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names) if isinstance(names, list) else ()
+    try:
+        return {int(label): str(name) for label, name in pairs}
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{source}: `names` must be a list, or names by the numbers of the classes; correct it"
+        ) from None
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, without the space around them."""
+    try:
+        return [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is no text; write it again") from None
 
 
 def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -52,12 +81,14 @@ def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
         try:
             content = yaml.safe_load(file.read_bytes())
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            if file.stem not in ("data", "dataset"):
+                continue
             raise ValueError(f"{file}: is no YAML ({' '.join(str(error).split())[:200]}); correct it") from None
         if isinstance(content, Mapping) and ("names" in content or "nc" in content):
             return content, file
     for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
         if file.is_file():
-            return {"names": [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]}, file
+            return {"names": [line for line in read_lines(file) if line]}, file
     return {}, None
 
 
@@ -73,63 +104,70 @@ def is_image(path: Path) -> bool:
 def _images(place: Path, root: Path) -> list[Path]:
     """Images of a folder and those below, or of a text file that lists them."""
     if place.suffix == ".txt" and place.is_file():
-        lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
-        files = [Path(os.path.normpath(root / line)) for line in lines if line]
-        # A list that was written on another machine has the paths of that one.
-        files = [
-            file if file.is_relative_to(root) else root / "images" / str(file).rpartition("/images/")[2]
-            for file in files
-        ]
-        if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
-            raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
-        return files
+        return [_inside(root, line) for line in read_lines(place) if line]
     return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
+
+
+def _inside(root: Path, path: str) -> Path:
+    """A path of a list as one inside the folder: without its first parts, where those are of another machine."""
+    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", "..")]
+    files = [root.joinpath(*parts[first:]) for first in range(len(parts))]
+    return next((file for file in files if file.is_file()), files[0] if files else root)
 
 
 def _label_file(image: Path) -> Path:
     """Of images/train/a.jpg it is labels/train/a.txt, the last "images" replaced; else a.txt beside it."""
     head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
-    other = Path(f"{head}{os.sep}labels{os.sep}{tail}").with_suffix(".txt")
-    return other if found and other.is_file() else image.with_suffix(".txt")
+    places = [Path(f"{head}{os.sep}labels{os.sep}{tail}")] if found else []
+    for place in (*places, image):
+        name = f"{place.stem}.txt"
+        for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+            if place.with_name(form).is_file():
+                return place.with_name(form)
+    return image.with_suffix(".txt")
 
 
-def _read(names: Any, images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
+def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
     """The content as COCO instances, in pixels of images that are read in this frame."""
-    known = dict(names) if isinstance(names, Mapping) else dict(enumerate(names)) if isinstance(names, list) else {}
     records: list[dict[str, Any]] = []
-    sizes = []
-    for number, image in enumerate(images):
-        height, width = image_size({"image": image, "image_frame": frame})
-        sizes.append({"id": number, "file_name": str(image), "width": width, "height": height})
+    sizes: list[dict[str, Any]] = []
+    for image in images:
+        try:
+            height, width = image_size({"image": image, "image_frame": frame})
+        except ValueError as error:  # its boxes are fractions of nobody knows what
+            logger.warning("left out: %s", error)
+            continue
         file = _label_file(image)
-        lines = file.read_text("utf-8-sig").splitlines() if file.is_file() else []
-        for place, line in enumerate(lines, 1):
-            if line.strip():
+        for place, line in enumerate(read_lines(file) if file.is_file() else [], 1):
+            if line:
                 label, (x, y, w, h) = _label(line.split(), f"{file}, line {place}", keypoints)
-                box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-                record = {"id": len(records), "image_id": number, "category_id": label, "bbox": box}
-                records.append(record)
                 if known and label not in known:
                     raise ValueError(f"{file}, line {place}: class {label} is not in `names`, which has {list(known)}")
+                box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+                records.append({"id": len(records), "image_id": len(sizes), "category_id": label, "bbox": box})
+        sizes.append({"id": len(sizes), "file_name": str(image), "width": width, "height": height})
     highest = max((record["category_id"] for record in records), default=0)
     labels = known or {label: f"class_{label}" for label in range(highest + 1)}
-    categories = [{"id": int(label), "name": str(name)} for label, name in labels.items()]
+    categories = [{"id": label, "name": name} for label, name in labels.items()]
     return {"images": sizes, "annotations": records, "categories": categories}
 
 
 def _label(words: Sequence[str], place: str, keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:
     """Class and normalized (center x, center y, width, height) of a line: a box, or a polygon of at least 3 points."""
     try:
-        label, values = int(float(words[0])), [float(word) for word in words[1:]]
-        fractions = len(values) >= 4 and all(-0.5 <= value <= 1.5 for value in values[: 4 if keypoints else None])
-    except (ValueError, OverflowError):
-        fractions = False
-    if not fractions or label < 0 or not (keypoints or len(values) in (4, 5) or len(values) % 2 == 0):
+        label, *values = map(float, words)
+        box = keypoints or len(values) in (4, 5)
+        good = label >= 0 and label.is_integer() and (box or (len(values) >= 6 and len(values) % 2 == 0))
+        good &= len(values) >= 4 and all(-0.5 <= value <= 1.5 for value in values[: 4 if box else None])
+        good &= not box or min(values[2:4]) >= 0
+    except ValueError:
+        good = False
+    if not good:
         raise ValueError(
             f"{place} is {' '.join(words)[:80]!r}; it must be the number of a class and center x, center y, width and "
             "height as fractions of the image (or the corners of a polygon)"
         )
-    if keypoints or len(values) < 6:
-        return label, (values[0], values[1], values[2], values[3])
+    if box:
+        return int(label), (values[0], values[1], values[2], values[3])
     xs, ys = values[::2], values[1::2]
-    return label, ((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys))
+    return int(label), ((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys))

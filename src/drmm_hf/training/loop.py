@@ -354,6 +354,7 @@ class _Training:
             **self.data.identity(),
             "classes": {str(label): name for label, name in self.data.id2label.items()},
             "ema_decay": self.config.ema_decay,
+            "image_frame": self.config.image_frame,
             "image_size": self.config.image_size,
             **{f"config.{name}": fields[name] for name in sorted(fields) if name not in _NOT_THE_MODEL},
         }

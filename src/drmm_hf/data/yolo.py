@@ -1,5 +1,6 @@
 """YOLO folders: data.yaml, images, and for each a text file of class and box as fractions of the image."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import yaml
 
 from .images import ImageFrame, image_size
 
+logger = logging.getLogger(__name__)
+
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, list[str]]]]]
 
@@ -16,8 +19,9 @@ _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any,
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
     """The splits of a YOLO folder: what messages name, the image folders, and how it is read; empty for another one.
 
-    The images are where data.yaml says, or in `images/SPLIT`, `SPLIT/images` or `images`; a label file is beside its
-    image, or in `labels` where the image is in `images`.
+    The images are where data.yaml says, or in `images/SPLIT`, `SPLIT/images` or `SPLIT`, or `SPLIT.txt` lists them;
+    without any of these all are training data. A label file is beside its image, or in `labels` where the image is in
+    `images`.
 
     Args:
         splits: the names of each split.
@@ -30,18 +34,22 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         # Roboflow writes ../train/images for what is in train/images.
         places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
         places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
-        places += [root / place for name in names for place in (f"images/{name}", f"{name}/images")]
+        usual = ("images/{}", "{}/images", "images/{}2017", "{}", "{}.txt")
+        places += [root / place.format(name) for name in names for place in usual]
         images = next((files for place in places if (files := _images(place, root))), [])
-        if images and any(_label_file(image).is_file() for image in images):
+        if any(map(_is_labeled, images)):
             found[split] = _part(root, source, settings, images)
-    images = [] if found else [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
-    if images and (source or any(_label_file(image).is_file() for image in images)):
-        found["train"] = _part(root, source, settings, images)
+    if not found:
+        main = [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
+        everywhere = _images(root, root) if source else []  # the names of the classes are in this folder
+        images = next((files for files in (main, everywhere) if any(map(_is_labeled, files))), main)
+        if images and (source or any(map(_is_labeled, images))):
+            found["train"] = _part(root, source, settings, images)
     return found
 
 
 def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: list[Path]) -> Any:
-    names = settings.get("names")
+    names = settings.get("names") or {}
     keypoints = bool(settings.get("kpt_shape"))
     return source or root, [root], lambda frame: (_read(names, images, keypoints, frame), list(map(str, images)))
 
@@ -50,19 +58,39 @@ def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
     """Content and path of data.yaml, or names of classes from a text file; nothing where there is neither."""
     for file in sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda file: (file.stem != "data", file)):
         try:
-            content = yaml.safe_load(file.read_bytes())
+            content = yaml.load(file.read_bytes(), yaml.BaseLoader)  # all texts: a class may be called "no"
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{file}: is no YAML ({' '.join(str(error).split())[:200]}); correct it") from None
         if isinstance(content, Mapping) and ("names" in content or "nc" in content):
-            return content, file
+            return {**content, "names": _names(content.get("names"), file)}, file
     for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
         if file.is_file():
-            return {"names": [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]}, file
+            return {"names": dict(enumerate(filter(None, map(str.strip, read_lines(file)))))}, file
     return {}, None
 
 
+def _names(value: Any, file: Path) -> dict[int, str]:
+    """Names of the classes by their numbers; empty where none are given."""
+    pairs = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
+    good = all(str(label).isdecimal() and isinstance(name, str) for label, name in pairs.items())
+    if not good or (value and not pairs):
+        raise ValueError(f"{file}: `names` is {str(value)[:80]!r}; it must be a list, or 0: NAME, 1: NAME and so on")
+    return {int(label): name for label, name in pairs.items()}
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, which some editors of Windows write in UTF-16."""
+    content = file.read_bytes()
+    try:
+        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file}: is no text in UTF-8 ({error.reason} at byte {error.start}); save it as such"
+        ) from None
+
+
 def _as_list(value: Any) -> list[str]:
-    return [str(entry) for entry in value] if isinstance(value, list) else [] if value is None else [str(value)]
+    return [str(entry) for entry in value] if isinstance(value, list) else [str(value)] if value else []
 
 
 def is_image(path: Path) -> bool:
@@ -73,17 +101,23 @@ def is_image(path: Path) -> bool:
 def _images(place: Path, root: Path) -> list[Path]:
     """Images of a folder and those below, or of a text file that lists them."""
     if place.suffix == ".txt" and place.is_file():
-        lines = [line.strip() for line in place.read_text("utf-8-sig").splitlines()]
-        files = [Path(os.path.normpath(root / line)) for line in lines if line]
-        # A list that was written on another machine has the paths of that one.
-        files = [
-            file if file.is_relative_to(root) else root / "images" / str(file).rpartition("/images/")[2]
-            for file in files
-        ]
+        lines = [Path(line.strip().replace("\\", "/")) for line in read_lines(place) if line.strip()]
+        files = [_listed(line, root) for line in lines if is_image(line)]
         if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
             raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
         return files
     return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
+
+
+def _listed(line: Path, root: Path) -> Path:
+    """The image of a line, which may begin with folders of the machine where it was written (CVAT's `data/`)."""
+    parts = line.parts
+    tails = [Path(os.path.normpath(root / Path(*parts[start:]))) for start in range(len(parts))]
+    return next((file for file in tails if file.is_relative_to(root) and file.is_file()), tails[0])
+
+
+def _is_labeled(image: Path) -> bool:
+    return _label_file(image).is_file()
 
 
 def _label_file(image: Path) -> Path:
@@ -93,16 +127,27 @@ def _label_file(image: Path) -> Path:
     return other if found and other.is_file() else image.with_suffix(".txt")
 
 
-def _read(names: Any, images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
+def _warn_of_lost_images(images: Sequence[Path]) -> None:
+    """Say how many label files have no image beside the others."""
+    lost: list[Path] = []
+    for labels, folder in sorted({(_label_file(image).parent, image.parent) for image in images}):
+        present = {file.stem for file in folder.iterdir() if is_image(file)} if folder.is_dir() else set()
+        if labels.is_dir() and labels != folder:
+            lost += [file for file in sorted(labels.glob("[!.]*.txt")) if file.stem not in present | {"classes"}]
+    if lost:
+        logger.warning("%d label files have no image and are left out, such as %s", len(lost), lost[0])
+
+
+def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
     """The content as COCO instances, in pixels of images that are read in this frame."""
-    known = dict(names) if isinstance(names, Mapping) else dict(enumerate(names)) if isinstance(names, list) else {}
+    _warn_of_lost_images(images)
     records: list[dict[str, Any]] = []
     sizes = []
     for number, image in enumerate(images):
         height, width = image_size({"image": image, "image_frame": frame})
         sizes.append({"id": number, "file_name": str(image), "width": width, "height": height})
         file = _label_file(image)
-        lines = file.read_text("utf-8-sig").splitlines() if file.is_file() else []
+        lines = read_lines(file) if file.is_file() else []
         for place, line in enumerate(lines, 1):
             if line.strip():
                 label, (x, y, w, h) = _label(line.split(), f"{file}, line {place}", keypoints)
@@ -113,7 +158,7 @@ def _read(names: Any, images: Sequence[Path], keypoints: bool, frame: ImageFrame
                     raise ValueError(f"{file}, line {place}: class {label} is not in `names`, which has {list(known)}")
     highest = max((record["category_id"] for record in records), default=0)
     labels = known or {label: f"class_{label}" for label in range(highest + 1)}
-    categories = [{"id": int(label), "name": str(name)} for label, name in labels.items()]
+    categories = [{"id": label, "name": name} for label, name in labels.items()]
     return {"images": sizes, "annotations": records, "categories": categories}
 
 

@@ -1,6 +1,7 @@
 """DrmmConfig: defaults, what it refuses, and that files give back what was saved."""
 
 import copy
+import math
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -111,6 +112,11 @@ BASELINE = {"head": "set_prediction", "objective": "set_prediction"}
         ],
         *[(name, {name: -1}) for name in ("frozen_stages", "num_class_layers", "mcm_weight", "min_scale_ratio")],
         *[(name, {name: value}) for name in ("likelihood_floor", "top_k_ratio") for value in (-1e-12, 1.5)],
+        *[
+            (name, {name: value})
+            for name in ("likelihood_floor", "mcm_weight", "student_t_dof", "dropout")
+            for value in (math.nan, math.inf)
+        ],
         *[(name, {name: "none of them"}) for name in ("decoder", "head", "objective", "density", "backbone_norm")],
         *[(name, {name: "none of them"}) for name in ("proposal_init", "loss_reduction", "stop_gradient")],
         *[

@@ -1,6 +1,7 @@
 """Configuration of D-RMM models."""
 
 import difflib
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
@@ -215,10 +216,11 @@ class DrmmConfig(PreTrainedConfig):
         """Refuse values that no model can be built from. Called by the base class."""
         for name, kind in DrmmConfig.__annotations__.items():
             value = getattr(self, name)
-            if kind in (int, float, float | int) and (value < 0 or (value == 0 and name not in _MAY_BE_ZERO)):
-                raise ValueError(
-                    f"DrmmConfig.{name}={value} must be {'0 or more' if name in _MAY_BE_ZERO else 'greater than 0'}."
-                )
+            least = "0 or more" if name in _MAY_BE_ZERO else "greater than 0"
+            if kind in (int, float, float | int) and not (
+                0 < value < math.inf or (value == 0 and name in _MAY_BE_ZERO)
+            ):
+                raise ValueError(f"DrmmConfig.{name}={value} must be {least}, and finite.")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of "

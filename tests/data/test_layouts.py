@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import unicodedata
 
@@ -165,10 +166,24 @@ def _with_a_backup(folder):
     (folder / "annotations" / "all_train.json").write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [_cvat_subsets, _unpacked, _train_json, _with_captions, _per_split_with_annotations, _with_a_backup],
-)
+def _other_folders(folder):
+    (folder / "annotations").rename(folder / "Annotations")
+    (folder / "images").rename(folder / "photos")
+
+
+def _capitals(folder):
+    (folder / "images").rename(folder / "Images")
+    (folder / "drawn").mkdir()
+    shutil.copy(folder / "Images" / tools.TRAIN[0][0], folder / "drawn")
+
+
+COCO_VARIANTS = [
+    *(_cvat_subsets, _unpacked, _train_json, _with_captions, _other_folders, _capitals),
+    *(_per_split_with_annotations, _with_a_backup),
+]
+
+
+@pytest.mark.parametrize("change", COCO_VARIANTS)
 def test_variants_of_a_coco_folder(tmp_path, change):
     tools.coco_folder(tmp_path / "set")
     change(tmp_path / "set")
@@ -188,6 +203,17 @@ def _label_studio(folder):
     (folder / "classes.txt").write_text("cat\ndog\n")
     (folder / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {}}')
     (folder / "images" / "train" / "._train 0.jpg").write_bytes(b"\0")
+
+
+def _darknet(folder):
+    """As CVAT writes "YOLO 1.1"."""
+    for split, made, name in (("train", tools.TRAIN, "train"), ("val", tools.VAL, "valid")):
+        for file in (folder / "labels" / split).iterdir():
+            file.rename(folder / "images" / split / file.name)
+        (folder / "images" / split).rename(folder / f"obj_{name}_data")
+        (folder / f"{name}.txt").write_text("".join(f"data/obj_{name}_data/{file}\n" for file, _ in made))
+    (folder / "data.yaml").unlink()
+    (folder / "obj.names").write_text("cat\ndog\n")
 
 
 def _no_names(folder):
@@ -210,21 +236,12 @@ def _beside_the_images(folder):
             file.rename(folder / split / file.name)
 
 
-def _cvat(folder):
-    """CVAT's "YOLO 1.1": lists whose paths begin with a folder that is not there."""
-    _beside_the_images(folder)
-    (folder / "classes.txt").rename(folder / "obj.names")
-    for split, name, made in (("train", "obj_train_data", tools.TRAIN), ("val", "obj_Validation_data", tools.VAL)):
-        (folder / split).rename(folder / name)
-        (folder / f"{split}.txt").write_text("".join(f"data/{name}/{file}\n" for file, _ in made))
-
-
 def _quoted_numbers(folder):
     (folder / "data.yaml").write_text('train: images/train\nval: images/val\ntest:\nnames: {"0": cat, "1": dog}\n')
 
 
 @pytest.mark.parametrize(
-    "change", [_listed, _label_studio, _no_names, _years, _beside_the_images, _cvat, _quoted_numbers]
+    "change", [_listed, _label_studio, _darknet, _no_names, _years, _beside_the_images, _quoted_numbers]
 )
 def test_variants_of_a_yolo_folder(tmp_path, change):
     tools.ultralytics_yolo(tmp_path)
@@ -300,6 +317,25 @@ def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
     assert len(train) == images
     assert dict(tools.TRAIN).keys() <= _boxes(train).keys() | _boxes(load_detection_dataset(tmp_path, "val")).keys()
     assert train.dataset[0]["width"] == tools.WIDTH
+
+
+def test_damaged_files_of_a_yolo_folder(tmp_path, caplog):
+    tools.ultralytics_yolo(tmp_path)
+    image = tmp_path / "images" / "train" / tools.TRAIN[0][0]
+    image.write_bytes(b"no image")
+    assert len(load_detection_dataset(tmp_path)) == len(tools.TRAIN) - 1
+    assert image.name in caplog.text
+    for file, content in (
+        ("labels/train/train 1.txt", b"\xff\xfe0 1"),
+        ("data.yaml", b"names: [cat\n"),
+        ("data.yaml", b"names: {cat: 1}"),
+        ("data.yaml", b"names: \xff\xfe"),
+    ):
+        before = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path / file))):
+            load_detection_dataset(tmp_path)
+        (tmp_path / file).write_bytes(before)
 
 
 def test_explicit_files_win(tmp_path):
@@ -414,8 +450,27 @@ def test_yolo_labels(tmp_path, line, box):
     assert data.dataset[1]["objects"]["bbox"] == []
 
 
+def test_yolo_labels_in_another_unicode_form(tmp_path):
+    tools.roboflow_yolo(tmp_path)
+    for kind, form in (("images", "NFC"), ("labels", "NFD")):
+        for file in list((tmp_path / "train" / kind).iterdir()):
+            file.rename(file.with_name(unicodedata.normalize(form, f"é{file.name}")))
+    assert load_detection_dataset(tmp_path).report.boxes == 12
+
+
 @pytest.mark.parametrize(
-    "line", ["1 0.5 0.5 0.5", "x 0.5 0.5 0.5 0.5", "7 0.5 0.5 0.5 0.5", "1 48 32 20 20", "-1 0 0 1 1"]
+    "line",
+    [
+        "1 0.5 0.5 0.5",
+        "x 0.5 0.5 0.5 0.5",
+        "7 0.5 0.5 0.5 0.5",
+        "1 48 32 20 20",
+        "-1 0 0 1 1",
+        "0.5 0.5 0.5 0.5 0.5",
+        "0 0.5 0.5 -0.1 0.5",
+        "\x00 nan",
+        "0 inf 0 1 1",
+    ],
 )
 def test_bad_yolo_labels_name_file_and_line(tmp_path, line):
     tools.roboflow_yolo(tmp_path)
@@ -472,6 +527,9 @@ def _one_object(corners):
         "<annotation><object><name>cat</name></object></annotation>",
         "<annotation><object><bndbox/></object></annotation>",
         "<annotation><object><name>cat</name><bndbox><xmin>a</xmin></bndbox></object></annotation>",
+        "<annotation><object><name>cat</name><bndbox><xmin>9</xmin><ymin>1</ymin><xmax>2</xmax><ymax>4</ymax></bndbox>"
+        "</object></annotation>",
+        '<?xml version="1.0" encoding="nothing"?><annotation/>',
         '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>',
     ],
 )

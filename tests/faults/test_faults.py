@@ -75,30 +75,27 @@ def one_line(capsys: pytest.CaptureFixture, *named: str) -> None:
     assert any(word in lines[-1] for word in named), lines[-1]
 
 
-@pytest.mark.parametrize("name", COMMANDS[:-1])
-def test_a_file_in_the_way(run: Run, tmp_path: Path, capsys, name: str) -> None:
-    (tmp_path / "file").write_text("kept")
-    for output in (tmp_path / "file", tmp_path / "file" / "out"):
-        assert run(name, output) == 2
-        one_line(capsys, str(tmp_path / "file"))
-        assert (tmp_path / "file").read_text() == "kept"
-
-
-@pytest.mark.skipif(not UNWRITABLE.is_dir(), reason="needs Linux's /sys")
+@pytest.mark.parametrize("place", ["file", "file/out", "read-only", "unwritable"])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_place_where_nothing_can_be_written(run: Run, capsys, name: str) -> None:
-    assert run(name, UNWRITABLE / "drmm-hf-test") == 2
-    one_line(capsys, str(UNWRITABLE))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
-@pytest.mark.parametrize("name", COMMANDS[:-1])
-def test_a_read_only_folder(run: Run, tmp_path: Path, capsys, name: str) -> None:
-    output = tmp_path / "out"
-    output.mkdir(mode=0o555)
+def test_a_place_where_nothing_can_be_written(run: Run, tmp_path: Path, capsys, name: str, place: str) -> None:
+    if place == "unwritable":
+        if not UNWRITABLE.is_dir():
+            pytest.skip("needs Linux's /sys")
+        output = UNWRITABLE / "drmm-hf-test"
+    elif name == "convert back":
+        pytest.skip("writes one file, which may be there")
+    else:
+        (tmp_path / "file").write_text("kept")
+        output = tmp_path / place
+    if place == "read-only":
+        if os.geteuid() == 0:
+            pytest.skip("root may write to any folder")
+        output.mkdir(mode=0o555)
+    before = sorted(tmp_path.rglob("*"))
     assert run(name, output) == 2
-    one_line(capsys, str(output))
-    assert not list(output.iterdir())
+    one_line(capsys, str(UNWRITABLE if place == "unwritable" else tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert place == "unwritable" or (tmp_path / "file").read_text() == "kept"
 
 
 @contextlib.contextmanager

@@ -96,6 +96,7 @@ def test_an_unfinished_run_is_not_overwritten(scenes, tmp_path, monkeypatch) -> 
         ({"seed": 1}, "seed"),
         ({"config": {**SMALL, "hidden_size": 32}}, "hidden_size"),
         ({"ema_decay": 0.9}, "ema_decay"),
+        ({"image_size": [64]}, "image_size"),
         ({"classes": True}, "classes"),
         ({"data": True}, "training images"),
     ],

@@ -15,7 +15,6 @@ from ..files import make_output_folder, write_json, writing
 from ..loading import label_names, load_detector
 from ..visualization import draw_detections
 
-
 _SMALLEST_STEP = 16
 """Pixels from one tile to the next."""
 

@@ -41,7 +41,8 @@ def check_data(
         train, val: the splits.
         size: of the network input in pixels: `shortest_edge` and `longest_edge`, or `height` and `width`.
         num_proposals: of the model.
-        min_box_size: pixels of the network input; training leaves out boxes with a shorter side.
+        min_box_size: pixels of the network input; boxes with a shorter side are too small, and `affine` augmentation
+            leaves them out.
 
     Returns:
         `splits` (counts of each), `classes` (name to the number of boxes in each split), `unused_classes`, `scale` (the
@@ -79,7 +80,7 @@ def check_data(
     elif small == len(sides):
         report["problem"] = (
             f"all {small} boxes of the training split are shorter than {min_box_size:g} px at the network input of "
-            f"{_text(size)}, and are left out; {_larger(size, sides)}"
+            f"{_text(size)}, too small to learn from; {_larger(size, sides)}"
         )
     return report
 
@@ -88,7 +89,7 @@ def format_check(report: Mapping[str, Any]) -> str:
     """A report of `check_data` as a few lines."""
     lines = []
     for name, part in report["splits"].items():
-        clipped = f", {part['clipped_boxes']} clipped" if part["clipped_boxes"] else ""
+        clipped = f", {part['clipped_boxes']} clipped, {part['clipped_share']:.0%}" if part["clipped_boxes"] else ""
         dropped = part["dropped_zero_area"] + part["dropped_outside"]
         turned = f", {part['turned_images']} with an EXIF orientation" if part["turned_images"] else ""
         lines.append(
@@ -149,6 +150,7 @@ def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
         "annotations": str(part.annotations_path),
         **{name: getattr(report, name) for name in report.__dataclass_fields__},
         "images": len(part),
+        "clipped_share": round(report.clipped_boxes / max(report.boxes, 1), 4),
         "most_leave": report.most_leave,
         "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
         "reach": [round(float(v), 3) for v in (columns.ends / columns.image_sizes).max(axis=0, initial=0.0)],
@@ -241,7 +243,7 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
     if 0.01 * scale["boxes"] < scale["boxes_below"] < scale["boxes"]:
         yield (
             f"{scale['boxes_below']} of {scale['boxes']} boxes are shorter than {scale['min_box_size']:g} px at the "
-            f"network input of {_text(scale['size'])} and are left out in training; {_larger(scale['size'], sides)}"
+            f"network input of {_text(scale['size'])}, too small to learn from; {_larger(scale['size'], sides)}"
         )
     elif scale["boxes"] and scale["median_shorter_side"] < _VISIBLE and scale["boxes_below"] < scale["boxes"]:
         yield (

@@ -144,14 +144,16 @@ def _only(files: Sequence[Path], split: str, root: Path) -> Path:
 def coco_part(root: Path, split: str, file: Path) -> Part:
     """The split whose annotations are in this COCO file."""
     here, names = file.parent, [name.lower() for name in (split, *aliases(split))]
+    inside = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
+    usual = [entry for entry in inside if entry.name.lower() in ("images", "data", "jpegimages", "img", "imgs")]
     folders = [root / f"images/{split}2017", root / f"{split}2017"]
-    for parent in (root / "images", root):
-        entries = sorted(parent.iterdir()) if parent.is_dir() else []
+    for entries in (*([*sorted(folder.iterdir())] for folder in usual), inside):
         folders += [entry for name in names for entry in entries if entry.name.lower() == name]
-    folders += [root / "images", here, here / "images", here / "data"]
+    folders += [*usual, *(folder / "default" for folder in usual), here / "images", here / "data", here]
     if here.name.lower() == "annotations" and here.parent.is_relative_to(root):
         folders += [here.parent / "images", here.parent]
-    folders += [root / name for name in ("images/default", "data", "JPEGImages", "img", "imgs")]
+    if not any(folder.is_dir() for folder in folders if folder not in (here, root)):
+        folders += inside  # pictures in a folder of another name
     tool = _TOOLS.get(file.stem)
     kind = f"{tool} COCO" if tool else "COCO"
     return Part(kind, file, [*dict.fromkeys([*folders, root])], lambda _: (read_json(file), None))

@@ -323,7 +323,7 @@ def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> Non
     if unknown:
         raise ValueError(
             f"{source}: the category names {unknown[:10]} ({len(unknown)} of {len(names)}) are not in id2label "
-            f"{list(labels[:10])}; rename the categories, or leave id2label out"
+            f"{list(labels[:10])}, the classes of the model; rename the categories, or take a model of these classes"
         )
 
 

@@ -1,5 +1,6 @@
 """Pascal VOC folders: one xml file an image, with the corners of its boxes in pixels."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         for name in (*names, *(("trainval",) if split == "train" else ())):
             for listed in (root / "ImageSets" / "Main" / f"{name}.txt", root / "ImageSets" / f"{name}.txt"):
                 if listed.is_file() and split not in chosen:
-                    chosen[split] = [_listed(main, line.strip()) for line in read_lines(listed) if line.strip()]
+                    chosen[split] = [_listed(main, line) for line in read_lines(listed) if line]
             for folder in (root / name, *(root / name / inner for inner in _FOLDERS), main / name):
                 if split not in chosen and (files := _xml_files(folder)):
                     chosen[split] = files
@@ -83,12 +84,12 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
                 raise ValueError(f"{file}: an object has no <bndbox>; correct or remove it")
             try:
                 x1, y1, x2, y2 = (float(_text(box, name, file)) for name in ("xmin", "ymin", "xmax", "ymax"))
+                if not (0 <= x2 - x1 < math.inf and 0 <= y2 - y1 < math.inf):
+                    raise ValueError
             except ValueError:
-                raise ValueError(f"{file}: <bndbox> must have the numbers xmin, ymin, xmax, ymax; correct it") from None
-            if not (x1 <= x2 and y1 <= y2):
                 raise ValueError(
-                    f"{file}: <bndbox> is {(x1, y1, x2, y2)}; it must be numbers with xmin <= xmax and ymin <= ymax"
-                )
+                    f"{file}: <bndbox> must have xmin, ymin, and not less, xmax, ymax; correct it"
+                ) from None
             record = {"id": len(records), "image_id": number, "bbox": [x1, y1, x2 - x1, y2 - y1]}
             records.append({**record, "category_id": names.index(_text(node, "name", file))})
     categories = [{"id": label, "name": name} for label, name in enumerate(names)]
@@ -103,7 +104,7 @@ def _parse(file: Path) -> ElementTree.Element:
         raise ValueError(f"{file}: has a DOCTYPE, which annotations do not need; remove it")
     try:
         return ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter of an unknown encoding
         raise ValueError(f"{file}: is no XML ({error}); write it again") from None
 
 

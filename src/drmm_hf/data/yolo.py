@@ -2,8 +2,9 @@
 
 import logging
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -34,7 +35,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         # Roboflow writes ../train/images for what is in train/images.
         places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
         places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
-        usual = ("images/{}", "{}/images", "images/{}2017", "{}", "{}.txt")
+        usual = ("images/{}", "{}/images", "images/{}2017", "{}", *(("{}.txt",) if source else ()))
         places += [root / place.format(name) for name in names for place in usual]
         images = next((files for place in places if (files := _images(place, root))), [])
         if any(map(_is_labeled, images)):
@@ -49,9 +50,33 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 
 
 def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: list[Path]) -> Any:
-    names = settings.get("names") or {}
+    names = settings.get("names")
     keypoints = bool(settings.get("kpt_shape"))
-    return source or root, [root], lambda frame: (_read(names, images, keypoints, frame), list(map(str, images)))
+
+    def read(frame: ImageFrame) -> tuple[dict[str, Any], list[str]]:
+        content = _read(_names(names, source), images, keypoints, frame)
+        return content, [image["file_name"] for image in content["images"]]
+
+    return source or root, [root], read
+
+
+def _names(names: Any, source: Path | None) -> dict[int, str]:
+    """The names of the classes by their numbers; none where they are not given."""
+    pairs = dict(names if isinstance(names, Mapping) else enumerate(names) if isinstance(names, list) else {})
+    good = all(str(label).isdecimal() and isinstance(name, str) for label, name in pairs.items())
+    if not good or (names and not pairs):
+        raise ValueError(f"{source}: `names` is {str(names)[:80]!r}; it must be a list, or 0: NAME, 1: NAME and so on")
+    return {int(label): name for label, name in pairs.items()}
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, without the space around them; some editors of Windows write UTF-16."""
+    content = file.read_bytes()
+    try:
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is no text in UTF-8; save it as such") from None
+    return [line.strip() for line in text.splitlines()]
 
 
 def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
@@ -60,33 +85,15 @@ def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
         try:
             content = yaml.load(file.read_bytes(), yaml.BaseLoader)  # all texts: a class may be called "no"
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            if file.stem not in ("data", "dataset"):
+                continue
             raise ValueError(f"{file}: is no YAML ({' '.join(str(error).split())[:200]}); correct it") from None
         if isinstance(content, Mapping) and ("names" in content or "nc" in content):
-            return {**content, "names": _names(content.get("names"), file)}, file
+            return content, file
     for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
         if file.is_file():
-            return {"names": dict(enumerate(filter(None, map(str.strip, read_lines(file)))))}, file
+            return {"names": [line for line in read_lines(file) if line]}, file
     return {}, None
-
-
-def _names(value: Any, file: Path) -> dict[int, str]:
-    """Names of the classes by their numbers; empty where none are given."""
-    pairs = value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {}
-    good = all(str(label).isdecimal() and isinstance(name, str) for label, name in pairs.items())
-    if not good or (value and not pairs):
-        raise ValueError(f"{file}: `names` is {str(value)[:80]!r}; it must be a list, or 0: NAME, 1: NAME and so on")
-    return {int(label): name for label, name in pairs.items()}
-
-
-def read_lines(file: Path) -> list[str]:
-    """The lines of a text file, which some editors of Windows write in UTF-16."""
-    content = file.read_bytes()
-    try:
-        return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{file}: is no text in UTF-8 ({error.reason} at byte {error.start}); save it as such"
-        ) from None
 
 
 def _as_list(value: Any) -> list[str]:
@@ -101,19 +108,15 @@ def is_image(path: Path) -> bool:
 def _images(place: Path, root: Path) -> list[Path]:
     """Images of a folder and those below, or of a text file that lists them."""
     if place.suffix == ".txt" and place.is_file():
-        lines = [Path(line.strip().replace("\\", "/")) for line in read_lines(place) if line.strip()]
-        files = [_listed(line, root) for line in lines if is_image(line)]
-        if outside := [file for file in files if not Path(os.path.normpath(file)).is_relative_to(root)]:
-            raise ValueError(f"{place}: {outside[0]} is not in the folder of the data set; correct or remove it")
-        return files
+        return [_inside(root, line) for line in read_lines(place) if line]
     return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
 
 
-def _listed(line: Path, root: Path) -> Path:
-    """The image of a line, which may begin with folders of the machine where it was written (CVAT's `data/`)."""
-    parts = line.parts
-    tails = [Path(os.path.normpath(root / Path(*parts[start:]))) for start in range(len(parts))]
-    return next((file for file in tails if file.is_relative_to(root) and file.is_file()), tails[0])
+def _inside(root: Path, path: str) -> Path:
+    """A path of a list as one inside the folder: without its first parts, where those are of another machine."""
+    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", "..")]
+    files = [root.joinpath(*parts[first:]) for first in range(len(parts))]
+    return next((file for file in files if file.is_file()), files[0] if files else root)
 
 
 def _is_labeled(image: Path) -> bool:
@@ -123,8 +126,13 @@ def _is_labeled(image: Path) -> bool:
 def _label_file(image: Path) -> Path:
     """Of images/train/a.jpg it is labels/train/a.txt, the last "images" replaced; else a.txt beside it."""
     head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
-    other = Path(f"{head}{os.sep}labels{os.sep}{tail}").with_suffix(".txt")
-    return other if found and other.is_file() else image.with_suffix(".txt")
+    places = [Path(f"{head}{os.sep}labels{os.sep}{tail}")] if found else []
+    for place in (*places, image):
+        name = f"{place.stem}.txt"
+        for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+            if place.with_name(form).is_file():
+                return place.with_name(form)
+    return image.with_suffix(".txt")
 
 
 def _warn_of_lost_images(images: Sequence[Path]) -> None:
@@ -142,20 +150,22 @@ def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, fra
     """The content as COCO instances, in pixels of images that are read in this frame."""
     _warn_of_lost_images(images)
     records: list[dict[str, Any]] = []
-    sizes = []
-    for number, image in enumerate(images):
-        height, width = image_size({"image": image, "image_frame": frame})
-        sizes.append({"id": number, "file_name": str(image), "width": width, "height": height})
+    sizes: list[dict[str, Any]] = []
+    for image in images:
+        try:
+            height, width = image_size({"image": image, "image_frame": frame})
+        except ValueError as error:  # its boxes are fractions of nobody knows what
+            logger.warning("left out: %s", error)
+            continue
         file = _label_file(image)
-        lines = read_lines(file) if file.is_file() else []
-        for place, line in enumerate(lines, 1):
-            if line.strip():
+        for place, line in enumerate(read_lines(file) if file.is_file() else [], 1):
+            if line:
                 label, (x, y, w, h) = _label(line.split(), f"{file}, line {place}", keypoints)
-                box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
-                record = {"id": len(records), "image_id": number, "category_id": label, "bbox": box}
-                records.append(record)
                 if known and label not in known:
                     raise ValueError(f"{file}, line {place}: class {label} is not in `names`, which has {list(known)}")
+                box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+                records.append({"id": len(records), "image_id": len(sizes), "category_id": label, "bbox": box})
+        sizes.append({"id": len(sizes), "file_name": str(image), "width": width, "height": height})
     highest = max((record["category_id"] for record in records), default=0)
     labels = known or {label: f"class_{label}" for label in range(highest + 1)}
     categories = [{"id": label, "name": name} for label, name in labels.items()]
@@ -165,16 +175,19 @@ def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, fra
 def _label(words: Sequence[str], place: str, keypoints: bool) -> tuple[int, tuple[float, float, float, float]]:
     """Class and normalized (center x, center y, width, height) of a line: a box, or a polygon of at least 3 points."""
     try:
-        label, values = int(float(words[0])), [float(word) for word in words[1:]]
-        fractions = len(values) >= 4 and all(-0.5 <= value <= 1.5 for value in values[: 4 if keypoints else None])
-    except (ValueError, OverflowError):
-        fractions = False
-    if not fractions or label < 0 or not (keypoints or len(values) in (4, 5) or len(values) % 2 == 0):
+        label, *values = map(float, words)
+        box = keypoints or len(values) in (4, 5)
+        good = label >= 0 and label.is_integer() and (box or (len(values) >= 6 and len(values) % 2 == 0))
+        good &= len(values) >= 4 and all(-0.5 <= value <= 1.5 for value in values[: 4 if box else None])
+        good &= not box or min(values[2:4]) >= 0
+    except ValueError:
+        good = False
+    if not good:
         raise ValueError(
             f"{place} is {' '.join(words)[:80]!r}; it must be the number of a class and center x, center y, width and "
             "height as fractions of the image (or the corners of a polygon)"
         )
-    if keypoints or len(values) < 6:
-        return label, (values[0], values[1], values[2], values[3])
+    if box:
+        return int(label), (values[0], values[1], values[2], values[3])
     xs, ys = values[::2], values[1::2]
-    return label, ((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys))
+    return int(label), ((min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys))

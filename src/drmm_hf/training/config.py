@@ -135,7 +135,7 @@ class TrainConfig:
     ema_decay: float | None = _option(
         None, "average the weights with this decay, such as 0.999, and evaluate and save the average"
     )
-    max_bad_steps: int = _option(20, "stop after this many steps in a row without a finite gradient")
+    max_bad_steps: int = _option(20, "stop after this many steps in a row that teach nothing")
 
     # Evaluation and checkpoints
     eval_every: int = _option(0, "steps between evaluations; 0 evaluates at the end only")

@@ -124,7 +124,10 @@ class UselessSteps:
         # how many of the last how many steps are too many, and why
         self.limits = {
             "bad": (most, most, f"had no finite gradient; the weights are those before; {lower}{exact}"),
-            "flat": (most, 2 * most, f"had objects but hardly a gradient: the weights have run away; {lower}"),
+            "flat": (
+                *(most, 2 * most),
+                f"had objects but hardly a gradient: the weights have run away; begin again and {lower}",
+            ),
             "dropped": (
                 *(most, most),
                 "had no object, since all their boxes were too small or outside after the augmentation; "

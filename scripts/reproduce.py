@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import drmm_hf  # noqa: F401  (before torch, whose waiting threads then sleep)
+
+# isort: split
 import torch
 from accelerate import PartialState
 

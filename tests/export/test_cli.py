@@ -58,8 +58,9 @@ def test_a_mistake_is_one_line(
 
 @pytest.mark.parametrize("kind", ["adapter", "detector of transformers"])
 def test_what_has_no_graph_is_one_line(kind: str, tmp_path: Path, capsys) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    if kind != "adapter":
+    if kind == "adapter":
+        (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    else:
         small_detector("rt_detr_v2").save_pretrained(tmp_path)
         RTDetrImageProcessor().save_pretrained(tmp_path)
     assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "onnx"]) == 2

@@ -62,6 +62,8 @@ def make_output_folder(path: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"--output {folder}: a file is in the way; choose another folder") from error
+    except OSError as error:
+        raise OSError(f"--output {folder}: cannot be made ({error.strerror}); choose another folder") from error
     return folder
 
 

@@ -332,7 +332,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         values, fractions = np.asarray(image), image.mode == "F"
         least, most = values.min(initial=0), values.max(initial=0)
         if not (least >= 0 and most <= (255 if fractions else 65535)):  # nor NaN
-            kind = "fractions from 0 to 1, or 0 to 255," if fractions else "whole numbers from 0 to 65535"
+            kind = "fractions from 0 to 1 or from 0 to 255" if fractions else "whole numbers from 0 to 65535"
             raise ValueError(f"pixels of mode {image.mode!r} are {least} to {most}, not {kind}: convert it to 8 bits")
         if fractions:
             values = values * (255.0 if most <= 1 else 1.0)

@@ -96,6 +96,11 @@ def _half_crowd(content):
         record["iscrowd"] = 1
 
 
+def _many_crowd(content):
+    _all_crowd(content)
+    content["annotations"] += [{**record, "id": 1000 + record["id"]} for record in content["annotations"]]
+
+
 def _many(content):
     record = content["annotations"][0]
     content["annotations"] += [{**record, "id": 1000 + number} for number in range(30)]
@@ -130,6 +135,11 @@ def test_what_is_doubtful_is_a_warning_with_the_number(folder, change, named):
     _change(folder, change)
     (warning,) = _check(folder)["warnings"]
     assert re.search(named, warning)
+
+
+def test_crowd_alone_is_nowhere_in_its_images(folder):
+    _change(folder, _many_crowd)
+    assert not any("quarter" in warning for warning in _check(folder)["warnings"])
 
 
 def test_the_same_file_in_both_splits(folder):

@@ -147,6 +147,25 @@ def _with_captions(folder):
     (folder / "annotations" / "captions_train.json").write_text("{}")
 
 
+def _per_split_with_annotations(folder):
+    """As Supervisely's converter writes a project with a data set for each split."""
+    for split, made in (("train", tools.TRAIN), ("val", tools.VAL)):
+        (folder / split / "annotations").mkdir(parents=True)
+        (folder / split / "images").mkdir()
+        file = folder / "annotations" / f"instances_{split}.json"
+        file.rename(folder / split / "annotations" / "instances.json")
+        for name, _ in made:
+            (folder / "images" / name).rename(folder / split / "images" / name)
+
+
+def _with_a_backup(folder):
+    for split in ("train", "val"):
+        (folder / "annotations" / f"instances_{split}.json").rename(folder / "annotations" / f"{split}.json")
+    content = json.loads((folder / "annotations" / "train.json").read_text())
+    content["annotations"] = []
+    (folder / "annotations" / "all_train.json").write_text(json.dumps(content))
+
+
 def _other_folders(folder):
     (folder / "annotations").rename(folder / "Annotations")
     (folder / "images").rename(folder / "photos")
@@ -158,7 +177,13 @@ def _capitals(folder):
     shutil.copy(folder / "Images" / tools.TRAIN[0][0], folder / "drawn")
 
 
-@pytest.mark.parametrize("change", [_cvat_subsets, _unpacked, _train_json, _with_captions, _other_folders, _capitals])
+COCO_VARIANTS = [
+    *(_cvat_subsets, _unpacked, _train_json, _with_captions, _other_folders, _capitals),
+    *(_per_split_with_annotations, _with_a_backup),
+]
+
+
+@pytest.mark.parametrize("change", COCO_VARIANTS)
 def test_variants_of_a_coco_folder(tmp_path, change):
     tools.coco_folder(tmp_path / "set")
     change(tmp_path / "set")
@@ -195,7 +220,29 @@ def _no_names(folder):
     (folder / "data.yaml").write_text("nc: 2\n")
 
 
-@pytest.mark.parametrize("change", [_listed, _label_studio, _darknet, _no_names])
+def _years(folder):
+    for kind in ("images", "labels"):
+        for split in ("train", "val"):
+            (folder / kind / split).rename(folder / kind / f"{split}2017")
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cat\ndog\n", "utf-16")  # as some editors of Windows save it
+
+
+def _beside_the_images(folder):
+    _years(folder)
+    for split in ("train", "val"):
+        (folder / "images" / f"{split}2017").rename(folder / split)
+        for file in (folder / "labels" / f"{split}2017").iterdir():
+            file.rename(folder / split / file.name)
+
+
+def _quoted_numbers(folder):
+    (folder / "data.yaml").write_text('train: images/train\nval: images/val\ntest:\nnames: {"0": cat, "1": dog}\n')
+
+
+@pytest.mark.parametrize(
+    "change", [_listed, _label_studio, _darknet, _no_names, _years, _beside_the_images, _quoted_numbers]
+)
 def test_variants_of_a_yolo_folder(tmp_path, change):
     tools.ultralytics_yolo(tmp_path)
     change(tmp_path)
@@ -227,7 +274,42 @@ def _unknown_sizes(folder):
         file.write_text(file.read_text().replace(f"<width>{tools.WIDTH}", "<width>0"))
 
 
-@pytest.mark.parametrize(("change", "images"), [(_beside, 9), (_per_split, 6), (_unknown_sizes, 6)])
+def _lists_with_endings(folder):
+    for split in ("train", "val"):
+        file = folder / "ImageSets" / "Main" / f"{split}.txt"
+        (folder / "ImageSets" / f"{split}.txt").write_text(file.read_text().replace("\n", ".jpg\n"))
+        file.unlink()
+
+
+def _in_labels(folder):
+    (folder / "Annotations").rename(folder / "labels")
+    (folder / "JPEGImages").rename(folder / "images")
+
+
+def _in_xmls(folder):
+    (folder / "Annotations").rename(folder / "xmls")
+    (folder / "annotations").mkdir()
+    (folder / "xmls").rename(folder / "annotations" / "xmls")
+
+
+def _folder_per_split(folder):
+    for split, made in (("train", tools.TRAIN), ("val", tools.VAL)):
+        for kind in ("images", "annotations"):
+            (folder / split / kind).mkdir(parents=True)
+        for name, _ in made:
+            (folder / "JPEGImages" / name).rename(folder / split / "images" / name)
+            xml = name.replace(".jpg", ".xml")
+            (folder / "Annotations" / xml).rename(folder / split / "annotations" / xml)
+    shutil.rmtree(folder / "ImageSets")
+
+
+@pytest.mark.parametrize(
+    ("change", "images"),
+    [
+        *((_beside, 9), (_per_split, 6), (_unknown_sizes, 6), (_lists_with_endings, 6)),
+        *((_in_labels, 6), (_in_xmls, 6), (_folder_per_split, 6)),
+    ],
+)
 def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
     tools.pascal_voc(tmp_path)
     change(tmp_path)
@@ -275,6 +357,24 @@ def test_files_that_may_all_be_the_annotations(tmp_path):
     shutil.copy(tmp_path / "labels.json", tmp_path / "copy.json")
     with pytest.raises(ValueError, match=r"copy\.json, labels\.json"):
         load_detection_dataset(tmp_path)
+
+
+def test_several_files_of_one_split_are_refused(tmp_path):
+    tools.coco_folder(tmp_path)
+    for name in ("new_train.json", "old_train.json"):
+        shutil.copy(tmp_path / "annotations" / "instances_train.json", tmp_path / "annotations" / name)
+    for split in ("train", "val"):
+        (tmp_path / "annotations" / f"instances_{split}.json").unlink()
+    with pytest.raises(ValueError, match=r"'train': new_train\.json, old_train\.json"):
+        load_detection_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["set.zip", "annotations/instances_train.json", "data.yaml"])
+def test_a_file_in_place_of_the_folder_says_what_to_give(tmp_path, name):
+    tools.coco_folder(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError, match=r"is a file; (un|give)"):
+        load_detection_dataset(tmp_path / name)
 
 
 def _roots(content):
@@ -379,9 +479,50 @@ def test_bad_yolo_labels_name_file_and_line(tmp_path, line):
         load_detection_dataset(tmp_path)
 
 
+def test_names_of_classes_are_read_as_they_are_written(tmp_path):
+    tools.ultralytics_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("names: [no, 010]\n")
+    assert load_detection_dataset(tmp_path).id2label == {0: "no", 1: "010"}
+    (tmp_path / "data.yaml").write_text("names: cat, dog\n")
+    with pytest.raises(ValueError, match=r"data\.yaml: `names`"):
+        load_detection_dataset(tmp_path)
+
+
+def test_labels_without_their_images_are_counted(tmp_path, caplog):
+    tools.ultralytics_yolo(tmp_path)
+    for name in ("train 0.jpg", "train 3.jpg"):
+        (tmp_path / "images" / "train" / name).unlink()
+    with caplog.at_level(logging.WARNING):
+        assert len(load_detection_dataset(tmp_path)) == 4
+    assert "2 label files have no image" in caplog.text
+
+
+def test_text_of_another_encoding_names_the_file(tmp_path):
+    tools.roboflow_yolo(tmp_path)
+    (tmp_path / "train" / "labels" / "train 0.txt").write_bytes(b"\xe9")
+    with pytest.raises(ValueError, match=r"train 0\.txt.*UTF-8"):
+        load_detection_dataset(tmp_path)
+
+
+def test_xml_files_without_any_object_are_refused(tmp_path):
+    tools.pascal_voc(tmp_path)
+    for file in (tmp_path / "Annotations").iterdir():
+        file.write_text("<annotation/>")
+    with pytest.raises(ValueError, match="9 xml files"):
+        load_detection_dataset(tmp_path)
+
+
+def _one_object(corners):
+    names = ("xmin", "ymin", "xmax", "ymax")
+    box = "".join(f"<{name}>{value}</{name}>" for name, value in zip(names, corners, strict=True))
+    return f"<annotation><object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+
+
 @pytest.mark.parametrize(
     "content",
     [
+        _one_object((30, 30, 20, 40)),
+        _one_object(("nan", 30, 40, 40)),
         "<annotation",
         "<annotation><object><name>cat</name></object></annotation>",
         "<annotation><object><bndbox/></object></annotation>",

@@ -66,6 +66,7 @@ def test_fields_of_the_model_are_given_as_assignments() -> None:
         ("--report-to tensorbord", "tensorbord"),
         ("--preset drmm-sparse", "drmm-sparse"),
         ("--warm-start no/such/folder", "no/such/folder"),
+        ("--output /proc/out", "--output /proc/out"),
         ("--model no/such/folder", "no/such/folder"),
         ("--config objectiv=nll", "objectiv"),
         ("--config num_stages=many", "num_stages"),

@@ -15,6 +15,9 @@ from ..files import make_output_folder, write_json, writing
 from ..loading import label_names, load_detector
 from ..visualization import draw_detections
 
+_SMALLEST_STEP = 16
+"""Pixels from one tile to the next."""
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -50,6 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     files = find_images(arguments.input, leave_out=output)
     if arguments.overlap == 1.0:
         raise ValueError("--overlap 1: tiles would not move on; give less than 1, such as 0.2")
+    if arguments.tile and arguments.tile * (1.0 - arguments.overlap) < _SMALLEST_STEP:
+        raise ValueError(
+            f"--tile {arguments.tile} --overlap {arguments.overlap}: tiles would move on by less than {_SMALLEST_STEP} "
+            "pixels, which takes hours; give larger tiles or a smaller overlap"
+        )
     model, processor = load_detector(arguments.model, arguments.device)
     make_output_folder(arguments.output)
     targets, id2label = name_outputs(files, output), label_names(model)

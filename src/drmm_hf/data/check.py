@@ -217,7 +217,7 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
             yield f"{name}: {leaving} of {every} boxes stick out of their image. {ARE_THEY_CORNERS}"
         elif leaving > 0.05 * every:
             yield f"{name}: {leaving} of {every} boxes stick out of their image; are the sizes those of these images?"
-        if part["boxes"] >= _ENOUGH and max(part["reach"]) < 0.5:
+        if part["boxes"] >= _ENOUGH and 0 < max(part["reach"]) < 0.5:
             yield (
                 f"{name}: all boxes lie in the upper left quarter of their images; are they percent, or of images of "
                 "another size?"

@@ -1,5 +1,6 @@
 """What a folder of a data set is: where its splits have their annotations and images, as the usual tools write them."""
 
+import contextlib
 import os
 import re
 import unicodedata
@@ -51,7 +52,9 @@ def find_parts(root: Path) -> dict[str, Part]:
         FileNotFoundError: there is no such folder, or nothing of what was looked for is in it.
     """
     if not root.is_dir():
-        what = "is a file; give the folder of the data set, or a json as --annotations" if root.is_file() else None
+        hints = {".zip": "unpack it and give the folder", ".json": "give it as --annotations, and its folder as --data"}
+        hint = hints.get(root.suffix.lower(), "give the folder of the data set that it is in")
+        what = f"is a file; {hint}" if root.is_file() else None
         raise FileNotFoundError(f"{root}: {what or 'no such folder; give that of a data set'}")
     parts = _coco_parts(root)
     for name, find in (("YOLO", yolo.find_splits), ("Pascal VOC", voc.find_splits)):
@@ -59,8 +62,9 @@ def find_parts(root: Path) -> dict[str, Part]:
             split: Part(name, place, folders, read) for split, (place, folders, read) in find(root, SPLITS).items()
         }
     inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    if not parts and len(inside) == 1 and any(entry.is_dir() for entry in inside[0].iterdir()):
-        return find_parts(inside[0])  # an archive that was unpacked into a folder of its own
+    if not parts and len(inside) == 1:
+        with contextlib.suppress(FileNotFoundError):
+            return find_parts(inside[0])  # an archive that was unpacked into a folder of its own
     if not parts:
         present = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
         tars = " (tars are read with --streaming)" if any(name.endswith(".tar") for name in present) else ""
@@ -118,14 +122,23 @@ def _coco_parts(root: Path) -> dict[str, Part]:
     for file in instances or filter(_is_coco, files):
         found.setdefault(_split_of(file, root), []).append(file)
     unnamed = found.pop("", [])
-    if unnamed and "train" not in found:
-        if len(unnamed) > 1:
-            raise ValueError(
-                f"{root}: several files may be the annotations: {shorten([file.name for file in unnamed], 10)}; give "
-                "one as --annotations, or name them after their splits (instances_train.json)"
-            )
-        found["train"] = unnamed
-    return {split: coco_part(root, split, files[0]) for split, files in found.items()}
+    if unnamed:
+        found.setdefault("train", unnamed)
+    return {split: coco_part(root, split, _only(files, split, root)) for split, files in found.items()}
+
+
+def _only(files: Sequence[Path], split: str, root: Path) -> Path:
+    """The one file of a split, which of several is that with exactly its name."""
+    usual = [
+        f"{prefix}{name}{year}" for prefix in ("instances_", "") for year in ("", "2017") for name in aliases(split)
+    ]
+    exact = [file for name in usual for file in files if file.stem.lower() == name]
+    if len(files) > 1 and not exact:
+        raise ValueError(
+            f"{root}: several files may be the annotations of {split!r}: {shorten([file.name for file in files], 10)}; "
+            "give one as --annotations, or name it after its split (instances_train.json)"
+        )
+    return (exact or files)[0]
 
 
 def coco_part(root: Path, split: str, file: Path) -> Part:
@@ -137,7 +150,9 @@ def coco_part(root: Path, split: str, file: Path) -> Part:
     for entries in (*([*sorted(folder.iterdir())] for folder in usual), inside):
         folders += [entry for name in names for entry in entries if entry.name.lower() == name]
     folders += [*usual, *(folder / "default" for folder in usual), here / "images", here / "data", here]
-    if not any(folder.is_dir() for folder in folders[:-1]):
+    if here.name.lower() == "annotations" and here.parent.is_relative_to(root):
+        folders += [here.parent / "images", here.parent]
+    if not any(folder.is_dir() for folder in folders if folder not in (here, root)):
         folders += inside  # pictures in a folder of another name
     tool = _TOOLS.get(file.stem)
     kind = f"{tool} COCO" if tool else "COCO"

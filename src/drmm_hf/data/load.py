@@ -115,7 +115,7 @@ def find_part(
         found, held_out = choose_split(parts, split, validation_share, str(path))
         part = parts[found]
     if images is not None:
-        part = replace(part, images=[Path(images).expanduser().absolute(), root / images])
+        part = replace(part, images=[*dict.fromkeys((Path(images).expanduser().absolute(), root / images))])
     return part, held_out
 
 

@@ -198,7 +198,7 @@ class TableData(TrainingData):
         if dataset.report.boxes == dataset.report.crowd:  # crowd is not trained on
             why = "all are `iscrowd`, regions that are neither trained on nor counted"
             raise ValueError(
-                f"{dataset.annotations_path}: no boxes to learn from in the split {self.split!r}: "
+                f"{self.annotations or self.path}: no boxes to learn from in the split {self.split!r}: "
                 f"{why if dataset.report.crowd else 'none'}"
             )
         self.dataset = dataset

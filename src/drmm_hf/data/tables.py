@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 _IMAGE_COLUMNS = ("image", "image_id", "width", "height", "objects")
 _SCHEMA = (
     "`image` and `objects` with `bbox` ([x, y, width, height] in pixels) and `category`; `image_id`, `width`, "
-    "`height`, `objects.id`, `objects.area` and `objects.iscrowd` may be left out; rename the columns, or give "
-    "`columns=`"
+    "`height`, `objects.id`, `objects.area` and `objects.iscrowd` may be left out; rename the columns (in "
+    "Python, `columns=` names them)"
 )
 _MAX_CLASSES = 10_000
 """Integer categories above this are category ids or a mistake, not labels 0..C-1."""

@@ -10,27 +10,31 @@ from xml.etree import ElementTree
 from .images import ImageFrame
 from .yolo import is_image, read_lines
 
+_FOLDERS = ("Annotations", "annotations", "labels")
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
 
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
     """The splits of a Pascal VOC folder: the folder of their xml files, the image folders, and how they are read.
 
-    The splits are the lists in `ImageSets/Main`, or the folders `SPLIT`, `SPLIT/Annotations` and `Annotations/SPLIT`;
-    without them all files are training data. Empty for a folder without xml files.
+    The splits are the lists in `ImageSets/Main` or `ImageSets`, or the folders `SPLIT`, `SPLIT/Annotations` and
+    `Annotations/SPLIT`; without them all files are training data. The files may also be in `annotations`, its `xmls`,
+    `labels`, `images`, or beside the images. Empty for a folder without xml files.
 
     Args:
         splits: the names of each split.
     """
-    main = next((root / name for name in ("Annotations", "annotations") if (root / name).is_dir()), root)
-    whole = _xml_files(main) or _xml_files(root) or _xml_files(root / "images")
+    places = [root / name for name in (*_FOLDERS, "annotations/xmls", "Annotations/xmls", "", "images")]
+    main = next((place for place in places if _xml_files(place)), None)
+    main = main or next((root / name for name in _FOLDERS if (root / name).is_dir()), root)
+    whole = _xml_files(main)
     chosen: dict[str, list[Path]] = {}
     for split, names in splits.items():
         for name in (*names, *(("trainval",) if split == "train" else ())):
-            listed = root / "ImageSets" / "Main" / f"{name}.txt"
-            if listed.is_file() and split not in chosen:
-                chosen[split] = [_listed(main, line) for line in read_lines(listed) if line]
-            for folder in (root / name, root / name / "Annotations", main / name):
+            for listed in (root / "ImageSets" / "Main" / f"{name}.txt", root / "ImageSets" / f"{name}.txt"):
+                if listed.is_file() and split not in chosen:
+                    chosen[split] = [_listed(main, line) for line in read_lines(listed) if line]
+            for folder in (root / name, *(root / name / inner for inner in _FOLDERS), main / name):
                 if split not in chosen and (files := _xml_files(folder)):
                     chosen[split] = files
     if not chosen and whole:
@@ -44,9 +48,9 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _listed(folder: Path, line: str) -> Path:
-    """The file of a line of a list, which may have 1 or -1 after the name."""
-    file = folder / f"{line}.xml"
-    return file if file.is_file() else folder / f"{line.split()[0]}.xml"
+    """The file of a line of a list: a name, which may have 1 or -1 after it, or that of the image."""
+    names = (line, line.split()[0], Path(line).stem)
+    return next((file for name in names if (file := folder / f"{name}.xml").is_file()), folder / f"{line}.xml")
 
 
 def _split(root: Path, files: Sequence[Path], everything: Sequence[Path]) -> Any:
@@ -65,6 +69,8 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
     image_of = {file.stem: file.name for file in present if is_image(file)}
     trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}
     names = sorted({_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")})
+    if not names:
+        raise ValueError(f"{files[0].parent}: none of {len(trees)} xml files has an <object>; give those with boxes")
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     for number, file in enumerate(files):

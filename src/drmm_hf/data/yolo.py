@@ -20,8 +20,9 @@ _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any,
 def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
     """The splits of a YOLO folder: what messages name, the image folders, and how it is read; empty for another one.
 
-    The images are where data.yaml says, or in `images/SPLIT`, `SPLIT/images` or `images`; a label file is beside its
-    image, or in `labels` where the image is in `images`.
+    The images are where data.yaml says, or in `images/SPLIT`, `SPLIT/images` or `SPLIT`, or `SPLIT.txt` lists them;
+    without any of these all are training data. A label file is beside its image, or in `labels` where the image is in
+    `images`.
 
     Args:
         splits: the names of each split.
@@ -34,14 +35,17 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         # Roboflow writes ../train/images for what is in train/images.
         places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
         places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
-        places += [root / place for name in names for place in (f"images/{name}", f"{name}/images")]
-        places += [root / f"{name}.txt" for name in names if source]
+        usual = ("images/{}", "{}/images", "images/{}2017", "{}", *(("{}.txt",) if source else ()))
+        places += [root / place.format(name) for name in names for place in usual]
         images = next((files for place in places if (files := _images(place, root))), [])
-        if images and any(_label_file(image).is_file() for image in images):
+        if any(map(_is_labeled, images)):
             found[split] = _part(root, source, settings, images)
-    images = [] if found else [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
-    if images and (source or any(_label_file(image).is_file() for image in images)):
-        found["train"] = _part(root, source, settings, images)
+    if not found:
+        main = [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
+        everywhere = _images(root, root) if source else []  # the names of the classes are in this folder
+        images = next((files for files in (main, everywhere) if any(map(_is_labeled, files))), main)
+        if images and (source or any(map(_is_labeled, images))):
+            found["train"] = _part(root, source, settings, images)
     return found
 
 
@@ -58,28 +62,28 @@ def _part(root: Path, source: Path | None, settings: Mapping[str, Any], images: 
 
 def _names(names: Any, source: Path | None) -> dict[int, str]:
     """The names of the classes by their numbers; none where they are not given."""
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names) if isinstance(names, list) else ()
-    try:
-        return {int(label): str(name) for label, name in pairs}
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{source}: `names` must be a list, or names by the numbers of the classes; correct it"
-        ) from None
+    pairs = dict(names if isinstance(names, Mapping) else enumerate(names) if isinstance(names, list) else {})
+    good = all(str(label).isdecimal() and isinstance(name, str) for label, name in pairs.items())
+    if not good or (names and not pairs):
+        raise ValueError(f"{source}: `names` is {str(names)[:80]!r}; it must be a list, or 0: NAME, 1: NAME and so on")
+    return {int(label): name for label, name in pairs.items()}
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file, without the space around them."""
+    """The lines of a text file, without the space around them; some editors of Windows write UTF-16."""
+    content = file.read_bytes()
     try:
-        return [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{file}: is no text; write it again") from None
+        raise ValueError(f"{file}: is no text in UTF-8; save it as such") from None
+    return [line.strip() for line in text.splitlines()]
 
 
 def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
     """Content and path of data.yaml, or names of classes from a text file; nothing where there is neither."""
     for file in sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda file: (file.stem != "data", file)):
         try:
-            content = yaml.safe_load(file.read_bytes())
+            content = yaml.load(file.read_bytes(), yaml.BaseLoader)  # all texts: a class may be called "no"
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             if file.stem not in ("data", "dataset"):
                 continue
@@ -93,7 +97,7 @@ def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
 
 
 def _as_list(value: Any) -> list[str]:
-    return [str(entry) for entry in value] if isinstance(value, list) else [] if value is None else [str(value)]
+    return [str(entry) for entry in value] if isinstance(value, list) else [str(value)] if value else []
 
 
 def is_image(path: Path) -> bool:
@@ -115,6 +119,10 @@ def _inside(root: Path, path: str) -> Path:
     return next((file for file in files if file.is_file()), files[0] if files else root)
 
 
+def _is_labeled(image: Path) -> bool:
+    return _label_file(image).is_file()
+
+
 def _label_file(image: Path) -> Path:
     """Of images/train/a.jpg it is labels/train/a.txt, the last "images" replaced; else a.txt beside it."""
     head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
@@ -127,8 +135,20 @@ def _label_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
+def _warn_of_lost_images(images: Sequence[Path]) -> None:
+    """Say how many label files have no image beside the others."""
+    lost: list[Path] = []
+    for labels, folder in sorted({(_label_file(image).parent, image.parent) for image in images}):
+        present = {file.stem for file in folder.iterdir() if is_image(file)} if folder.is_dir() else set()
+        if labels.is_dir() and labels != folder:
+            lost += [file for file in sorted(labels.glob("[!.]*.txt")) if file.stem not in present | {"classes"}]
+    if lost:
+        logger.warning("%d label files have no image and are left out, such as %s", len(lost), lost[0])
+
+
 def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, frame: ImageFrame) -> dict[str, Any]:
     """The content as COCO instances, in pixels of images that are read in this frame."""
+    _warn_of_lost_images(images)
     records: list[dict[str, Any]] = []
     sizes: list[dict[str, Any]] = []
     for image in images:

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from ..evaluation import evaluate_detections, predict_dataset
-from ..files import write_json
+from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from .checkpoints import Checkpoints
@@ -130,7 +130,7 @@ class _Training:
             checked = check_training_data(self.data, self.eval_dataset, self.model, self.processor, accelerator)
         accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if accelerator.is_main_process:
-            self.output.mkdir(parents=True, exist_ok=True)
+            make_output_folder(str(self.output))
             if resumed is None:  # what would make a new run look finished or resumable
                 self.checkpoints.clear()
                 finished.unlink(missing_ok=True)

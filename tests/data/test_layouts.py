@@ -488,6 +488,17 @@ def test_names_of_classes_are_read_as_they_are_written(tmp_path):
         load_detection_dataset(tmp_path)
 
 
+def test_names_of_classes_without_label_files_are_no_yolo_folder(tmp_path):
+    tools.pascal_voc(tmp_path)
+    _beside(tmp_path)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert load_detection_dataset(tmp_path).kind.startswith("Pascal VOC")
+    for file in (tmp_path / "images").glob("*.xml"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"labels/\*\.txt.*classes\.txt"):
+        load_detection_dataset(tmp_path)
+
+
 def test_labels_without_their_images_are_counted(tmp_path, caplog):
     tools.ultralytics_yolo(tmp_path)
     for name in ("train 0.jpg", "train 3.jpg"):

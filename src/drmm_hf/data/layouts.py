@@ -70,8 +70,8 @@ def find_parts(root: Path) -> dict[str, Part]:
         tars = " (tars are read with --streaming)" if any(name.endswith(".tar") for name in present) else ""
         raise FileNotFoundError(
             f"{root}: no data set was found. Looked for COCO (annotations/*.json, SPLIT/_annotations.coco.json, "
-            "result.json, labels.json or another json of images, annotations and categories), YOLO (data.yaml or "
-            "labels/*.txt), Pascal VOC (Annotations/*.xml or xml files beside the images), and for parquet files, a "
+            "result.json, labels.json or another json of images, annotations and categories), YOLO (labels/*.txt or "
+            "text files beside the images), Pascal VOC (Annotations/*.xml or xml files beside the images), and for parquet files, a "
             f"metadata.jsonl or what save_to_disk writes; there are {shorten(present, 10) or 'no files'}{tars}. Give "
             "files that are elsewhere as --annotations and --images"
         )

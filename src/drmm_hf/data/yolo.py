@@ -44,7 +44,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
         main = [*_images(root / "images", root), *sorted(filter(is_image, root.iterdir()))]
         everywhere = _images(root, root) if source else []  # the names of the classes are in this folder
         images = next((files for files in (main, everywhere) if any(map(_is_labeled, files))), main)
-        if images and (source or any(map(_is_labeled, images))):
+        if any(map(_is_labeled, images)):  # names of classes alone may be those of Pascal VOC's files
             found["train"] = _part(root, source, settings, images)
     return found
 

@@ -71,9 +71,9 @@ def find_parts(root: Path) -> dict[str, Part]:
         raise FileNotFoundError(
             f"{root}: no data set was found. Looked for COCO (annotations/*.json, SPLIT/_annotations.coco.json, "
             "result.json, labels.json or another json of images, annotations and categories), YOLO (labels/*.txt or "
-            "text files beside the images), Pascal VOC (Annotations/*.xml or xml files beside the images), and for parquet "
-            f"files, a metadata.jsonl or what save_to_disk writes; there are {shorten(present, 10) or 'no files'}{tars}. Give "
-            "files that are elsewhere as --annotations and --images"
+            "text files beside the images), Pascal VOC (Annotations/*.xml or xml files beside the images), and for "
+            "parquet files, a metadata.jsonl or what save_to_disk writes; there are "
+            f"{shorten(present, 10) or 'no files'}{tars}. Give files that are elsewhere as --annotations and --images"
         )
     return parts
 

@@ -281,6 +281,14 @@ def _lists_with_endings(folder):
         file.unlink()
 
 
+def _images_per_split(folder):
+    for split, made in (("train", tools.TRAIN), ("val", tools.VAL)):
+        (folder / "images" / split).mkdir(parents=True)
+        for name, _ in made:
+            (folder / "JPEGImages" / name).rename(folder / "images" / split / name)
+    shutil.rmtree(folder / "ImageSets")
+
+
 def _in_labels(folder):
     (folder / "Annotations").rename(folder / "labels")
     (folder / "JPEGImages").rename(folder / "images")
@@ -307,7 +315,7 @@ def _folder_per_split(folder):
     ("change", "images"),
     [
         *((_beside, 9), (_per_split, 6), (_unknown_sizes, 6), (_lists_with_endings, 6)),
-        *((_in_labels, 6), (_in_xmls, 6), (_folder_per_split, 6)),
+        *((_in_labels, 6), (_images_per_split, 6), (_in_xmls, 6), (_folder_per_split, 6)),
     ],
 )
 def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):

@@ -18,7 +18,7 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
     """The splits of a Pascal VOC folder: the folder of their xml files, the image folders, and how they are read.
 
     The splits are the lists in `ImageSets/Main` or `ImageSets`, or the folders `SPLIT`, `SPLIT/Annotations` and
-    `Annotations/SPLIT`; without them all files are training data. The files may also be in `annotations`, its `xmls`,
+    `Annotations/SPLIT`, or those of their images, `images/SPLIT`; without them all files are training data. The files may also be in `annotations`, its `xmls`,
     `labels`, `images`, or beside the images. Empty for a folder without xml files.
 
     Args:
@@ -38,9 +38,19 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
                 if split not in chosen and (files := _xml_files(folder)):
                     chosen[split] = files
     if not chosen and whole:
-        chosen = {"train": whole}
+        chosen = _by_images(root, whole, splits) or {"train": whole}
     everything = [file for files in chosen.values() for file in files]
     return {split: _split(root, files, everything) for split, files in chosen.items() if files}
+
+
+def _by_images(root: Path, files: Sequence[Path], splits: Mapping[str, Sequence[str]]) -> dict[str, list[Path]]:
+    """The files of each split whose images are in `images/SPLIT`."""
+    chosen: dict[str, list[Path]] = {}
+    for split, names in splits.items():
+        folders = [root / parent / name for parent in ("images", "JPEGImages") for name in names]
+        stems = {image.stem for folder in folders if folder.is_dir() for image in filter(is_image, folder.iterdir())}
+        chosen[split] = [file for file in files if file.stem in stems]
+    return {split: of for split, of in chosen.items() if of}
 
 
 def _xml_files(folder: Path) -> list[Path]:

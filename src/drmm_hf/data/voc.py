@@ -11,6 +11,7 @@ from .images import ImageFrame
 from .yolo import is_image, read_lines
 
 _FOLDERS = ("Annotations", "annotations", "labels")
+_IMAGES = ("JPEGImages", "images")
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
 
@@ -18,8 +19,9 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
     """The splits of a Pascal VOC folder: the folder of their xml files, the image folders, and how they are read.
 
     The splits are the lists in `ImageSets/Main` or `ImageSets`, or the folders `SPLIT`, `SPLIT/Annotations` and
-    `Annotations/SPLIT`, or those of their images, `images/SPLIT`; without them all files are training data. The files may also be in `annotations`, its `xmls`,
-    `labels`, `images`, or beside the images. Empty for a folder without xml files.
+    `Annotations/SPLIT`, or those of their images, `images/SPLIT`; without them all files are training data. The files
+    may also be in `annotations`, its `xmls`, `labels`, `images`, or beside the images. Empty for a folder without xml
+    files.
 
     Args:
         splits: the names of each split.
@@ -47,7 +49,7 @@ def _by_images(root: Path, files: Sequence[Path], splits: Mapping[str, Sequence[
     """The files of each split whose images are in `images/SPLIT`."""
     chosen: dict[str, list[Path]] = {}
     for split, names in splits.items():
-        folders = [root / parent / name for parent in ("images", "JPEGImages") for name in names]
+        folders = [root / parent / name for parent in _IMAGES for name in names]
         stems = {image.stem for folder in folders if folder.is_dir() for image in filter(is_image, folder.iterdir())}
         chosen[split] = [file for file in files if file.stem in stems]
     return {split: of for split, of in chosen.items() if of}
@@ -76,6 +78,9 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
     An image has the name of its xml file; that which is written there is often the one before it was renamed.
     """
     present = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
+    present += [
+        file for folder in present if folder.is_dir() and folder.parent.name in _IMAGES for file in folder.iterdir()
+    ]
     image_of = {file.stem: file.name for file in present if is_image(file)}
     trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}
     names = sorted({_text(node, "name", file) for file, tree in trees.items() for node in tree.iter("object")})

@@ -102,7 +102,8 @@ def with_boxes(monkeypatch, boxes):
 TRUE, OFF, FAR = [5.0, 20.0, 55.0, 70.0], [15.0, 20.0, 55.0, 70.0], [5e6, 5e6, 6e6, 6e6]
 
 
-def test_by_hand(processor, dataset, monkeypatch):
+def test_by_hand(dataset, monkeypatch):
+    processor = DrmmImageProcessor(size={"height": 80, "width": 60})  # as it is in the file
     data = replace(dataset, dataset=dataset.dataset.select([1]))  # one object, at TRUE
     peak = 4 * math.log(math.pi * 10) + math.log(3)
     (stage,) = likelihood_report(with_boxes(monkeypatch, [[TRUE]]), processor, data).stages
@@ -114,8 +115,9 @@ def test_by_hand(processor, dataset, monkeypatch):
     assert stage.max_share == pytest.approx(2 / 3)
 
 
-def test_the_share_is_averaged_over_objects(processor, dataset, monkeypatch):
+def test_the_share_is_averaged_over_objects(dataset, monkeypatch):
     """Shares of 1/2 and 1: their mean .75 is not exp(-mean MCM) = .707."""
+    processor = DrmmImageProcessor(size={"height": 80, "width": 60})
     data = replace(dataset, dataset=dataset.dataset.select([1, 1]))
     report = likelihood_report(with_boxes(monkeypatch, [[TRUE, TRUE], [TRUE, FAR]]), processor, data)
     assert report.stages[0].max_share == pytest.approx(0.75)

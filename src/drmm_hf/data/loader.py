@@ -8,6 +8,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -197,8 +198,10 @@ class TableData(TrainingData):
         )
         if dataset.report.boxes == dataset.report.crowd:  # crowd is not trained on
             why = "all are `iscrowd`, regions that are neither trained on nor counted"
+            file, folder = dataset.annotations_path.absolute(), Path(self.path or ".").expanduser().absolute()
+            source = self.annotations or (file if file.is_relative_to(folder) else self.path)  # no file of the cache
             raise ValueError(
-                f"{self.annotations or self.path}: no boxes to learn from in the split {self.split!r}: "
+                f"{source}: no boxes to learn from in the split {self.split!r}: "
                 f"{why if dataset.report.crowd else 'none'}"
             )
         self.dataset = dataset

@@ -83,7 +83,7 @@ def _settings(root: Path) -> tuple[Mapping[str, Any], Path | None]:
     """Content and path of data.yaml, or names of classes from a text file; nothing where there is neither."""
     for file in sorted((*root.glob("*.yaml"), *root.glob("*.yml")), key=lambda file: (file.stem != "data", file)):
         try:
-            content = yaml.load(file.read_bytes(), yaml.BaseLoader)  # all texts: a class may be called "no"
+            content = yaml.BaseLoader(file.read_bytes()).get_single_data()  # all texts: a class may be called "no"
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             if file.stem not in ("data", "dataset"):
                 continue

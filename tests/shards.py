@@ -1,4 +1,4 @@
-"""WebDataset tars for the tests."""
+"""Shards for the tests: WebDataset tars, and parquet files of generated scenes."""
 
 import io
 import json
@@ -7,7 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 from PIL import Image
+
+from drmm_hf.data import load_detection_dataset
 
 BOX = {"bbox": [[1, 1, 4, 4]], "category": [0]}
 
@@ -21,6 +24,16 @@ def write_tar(path: Path, files: Mapping[str, Any]) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+
+
+def write_parquet(scenes: Path, folder: Path) -> Path:
+    """Scenes as parquet files, the training split in four and the other one in one file; the folder of all."""
+    for split, count in (("train", 4), ("val", 1)):
+        rows = load_detection_dataset(scenes, split).dataset
+        for index in range(count):
+            shard = rows.shard(count, index).cast_column("image", datasets.Image())
+            shard.to_parquet(folder / f"{split}-{index:05d}-of-{count:05d}.parquet", batch_size=100)
+    return folder
 
 
 def png(width: int = 16, height: int = 8) -> bytes:

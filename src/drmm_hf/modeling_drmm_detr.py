@@ -32,7 +32,7 @@ class DrmmEdgeScales(nn.Module):
             init.zeros_(parameter)
 
     def forward(self, hidden_states: Tensor | None, sizes: Tensor) -> Tensor:
-        """(B, K, D) hidden states, or None, and (B, K, 2) widths and heights to (B, K, 4) logarithms of gamma."""
+        """(B, K, D) hidden states, or None, and (B, K, 2) initial gamma in pixels, to (B, K, 4) gamma of l, t, r, b."""
         shares: Any = self.proposal_bias if hidden_states is None else hidden_states @ self.weight.T + self.bias
         # no gradient into the box: a larger box would be the cheapest way to a larger gamma
         return torch.cat((sizes, sizes), dim=-1).detach() * shares.float().exp()
@@ -91,9 +91,8 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
             label2id = {name: label for label, name in names.items()}
             options = {"id2label": names, "label2id": label2id, "ignore_mismatched_sizes": True}
         detector = AutoModelForObjectDetection.from_pretrained(pretrained_model_name_or_path, **options)
-        adapter_for(detector.config.model_type)
         model = cls(DrmmDetrConfig(detector_config=detector.config, **fields))
-        model.detector = detector
+        model.detector = detector  # afterwards: the constructor gives every module initial weights
         return model
 
     @can_return_tuple
@@ -133,8 +132,11 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         if labels is not None:
             if self.config.encoder_stage and self.has_proposals and self.adapter.encoder is not None:
                 layers = [self.adapter.encoder(self.detector, record), *layers]
-            loss, loss_dict = self._loss(layers, labels, sizes)
-        last = self._mixture(layers[-1], sizes)
+            stages = [self._mixture(layer, sizes) for layer in layers]
+            loss, loss_dict = self._loss(stages, labels, sizes, first=0 if layers[0].hidden_states is None else 1)
+        else:
+            stages = [self._mixture(layers[-1], sizes)]
+        last = stages[-1]
         num_images, num_queries = outputs.logits.shape[:2]
         locations, scales = (t.reshape(num_images, num_queries, 4) for t in (last.locations, last.scales))
         extent = torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
@@ -158,20 +160,20 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         return score_mixture(layer.log_scores, locations, scales)
 
     def _loss(
-        self, layers: list[Layer], labels: list[dict[str, Tensor]], sizes: Tensor
+        self, stages: list[MixtureParameters], labels: list[dict[str, Tensor]], sizes: Tensor, first: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective summed over the layers; groups of queries are mixtures of their own, and their mean counts."""
+        """The objective summed over the stages, which are numbered from `first`: the encoder's proposals are stage 0.
+
+        Groups of queries are mixtures of their own, and their mean counts.
+        """
         targets = pad_targets(labels, sizes, len(self.config.id2label or {}), compare_sizes=False)
         counts = [len(label["class_labels"]) for label in labels]
-        num_groups = len(layers[-1].boxes) // len(sizes)
+        num_groups = len(stages[-1].locations) // len(sizes)
         if num_groups > 1:
             targets = Targets(*(t.repeat_interleave(num_groups, dim=0) for t in targets))
             counts = [count for count in counts for _ in range(num_groups)]
-        stages = [self._mixture(layer, sizes) for layer in layers]
         loss, terms = self.loss_function(stages, targets, self.config, counts=counts)
         if self.config.loss_reduction == "sum":
             loss, terms = loss / num_groups, {name: value / num_groups for name, value in terms.items()}
-        if layers[0].hidden_states is None:  # the encoder's proposals are stage 0
-            numbered = [(*name.rsplit("_", 1), value) for name, value in terms.items()]
-            terms = {f"{name}_{int(number) - 1}": value for name, number, value in numbered}
-        return loss, terms
+        numbered = [(*name.rsplit("_", 1), value) for name, value in terms.items()]
+        return loss, {f"{name}_{int(number) - 1 + first}": value for name, number, value in numbered}

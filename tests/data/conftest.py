@@ -9,7 +9,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from drmm_hf.data import generate_scenes, load_detection_dataset
+from drmm_hf.data import generate_scenes
+from shards import write_parquet
 
 
 @pytest.fixture
@@ -75,11 +76,4 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def parquet_scenes(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scenes as parquet files: four of three training images, one of four to evaluate."""
-    folder = tmp_path_factory.mktemp("parquet")
-    for split, count in (("train", 4), ("val", 1)):
-        rows = load_detection_dataset(scenes, split).dataset
-        for index in range(count):
-            shard = rows.shard(count, index).cast_column("image", datasets.Image())
-            shard.to_parquet(folder / f"{split}-{index:05d}-of-{count:05d}.parquet", batch_size=100)
-    return folder
+    return write_parquet(scenes, tmp_path_factory.mktemp("parquet"))

@@ -8,10 +8,10 @@ from ..data import load_detection_dataset
 from ..data.check import check_data, format_check
 from ..data.layouts import SPLITS
 from ..data.load import VALIDATION_SHARE
+from ..data.transforms import scaled_size
 from ..files import make_output_folder, write_json
+from ..image_processing_drmm import DrmmImageProcessor
 from ..presets import preset_fields, processor_fields
-
-_DEFAULT_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,14 +57,12 @@ def run(arguments: argparse.Namespace) -> None:
             id2label=train.id2label,
             image_frame=arguments.image_frame,
         )
-    size = processor_fields(arguments.preset).get("size", _DEFAULT_SIZE)
+    size = processor_fields(arguments.preset).get("size", DrmmImageProcessor.size)
     if arguments.image_size is not None:
         given = arguments.image_size
         if len(given) > 2:
             raise ValueError(f"--image-size {' '.join(map(str, given))}: give the shorter side, or height and width")
-        longest = round(given[0] * size["longest_edge"] / size["shortest_edge"])
-        size = {"shortest_edge": given[0], "longest_edge": longest} if len(given) == 1 else {}
-        size = size or {"height": given[0], "width": given[1]}
+        size = scaled_size(size, given)
     report = check_data(train, val, size=size, num_proposals=preset_fields(arguments.preset)["num_proposals"])
     print(format_check(report))
     if output:

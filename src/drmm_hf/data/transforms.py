@@ -241,6 +241,14 @@ def round_up(length: float) -> int:
     return math.ceil(length - 1e-6)
 
 
+def scaled_size(size: Mapping[str, int], wanted: Sequence[int]) -> dict[str, int]:
+    """The processor's `size` for `--image-size`: the shorter side and the other as much longer as before, or both."""
+    if len(wanted) == 2:
+        return dict(zip(("height", "width"), wanted, strict=True))
+    shortest = min(size.values())
+    return {name: round(side * wanted[0] / shortest) for name, side in size.items()}
+
+
 def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
     """Height and width of the training canvas for the processor's `size`.
 

@@ -20,7 +20,7 @@ from ..data import DetectionDataset, PaperTransform, TrainTransform
 from ..data.check import check_data, format_check
 from ..data.loader import TableData, TrainingData
 from ..data.stream_loader import StreamData
-from ..data.transforms import canvas_size
+from ..data.transforms import canvas_size, scaled_size
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_to_train, model_type
 from ..modeling_drmm import DrmmForObjectDetection
@@ -148,12 +148,7 @@ def build_model(
         fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
         processor = DrmmImageProcessor(**fields)
     if config.image_size is not None:
-        if len(config.image_size) == 2:
-            size = dict(zip(("height", "width"), config.image_size, strict=True))
-        else:  # one side is as much longer as before
-            size = input_size(processor)
-            shortest = min(size.values())
-            size = {name: round(side * config.image_size[0] / shortest) for name, side in size.items()}
+        size = scaled_size(input_size(processor), config.image_size)
         processor.size = SizeDict(**size)  # type: ignore[assignment]
         processor.pad_size = None  # type: ignore[attr-defined]
     return model, processor

@@ -121,8 +121,8 @@ def read_coco(
 def real_categories(sections: Mapping[str, Records], source: str) -> Records:
     """The categories without those that are no classes: tools write a root of all others, or a class twice.
 
-    Left out is a category without boxes that is the `supercategory` of another, has the name of another, or is the
-    first that Roboflow writes, with id 0.
+    Left out is a category without boxes that is the `supercategory` of another, has the name of another, is the first
+    that Roboflow writes, with id 0, or labelme's `_background_`.
     """
     categories = sections["categories"]
     ids = categories.ids(texts=True)
@@ -133,6 +133,7 @@ def real_categories(sections: Mapping[str, Records], source: str) -> Records:
         name = str(record.get("name"))
         own = name == str(record.get("supercategory"))
         root = source.endswith("_annotations.coco.json") and ids[index] == 0 and len(ids) > 1
+        root |= name in ("_background_", "__ignore__")
         if index in used or "name" not in record or not (root or above[name] > own or names[name] > 1):
             real.append(record)
         else:

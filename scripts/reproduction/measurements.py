@@ -27,7 +27,7 @@ from drmm_hf.evaluation import (
     suppress,
 )
 from drmm_hf.evaluation.calibration import d_ece_report
-from drmm_hf.evaluation.coco_input import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth, prepare_results
 from drmm_hf.evaluation.complexity import count_complexity
 from drmm_hf.evaluation.duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS
 from drmm_hf.loading import load_detector
@@ -186,11 +186,10 @@ def recalibration(run: Run, context: Context) -> Rows:
 
 def duplicates(run: Run, context: Context) -> Rows:
     """Duplicates an image over the lowest score that counts. Not in the paper."""
-    truth = prepare_ground_truth(context.truth)  # read and checked once for all scores
+    truth = prepare_ground_truth(context.truth)
+    found = prepare_results(run.results, truth)  # both checked once for all scores
     return {
-        f"score {score:g}": {
-            run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
-        }
+        f"score {score:g}": {run.cell.label: count_duplicates(truth, found, score_threshold=score).duplicates_per_image}
         for score in DUPLICATE_SCORES
     }
 

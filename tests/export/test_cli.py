@@ -76,7 +76,7 @@ def test_a_size_that_is_none(size: str, capsys) -> None:
     assert "--size" in capsys.readouterr().err
 
 
-@pytest.mark.no_cover  # torch traces; see test_export.py
+@pytest.mark.no_cover
 def test_a_deviation_is_reported_beside_float32_rounding(short_checkpoint, tmp_path: Path, monkeypatch, capsys) -> None:
     intact = ExportedDetector.__init__
 

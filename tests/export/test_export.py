@@ -14,7 +14,7 @@ from drmm_hf.presets import preset_fields
 from export_fixtures import DECODERS, assert_axes_have_names, spread_model
 from model_fixtures import small_model
 
-# Tracing takes torch three times as long under coverage; the export that all tests share is measured.
+# What the fixture `exported` does is measured.
 pytestmark = pytest.mark.no_cover
 STAGES = [f"stage{i}" for i in range(1, 5)]
 TINY_SWIN = {

@@ -1,5 +1,6 @@
 """D-RMM on the detectors of transformers: a stock detector, one layer for gamma, and the likelihood as the loss."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_drmm_detr import DrmmDetrConfig
-from .detectors import Layer, adapter_for, recording
+from .detectors import adapter_for, last_hidden_state, recording
 from .loss import Targets, drmm_loss, pad_targets
 from .mixture import MixtureParameters, effective_scales, score_mixture
 from .modeling_drmm import DrmmObjectDetectionOutput, check_input_shapes, image_sizes
@@ -124,21 +125,22 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
                 pred_boxes=outputs.pred_boxes,
                 last_hidden_state=outputs.last_hidden_state,
             )
-        with recording(self.detector, self.adapter.watched) as record:
+        watching: Any = recording(self.detector, self.adapter.watched) if labels is not None else nullcontext()
+        with watching as record:
             outputs = self.detector(pixel_values, pixel_mask=pixel_mask, **kwargs)
         sizes = image_sizes(pixel_values, pixel_mask)
-        layers = self.adapter.decoder(self.detector, record)
         loss = loss_dict = None
         if labels is not None:
+            layers = self.adapter.layers(self.detector, record, outputs)
             if self.config.encoder_stage and self.has_proposals and self.adapter.encoder is not None:
                 layers = [self.adapter.encoder(self.detector, record), *layers]
-            stages = [self._mixture(layer, sizes) for layer in layers]
+            stages = [
+                score_mixture(layer.log_scores, *self._edges(layer.boxes, layer.hidden_states, sizes))
+                for layer in layers
+            ]
             loss, loss_dict = self._loss(stages, labels, sizes, first=0 if layers[0].hidden_states is None else 1)
-        else:
-            stages = [self._mixture(layers[-1], sizes)]
-        last = stages[-1]
-        num_images, num_queries = outputs.logits.shape[:2]
-        locations, scales = (t.reshape(num_images, num_queries, 4) for t in (last.locations, last.scales))
+        hidden_states = last_hidden_state(self.detector, outputs)
+        locations, scales = self._edges(outputs.pred_boxes, hidden_states, sizes)
         extent = torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
         return DrmmObjectDetectionOutput(
             loss=loss,
@@ -151,13 +153,12 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
             pred_scales=effective_scales(locations, scales, self.config.min_scale_ratio) / extent,
         )
 
-    def _mixture(self, layer: Layer, sizes: Tensor) -> MixtureParameters:
+    def _edges(self, boxes: Tensor, hidden_states: Tensor | None, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and gamma in pixels of the network input; `sizes` (B, 2) are repeated for groups of queries."""
-        sizes = sizes.repeat_interleave(len(layer.boxes) // len(sizes), dim=0).unsqueeze(1)
-        centers, extents = (layer.boxes.float() * torch.cat((sizes, sizes), dim=-1)).chunk(2, dim=-1)
+        sizes = sizes.repeat_interleave(len(boxes) // len(sizes), dim=0).unsqueeze(1)
+        centers, extents = (boxes.float() * torch.cat((sizes, sizes), dim=-1)).chunk(2, dim=-1)
         locations = torch.cat((centers - extents / 2, centers + extents / 2), dim=-1)
-        scales = self.edge_scales(layer.hidden_states, self.config.initial_scale_ratio * extents)
-        return score_mixture(layer.log_scores, locations, scales)
+        return locations, self.edge_scales(hidden_states, self.config.initial_scale_ratio * extents)
 
     def _loss(
         self, stages: list[MixtureParameters], labels: list[dict[str, Tensor]], sizes: Tensor, first: int

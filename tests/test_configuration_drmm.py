@@ -176,9 +176,10 @@ def test_unknown_names_give_the_nearest():
 def test_the_image_processor_follows_the_backbone():
     assert backbone_statistics(DrmmConfig()) == {}, "ImageNet's, the processor's defaults"
     assert set(processor_fields("drmm-sparse-rcnn-tiny")) == {"size"}
-    lite = {"model_type": "timm_backbone", "backbone": "tf_efficientnet_lite0", "out_indices": [1, 2, 3, 4]}
-    half = [0.5, 0.5, 0.5]
-    assert backbone_statistics(DrmmConfig(backbone_config=lite)) == {"image_mean": half, "image_std": half}
+    half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    for name in ("drmm-sparse-rcnn-lite0", "drmm-adamixer-lite0", "sparse-rcnn-lite0", "adamixer-lite0"):
+        assert backbone_statistics(DrmmConfig.from_preset(name)) == half
+        assert processor_fields(name) == {**processor_fields("drmm-sparse-rcnn-tiny"), **half}
     assert backbone_statistics(DrmmConfig(backbone_config={"model_type": "resnet"})) == {}
 
 

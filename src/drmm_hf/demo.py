@@ -285,13 +285,16 @@ def draw_view(
 
 
 def example_scenes(classes: Collection[str], number: int = 6) -> list[Image.Image]:
-    """Generated scenes to pick from, always the same; none for a model that does not know their classes."""
-    if not set(CATEGORIES) <= set(classes):
+    """Generated scenes of the shapes that a model knows, always the same; none if it knows none."""
+    known = [name for name in CATEGORIES if name in classes]
+    if not known:
         return []
     # A seed of their own: none of them is in a data set that `generate_scenes` writes.
     generators = [np.random.default_rng([2205, 8714, index]) for index in range(number)]
     sizes = {"min_size": 32.0, "max_size": 120.0, "mean_objects": 7.0}
-    return [Image.fromarray(render_scene(generator, 288, 384, **sizes).image) for generator in generators]
+    return [
+        Image.fromarray(render_scene(generator, 288, 384, classes=known, **sizes).image) for generator in generators
+    ]
 
 
 def import_gradio() -> Any:

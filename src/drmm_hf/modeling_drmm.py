@@ -257,7 +257,7 @@ class DrmmForObjectDetection(DrmmPreTrainedModel):
         self.post_init()
 
     def load_backbone(self, source: str | None = None) -> None:
-        """Load ImageNet weights into a timm backbone, from the Hub or a local file: see `load_imagenet_weights`."""
+        """Load ImageNet weights into a timm backbone, see `load_imagenet_weights`: of the Hub, a file, a package."""
         load_imagenet_weights(self.model.backbone, source)
 
     @can_return_tuple

@@ -32,12 +32,8 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "adamixer": {**_ADAMIXER, **_BASELINE, "learn_proposal_boxes": False},
 }
 
-# Small widths that learn from scratch on a laptop CPU, for quick starts and small data sets.
-_TINY: dict[str, Any] = {
-    "backbone_config": {**_PYRAMID, "backbone": "resnet10t"},
-    "backbone_kwargs": {"channels": [32, 64, 96, 128], "stem_width": 8},
-    "backbone_norm": "train",
-    "frozen_stages": 0,
+# Small widths for a laptop CPU, for quick starts and small data sets.
+_SMALL: dict[str, Any] = {
     "num_proposals": 64,
     "num_stages": 3,
     "hidden_size": 64,
@@ -48,13 +44,30 @@ _TINY: dict[str, Any] = {
     "loss_reduction": "mean",
 }
 _FEW_POINTS = {"num_sampling_points": 16, "num_mixing_points": 32}
-_TINY_DECODERS: dict[str, dict[str, Any]] = {
+_SMALL_DECODERS: dict[str, dict[str, Any]] = {
     # beta is twice the paper's: short trainings leave more duplicates (docs/results/training.md)
-    "drmm-sparse-rcnn": {"pyramid_levels": [1], "dynamic_dim": 16, "box_unit": 10.0, "mcm_weight": 1.0},
-    "drmm-adamixer": {**_ADAMIXER, **_FEW_POINTS, "box_unit": 10.0, "learn_proposal_boxes": False},
-    "sparse-rcnn": {**_BASELINE, "pyramid_levels": [1], "dynamic_dim": 16, "proposal_init": "grid"},
-    "adamixer": {**_ADAMIXER, **_BASELINE, **_FEW_POINTS, "proposal_init": "grid"},
+    "drmm-sparse-rcnn": {**_SMALL, "dynamic_dim": 16, "box_unit": 10.0, "mcm_weight": 1.0},
+    "drmm-adamixer": {**_SMALL, **_ADAMIXER, **_FEW_POINTS, "box_unit": 10.0, "learn_proposal_boxes": False},
+    "sparse-rcnn": {**_SMALL, **_BASELINE, "dynamic_dim": 16, "proposal_init": "grid"},
+    "adamixer": {**_SMALL, **_ADAMIXER, **_BASELINE, **_FEW_POINTS, "proposal_init": "grid"},
 }
+_SMALL_BACKBONES: dict[str, dict[str, Any]] = {
+    # learns from random weights
+    "tiny": {
+        "backbone_config": {**_PYRAMID, "backbone": "resnet10t"},
+        "backbone_kwargs": {"channels": [32, 64, 96, 128], "stem_width": 8},
+        "backbone_norm": "train",
+        "frozen_stages": 0,
+    },
+    # has learned from ImageNet: batches of a few images are no better statistics than ImageNet's
+    "lite0": {
+        "backbone_config": {**_PYRAMID, "backbone": "tf_efficientnet_lite0.in1k"},
+        "backbone_norm": "eval",
+        "frozen_stages": 1,
+    },
+}
+# Levels of Sparse R-CNN's pyramid; AdaMixer reads all.
+_SMALL_LEVELS = {"tiny": [1], "lite0": [1, 2, 3]}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The paper's six (Table 1 and 6) and their baselines.
@@ -66,12 +79,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "num_proposals": 2000,
         "top_k_ratio": 0.7,
     },
-    **{f"{name}-tiny": {**_TINY, **decoder} for name, decoder in _TINY_DECODERS.items()},
+    **{
+        f"{name}-{size}": {**decoder, **backbone}
+        | ({"pyramid_levels": _SMALL_LEVELS[size]} if name.endswith("sparse-rcnn") else {})
+        for size, backbone in _SMALL_BACKBONES.items()
+        for name, decoder in _SMALL_DECODERS.items()
+    },
 }
 
 # Network input of a preset, where it is not the image processor's default of 800 by 1333 pixels.
 PROCESSOR_PRESETS: dict[str, dict[str, Any]] = {
-    f"{name}-tiny": {"size": {"shortest_edge": 288, "longest_edge": 384}} for name in _TINY_DECODERS
+    f"{name}-{backbone}": {"size": {"shortest_edge": 288, "longest_edge": 384}}
+    for name in _SMALL_DECODERS
+    for backbone in _SMALL_BACKBONES
 }
 
 

@@ -104,6 +104,16 @@ def test_writes_a_coco_folder(folder):
     assert all(0 < record["area"] <= record["bbox"][2] * record["bbox"][3] for record in records)
 
 
+def test_some_of_the_classes(tmp_path):
+    options = {"num_train": 12, "num_val": 1, "image_size": (96, 128), "classes": ["star", "ring"]}
+    data = load_detection_dataset(generate_scenes(tmp_path, **options), "train")
+    assert list(data.label2id) == ["ring", "star"]
+    assert data.category_ids == [3, 12]
+    assert {label for row in data.dataset for label in row["objects"]["category"]} == {0, 1}
+    with pytest.raises(FileExistsError):
+        generate_scenes(tmp_path, **{**options, "classes": ["star"]})
+
+
 def test_scenes_are_of_the_seed_and_not_of_their_number(folder, tmp_path):
     options = {"num_train": 12, "num_val": 2, "image_size": (96, 128)}
     again, other = (generate_scenes(tmp_path / str(seed), seed=seed, **options) for seed in (3, 4))
@@ -136,7 +146,7 @@ def test_does_not_touch_what_is_there(tmp_path):
     ("name", "value"),
     [
         *(("num_train", 0), ("num_val", 1.5), ("seed", -1), ("image_size", (32, 320)), ("max_object_size", 500)),
-        *(("min_object_size", 1), ("mean_objects", 0.5)),
+        *(("min_object_size", 1), ("mean_objects", 0.5), ("classes", ["cell"]), ("classes", [])),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, name, value):

@@ -121,7 +121,9 @@ def test_examples_are_always_the_same_and_only_for_their_classes() -> None:
     first, again = example_scenes(CATEGORIES, 2), example_scenes(CATEGORIES, 3)
     assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=False))
     assert not np.array_equal(*first)
-    assert example_scenes(["disc", "ring"]) == []
+    some = example_scenes(["ring", "disc", "cell"], 2)
+    assert not np.array_equal(some[1], first[1])
+    assert example_scenes(["cell"]) == []
 
 
 def test_an_upload_is_turned_as_the_browser_shows_it(tmp_path: Path) -> None:

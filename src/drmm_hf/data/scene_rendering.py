@@ -1,5 +1,6 @@
 """One generated scene: background, clutter, objects that cover each other, light and noise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,15 +87,22 @@ class Patch:
 
 
 def render_scene(
-    rng: np.random.Generator, height: int, width: int, *, min_size: float, max_size: float, mean_objects: float
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    min_size: float,
+    max_size: float,
+    mean_objects: float,
+    classes: Sequence[str] = tuple(CATEGORIES),
 ) -> Scene:
-    """Draw one scene.
+    """Draw one scene of objects of some `classes`.
 
     About 8% of the scenes have no object, the others 1 to 12, drawn from a geometric law of mean `mean_objects` that is
     cut at 12. Sizes (longer side of the box, pixels) are log-uniform in `min_size`..`max_size`. Objects of one class
     sometimes come in groups that overlap.
     """
-    placed = _place_objects(rng, height, width, min_size, max_size, mean_objects)
+    placed = _place_objects(rng, height, width, min_size, max_size, mean_objects, classes)
     kept = _drop_covered(placed, height, width)
     canvas = _clutter(_background(rng, height, width), rng, int(rng.integers(1, 7)))
     for _, patch in kept:
@@ -147,12 +155,19 @@ def rasterize(polygons: list[np.ndarray], size: float, center: Point) -> Patch:
 
 
 def _place_objects(
-    rng: np.random.Generator, height: int, width: int, min_size: float, max_size: float, mean_objects: float
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    min_size: float,
+    max_size: float,
+    mean_objects: float,
+    classes: Sequence[str],
 ) -> list[tuple[str, Patch]]:
     """Class, shape and place of the wanted objects, farthest first."""
     if rng.random() < BOXLESS_SHARE:
         return []
     placed: list[tuple[str, Patch]] = []
+    shares = np.array([share if kind in classes else 0.0 for kind, share in zip(CATEGORIES, FREQUENCIES, strict=True)])
     name, size, x, y = "", 0.0, 0.0, 0.0
     for index in range(min(MAX_OBJECTS, 1 + int(rng.exponential(mean_objects - 1)))):
         if index and rng.random() < 0.2:
@@ -160,7 +175,7 @@ def _place_objects(
             size = float(np.clip(size * rng.uniform(0.7, 1.3), min_size, max_size))
             x, y = x + rng.uniform(-0.9, 0.9) * size, y + rng.uniform(-0.9, 0.9) * size
         else:
-            name = list(CATEGORIES)[rng.choice(len(CATEGORIES), p=FREQUENCIES)]
+            name = list(CATEGORIES)[rng.choice(len(CATEGORIES), p=shares / shares.sum())]
             size = float(np.exp(rng.uniform(np.log(min_size), np.log(max_size))))
             x, y = rng.uniform(0, width), rng.uniform(0, height)
         # At most a fifth of the longer side sticks out of the image.

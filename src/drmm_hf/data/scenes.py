@@ -1,6 +1,7 @@
 """Generated scenes: a detection data set that needs no download, with structure that makes detectors err."""
 
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def generate_scenes(
     min_object_size: float = 12.0,
     max_object_size: float | None = None,
     mean_objects: float = 4.2,
+    classes: Sequence[str] = tuple(CATEGORIES),
 ) -> Path:
     """Write a COCO-format folder: `annotations/instances_{train,val}.json` and `images/`.
 
@@ -47,6 +49,7 @@ def generate_scenes(
         min_object_size, max_object_size: longer side of a box in pixels before clipping; the default maximum
             is 0.625 of the image's shorter side.
         mean_objects: mean number of objects of an image that has any, before it is cut at 12; at least 1.
+        classes: those of the seven that are drawn.
 
     Returns:
         The folder.
@@ -64,6 +67,8 @@ def generate_scenes(
     ordered = 4 <= sides[0] <= sides[1] <= shorter
     check_argument("min_object_size, max_object_size", sides, ordered, f"in order, from 4 to {shorter}")
     check_argument("mean_objects", mean_objects, 1.0 <= mean_objects < float("inf"), "at least 1")
+    known = [name for name in CATEGORIES if name in classes]
+    check_argument("classes", classes, len(known) == len(set(classes)) > 0, f"some of {', '.join(CATEGORIES)}")
     parameters = {
         "version": _VERSION,
         "num_train": num_train,
@@ -75,6 +80,8 @@ def generate_scenes(
         "mean_objects": float(mean_objects),
         "image_format": "jpg",
     }
+    if len(known) < len(CATEGORIES):
+        parameters["classes"] = known
     root = Path(output_dir).expanduser()
     targets = {split: root / "annotations" / f"instances_{split}.json" for split in ("train", "val")}
     existing = [path for path in targets.values() if path.exists()]
@@ -96,11 +103,12 @@ def _write_images(folder: Path, split: str, number: int, parameters: dict[str, A
     """Draw the scenes of a split; its COCO content."""
     height, width = parameters["image_size"]
     low, high, mean = (parameters[name] for name in ("min_object_size", "max_object_size", "mean_objects"))
+    classes = parameters.get("classes", list(CATEGORIES))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index in range(parameters[f"num_{split}"]):
         rng = np.random.default_rng([parameters["seed"], number, index])
-        scene = render_scene(rng, height, width, min_size=low, max_size=high, mean_objects=mean)
+        scene = render_scene(rng, height, width, min_size=low, max_size=high, mean_objects=mean, classes=classes)
         file_name = f"scene_{split}_{index:06d}.jpg"
         PIL.Image.fromarray(scene.image).save(folder / file_name, quality=92)
         # Image ids start at 1 and differ between the splits.
@@ -115,7 +123,9 @@ def _write_images(folder: Path, split: str, number: int, parameters: dict[str, A
         "licenses": [],
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": i, "name": name, "supercategory": "shape"} for name, i in CATEGORIES.items()],
+        "categories": [
+            {"id": i, "name": name, "supercategory": "shape"} for name, i in CATEGORIES.items() if name in classes
+        ],
     }
 
 

@@ -55,7 +55,9 @@ class TrainConfig:
         "layers of its heads; the preset must be of its sizes",
     )
     backbone_weights: str | None = _option(
-        None, "ImageNet weights of the backbone: a file, or 'hub' for timm's own; none to train from scratch"
+        None,
+        "ImageNet weights of the backbone: 'hub' for timm's own, a file of them, or 'package' for those of "
+        "drmm-hf[lite0] (presets ...-lite0); none to train from scratch",
     )
 
     # Data

@@ -1,5 +1,6 @@
 """D-RMM on the detectors of transformers: a stock detector, one layer for gamma, and the likelihood as the loss."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoModelForObjectDetection, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_drmm import class_names
 from .configuration_drmm_detr import DrmmDetrConfig
 from .detectors import adapter_for, last_hidden_state, recording
 from .loss import Targets, drmm_loss, pad_targets
@@ -72,29 +74,63 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
     def from_detector(
         cls,
         pretrained_model_name_or_path: Any,
-        id2label: dict[int, str] | None = None,
-        label2id: dict[str, int] | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
         **fields: Any,
     ) -> "DrmmDetrForObjectDetection":
         """Put D-RMM on a stock checkpoint.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of a detector that `detectors.ADAPTERS` knows.
-            id2label, label2id: classes, if not those of the checkpoint; class layers of another width begin anew.
-            fields: of `DrmmDetrConfig`.
+            id2label, label2id: classes, either of the two, if not those of the checkpoint; class layers of another
+                width begin anew.
+            fields: of `DrmmDetrConfig`. Others are for the stock model's `from_pretrained`, such as `revision` or
+                `num_queries`. Weights are float32, as training needs them, unless `dtype` is among these.
+
+        Returns:
+            The model in eval mode, as `from_pretrained` gives it.
 
         Raises:
             ValueError: a family without an adapter, or a field that cannot be.
         """
-        options: dict[str, Any] = {}
+        if id2label is None and label2id is not None:
+            id2label = {label: name for name, label in label2id.items()}
+        options: dict[str, Any] = {"dtype": torch.float32}
         if id2label is not None:
-            names = {int(label): name for label, name in id2label.items()}
-            label2id = {name: label for label, name in names.items()}
-            options = {"id2label": names, "label2id": label2id, "ignore_mismatched_sizes": True}
-        detector = AutoModelForObjectDetection.from_pretrained(pretrained_model_name_or_path, **options)
-        model = cls(DrmmDetrConfig(detector_config=detector.config, **fields))
-        model.detector = detector  # afterwards: the constructor gives every module initial weights
-        return model
+            names = class_names(id2label)
+            labels = {name: label for label, name in names.items()}
+            options |= {"id2label": names, "label2id": labels, "ignore_mismatched_sizes": True}
+        ours = {name: fields.pop(name) for name in DrmmDetrConfig.__annotations__ if name in fields}
+        try:
+            detector = AutoModelForObjectDetection.from_pretrained(pretrained_model_name_or_path, **options | fields)
+        except TypeError as error:
+            known = ", ".join(DrmmDetrConfig.__annotations__)
+            raise ValueError(f"from_detector: {error}; fields of D-RMM are {known}.") from error
+        if isinstance(detector, cls):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is D-RMM on a detector already: load it with from_pretrained."
+            )
+        with torch.device("meta"):  # the constructor makes a detector of its own, here one without memory
+            model = cls(DrmmDetrConfig(detector_config=detector.config, **ours))
+        model.edge_scales.to_empty(device=detector.device).to(detector.dtype).reset_parameters()
+        model.detector = detector
+        model._freeze()
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in `PreTrainedModel`; what the stock detector keeps frozen stays frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()  # with output_loading_info there are two
+        return loaded
+
+    def _freeze(self) -> None:
+        """Parameters that the detector's constructor freezes: loading of a checkpoint enables all of them."""
+        with torch.device("meta"):
+            fresh = AutoModelForObjectDetection.from_config(self.config.detector_config)
+        trained = {name: parameter.requires_grad for name, parameter in fresh.named_parameters()}
+        for name, parameter in self.detector.named_parameters():
+            parameter.requires_grad_(trained.get(name, True))
 
     @can_return_tuple
     def forward(

@@ -142,6 +142,19 @@ def test_what_the_detector_freezes_stays_frozen(wrapped, family, tmp_path):
         assert all(parameter.requires_grad for parameter in model.edge_scales.parameters())
 
 
+@pytest.mark.parametrize("family", ["rt_detr_v2"], indirect=True)
+def test_a_frozen_norm_keeps_its_statistics(wrapped):
+    """Else an adapter of a frozen detector, which does not hold them, would not be what was trained."""
+    norms = {name: m for name, m in wrapped.detector.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    frozen = [name for name in norms if "encoder" in name]
+    assert 0 < len(frozen) < len(norms)
+    for name in frozen:
+        norms[name].requires_grad_(False)
+    before = {name: norm.running_mean.clone() for name, norm in norms.items()}
+    wrapped.train()(**batch())
+    assert [name for name, norm in norms.items() if torch.equal(norm.running_mean, before[name])] == frozen
+
+
 def test_other_classes(family, tmp_path):
     small_detector(family).save_pretrained(tmp_path)
     names = {0: "cat", 1: "emu", 2: "owl", 3: "yak"}

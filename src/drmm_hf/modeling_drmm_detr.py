@@ -124,6 +124,14 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()  # with output_loading_info there are two
         return loaded
 
+    def train(self, mode: bool = True) -> "DrmmDetrForObjectDetection":
+        """As in `nn.Module`, but a BatchNorm whose weight is frozen, as by LoRA, keeps the statistics that it has."""
+        super().train(mode)
+        for norm in self.detector.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.weight.requires_grad:
+                norm.eval()
+        return self
+
     def _freeze(self) -> None:
         """Parameters that the detector's constructor freezes: loading of a checkpoint enables all of them."""
         with torch.device("meta"):

@@ -143,7 +143,7 @@ def test_gradient_checkpointing_accumulation_and_shortest_edge(stock, scenes, tm
 
 def test_what_a_family_cannot_do_is_refused(stock, scenes, tmp_path, capsys):
     words = ["train", "--model", stock, "--data", str(scenes), "--train-images", "2", "--cpu"]
-    for more in (["--gradient-checkpointing"], ["--config", "mcm_wieght=1"]):
+    for more in (["--gradient-checkpointing"], ["--config", "mcm_wieght=1"], ["--compile", "inductor"]):
         assert main([*words, "--output", str(tmp_path / more[0]), *more]) == 2
         error = capsys.readouterr().err
         assert more[-1].strip("-").split("=")[0].replace("-", " ") in error

@@ -97,6 +97,7 @@ NAMES = {
     "unicode": _decomposed,
     "one of two": _deeper,
     "uploaded": lambda _, name: f"/data/upload/1/{name}",
+    "with the digits of an upload": lambda _, name: f"images/1a2b3c4d-{name}",
     "of another machine": lambda _, name: f"C:\\set\\images\\{name}",
     "from the annotations": lambda _, name: f"..\\images\\{name}",
 }

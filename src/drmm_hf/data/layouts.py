@@ -261,7 +261,8 @@ def _files_by_name(folders: Sequence[Path]) -> Mapping[str, list[str]]:
 def _similar(name: str, files: Mapping[str, Sequence[str]]) -> str | None:
     """The one file that a name can mean, or None: of several, the one in folders of the same names."""
     *parents, last = _plain(name).split("/")
-    candidates = files.get(last, ())
+    # Label Studio puts eight digits before the name of an upload.
+    candidates = files.get(last) or files.get(re.sub("^[0-9a-f]{8}-", "", last), ())
     while len(candidates) > 1 and parents:
         ending = "/".join((*parents, last))
         closer = [path for path in candidates if _plain(path).endswith("/" + ending)]

@@ -151,7 +151,7 @@ def test_what_a_family_cannot_do_is_refused(stock, scenes, tmp_path, capsys):
 
 
 def test_resumed_to_the_bit(stock, scenes, tmp_path):
-    more = ["--schedule", "constant_with_warmup", "--eval-split", "", "--save-every", "2"]
+    more = ["--schedule", "constant_with_warmup", "--eval-split", "", "--save-every", "2", "--ema-decay", "0.9"]
     train(stock, scenes, tmp_path / "whole", *more)
     train(stock, scenes, tmp_path / "parts", *more, "--train-images", "4")
     train(stock, scenes, tmp_path / "parts", *more, "--resume")

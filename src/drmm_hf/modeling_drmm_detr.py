@@ -128,7 +128,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         """As in `nn.Module`, but a BatchNorm whose weight is frozen, as by LoRA, keeps the statistics that it has."""
         super().train(mode)
         for norm in self.detector.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.weight.requires_grad:
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine and not norm.weight.requires_grad:
                 norm.eval()
         return self
 
@@ -136,9 +136,10 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         """Parameters that the detector's constructor freezes: loading of a checkpoint enables all of them."""
         with torch.device("meta"):
             fresh = AutoModelForObjectDetection.from_config(self.config.detector_config)
-        trained = {name: parameter.requires_grad for name, parameter in fresh.named_parameters()}
+        frozen = {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
         for name, parameter in self.detector.named_parameters():
-            parameter.requires_grad_(trained.get(name, True))
+            if name in frozen:
+                parameter.requires_grad_(False)
 
     @can_return_tuple
     def forward(

@@ -152,7 +152,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         """Detect objects; with labels, also the loss.
 
         Args:
-            pixel_values: (B, 3, H, W) as the detector's own processor makes them.
+            pixel_values: (B, 3, H, W) as the detector's own processor makes them; float32 also for halved weights.
             pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
             labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height)
                 as fractions of the un-padded image.
@@ -161,6 +161,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
             ValueError: inputs of a wrong shape; labels that are malformed or out of range, see `pad_targets`.
         """
         check_input_shapes(pixel_values, pixel_mask)
+        pixel_values = pixel_values.to(self.dtype)  # of halved weights
         if self.config.objective == "native":
             outputs = self.detector(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)
             return DrmmObjectDetectionOutput(

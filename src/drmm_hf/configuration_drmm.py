@@ -312,7 +312,7 @@ class DrmmConfig(PreTrainedConfig):
         return cls(**{**values, **overrides})
 
 
-def class_names(id2label: Mapping[int | str, str]) -> dict[int, str]:
+def class_names(id2label: Mapping[Any, str]) -> dict[int, str]:
     """The names by ascending class index; the keys of a JSON file are strings."""
     if not isinstance(id2label, Mapping) or not all(isinstance(name, str) for name in id2label.values()):
         raise ValueError(

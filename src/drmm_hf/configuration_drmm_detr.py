@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .configuration_drmm import class_names
+from .mixture import STOP_GRADIENTS
 
 
 @strict
@@ -94,3 +95,7 @@ class DrmmDetrConfig(PreTrainedConfig):
                 raise ValueError(f"DrmmDetrConfig.{name}={getattr(self, name)} must not be negative.")
         if not 0.0 <= self.likelihood_floor < 1.0:
             raise ValueError(f"DrmmDetrConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
+        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
+            raise ValueError(
+                f"DrmmDetrConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}."
+            )

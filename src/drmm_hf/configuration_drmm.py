@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .mixture import STOP_GRADIENTS
 from .presets import preset_fields
 
 _MAY_BE_ZERO = {
@@ -208,7 +209,7 @@ class DrmmConfig(PreTrainedConfig):
         # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names,
         # and the file's label2id would stay
         if key == "id2label" and value is not None:
-            value = _class_names(value)
+            value = class_names(value)
             super().__setattr__("label2id", {name: index for index, name in value.items()})
         super().__setattr__(key, value)
 
@@ -228,11 +229,8 @@ class DrmmConfig(PreTrainedConfig):
             )
         if self.likelihood_floor >= 1.0:
             raise ValueError(f"DrmmConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
-        unknown = set(self.stop_gradient) - {"mixing", "location", "class"}
-        if unknown:
-            raise ValueError(
-                f"DrmmConfig.stop_gradient has {sorted(unknown)}; the names are 'mixing', 'location' and 'class'."
-            )
+        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
+            raise ValueError(f"DrmmConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}.")
         if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
             raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
         # decoders, heads, objectives and options that do not go together
@@ -312,16 +310,16 @@ class DrmmConfig(PreTrainedConfig):
         return cls(**{**values, **overrides})
 
 
-def _class_names(id2label: Mapping[int | str, str]) -> dict[int, str]:
+def class_names(id2label: Mapping[Any, str]) -> dict[int, str]:
     """The names by ascending class index; the keys of a JSON file are strings."""
     if not isinstance(id2label, Mapping) or not all(isinstance(name, str) for name in id2label.values()):
         raise ValueError(
-            f"DrmmConfig.id2label is {str(id2label)[:200]}; give a dict of class indices 0..n-1 and their names (text)."
+            f"id2label is {str(id2label)[:200]}; give a dict of class indices 0..n-1 and their names (text)."
         )
     keys = [str(key)[:40] for key in id2label]
     if not keys or sorted(keys) != sorted(str(index) for index in range(len(keys))):
         raise ValueError(
-            f"DrmmConfig.id2label has the keys {keys[:10]}; give each class one of 0..n-1. Category ids with gaps, as "
+            f"id2label has the keys {keys[:10]}; give each class one of 0..n-1. Category ids with gaps, as "
             "COCO's, have to be mapped first."
         )
     return {int(key): name for key, name in sorted(id2label.items(), key=lambda item: int(item[0]))}

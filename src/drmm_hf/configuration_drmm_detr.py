@@ -5,6 +5,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_drmm import class_names
+from .mixture import STOP_GRADIENTS
+
 
 @strict
 class DrmmDetrConfig(PreTrainedConfig):
@@ -63,7 +66,7 @@ class DrmmDetrConfig(PreTrainedConfig):
     def __setattr__(self, key: str, value: Any) -> None:
         # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names
         if key == "id2label" and value is not None:
-            value = {int(label): name for label, name in value.items()}
+            value = class_names(value)
             super().__setattr__("label2id", {name: label for label, name in value.items()})
             detector = self.__dict__.get("detector_config")
             if isinstance(detector, PreTrainedConfig):
@@ -92,3 +95,7 @@ class DrmmDetrConfig(PreTrainedConfig):
                 raise ValueError(f"DrmmDetrConfig.{name}={getattr(self, name)} must not be negative.")
         if not 0.0 <= self.likelihood_floor < 1.0:
             raise ValueError(f"DrmmDetrConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
+        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
+            raise ValueError(
+                f"DrmmDetrConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}."
+            )

@@ -25,6 +25,7 @@ from drmm_hf.evaluation import (
     lrp_report,
 )
 from model_fixtures import save_small
+from training.runs import run_command_in_two_processes
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"id2label": {0: "cat", 1: "emu"}, "label2id": {"cat": 0, "emu": 1}}
@@ -123,6 +124,10 @@ def test_more_measures_are_those_of_their_modules(data, results, tmp_path, capsy
     assert metrics["brier"]["brier"] == pytest.approx(0.105)
     for line in ("LaECE ", "LaECE_0 ", "LRP 0.4000", "Brier 0.1050"):
         assert line in printed
+    first_words = [line.split()[0] for line in printed.splitlines()]
+    assert (first_words.count("ECE"), first_words.count("D-ECE")) == (1, 1)
+    # scores 0.9, 0.6, 0.8 and 0.1, of which the first and the third are right
+    assert (metrics["ECE"], metrics["D-ECE"]) == pytest.approx((1.0 / 4, 0.9 / 3))
     plain = evaluate_detections(truth, results)
     assert {name: value for name, value in metrics["metrics"].items() if "/" not in name} == plain.metrics
     assert set(plain.to_dict()) == {"metrics", "calibration"}
@@ -327,15 +332,18 @@ def test_images_of_a_stream_without_ids_are_numbered(on_scenes, scenes, whole, t
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_two_processes_give_what_one_gives(on_scenes, scenes, whole, tmp_path, streaming):
-    more = []
+    """Of a folder started by torchrun, as a user does it; of a stream forked, which saves the imports."""
+    arguments = [*on_scenes, "--output", str(tmp_path / "out")]
     if streaming:
-        more = ["--streaming", "--data", shards(scenes, tmp_path / "shards", lambda image_id: image_id)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "scripts/evaluate.py"), *on_scenes, *more, "--output", str(tmp_path / "out")]
-    # as many threads as here: another number adds in another order
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([*launch, *script], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-9000:]
+        data = shards(scenes, tmp_path / "shards", lambda image_id: image_id)
+        run_command_in_two_processes(["evaluate", *arguments, "--streaming", "--data", data], tmp_path)
+    else:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        script = [str(ROOT / "scripts/evaluate.py"), *arguments]
+        # as many threads as here: another number adds in another order
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run([*launch, *script], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-9000:]
     found, expected = read(tmp_path / "out/results.json"), read(whole / "results.json")
     assert [row["image_id"] for row in found] == [row["image_id"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)

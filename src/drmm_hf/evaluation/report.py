@@ -19,8 +19,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..data import DetectionDataset, decode_image
-from ..visualization import draw_detections
-from .calibration import CalibrationReport, reliability_figure
+from ..visualization import draw_detections, require_matplotlib
+from .calibration import BAR, COUNT, FAINT, GRID, INK, OVER, UNDER, CalibrationReport, reliability_figure
 from .coco_input import CocoGroundTruth
 
 Model: TypeAlias = Mapping[str, Any]
@@ -28,16 +28,16 @@ Model: TypeAlias = Mapping[str, Any]
 
 # Of the checkpoints: distinct for most colour-blind readers, and of like weight on white and near-black (Paul Tol).
 SERIES = ("#4477aa", "#cc6677", "#3a9a5b", "#b8862b", "#8a63b5", "#2fa3b5")
+PAGE = "#ffffff"
 # Colours of figures that have to follow the page, in light, dark and print.
 THEME = {
-    "#333333": "--ink", "#8a8a8a": "--soft", "#ececec": "--line", "#ffffff": "--page", "#c4c4c4": "--fill",
-    "#a9c6e3": "--bar", "#d1495b": "--warn", "#1f6f8b": "--under",
+    INK: "--ink", FAINT: "--soft", GRID: "--line", PAGE: "--page", COUNT: "--fill", BAR: "--bar", OVER: "--warn",
+    UNDER: "--under",
 }  # fmt: skip
-INK, SOFT, LINE, PAGE = list(THEME)[:4]
 STYLE: Any = {
-    "axes.spines.top": False, "axes.spines.left": False, "axes.spines.right": False, "axes.edgecolor": SOFT,
-    "axes.labelcolor": SOFT, "axes.labelsize": 10.5, "axes.axisbelow": True, "axes.grid": True, "grid.color": LINE,
-    "xtick.color": SOFT, "xtick.labelsize": 10.5, "xtick.major.size": 0, "ytick.color": SOFT, "ytick.labelsize": 10.5,
+    "axes.spines.top": False, "axes.spines.left": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
+    "axes.labelcolor": FAINT, "axes.labelsize": 10.5, "axes.axisbelow": True, "axes.grid": True, "grid.color": GRID,
+    "xtick.color": FAINT, "xtick.labelsize": 10.5, "xtick.major.size": 0, "ytick.color": FAINT, "ytick.labelsize": 10.5,
     "ytick.major.size": 0, "lines.markersize": 5,
 }  # fmt: skip
 LONGEST_SIDE = 900  # of a picture, pixels: sharp on a wide screen, and ten images stay a few megabytes
@@ -184,15 +184,6 @@ def draw_images(
     return drawn
 
 
-def require_matplotlib() -> Any:
-    """The module; an ImportError that names the extra where there is none."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("The figures of the report need matplotlib: pip install 'drmm-hf[plots]'") from error
-    return matplotlib
-
-
 def _known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
@@ -237,9 +228,7 @@ def _svg(figure: Any, label: str) -> Markup:
 
 
 def _axes(height: float, **labels: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and chooses a window system
-
-    figure = Figure(figsize=(5, height), layout="constrained")
+    figure = require_matplotlib().figure.Figure(figsize=(5, height), layout="constrained")
     axes = figure.subplots()
     axes.set(**labels)
     return figure, axes
@@ -288,18 +277,14 @@ def _lines(
         axes.set_xticks(range(len(ticks)), [f"{tick:g}" if isinstance(tick, float) else str(tick) for tick in ticks])
         axes.grid(visible=False, axis="x")
         if from_zero:
-            axes.axhline(0, color=SOFT, linewidth=0.8)
+            axes.axhline(0, color=FAINT, linewidth=0.8)
             if lowest == 0:
                 axes.set_ylim(bottom=0)
         return _svg(figure, label)
 
 
 def _reliability(report: Mapping[str, Any], name: str) -> Markup:
-    plain: dict[str, Any] = {
-        key: tuple(math.nan if entry is None else entry for entry in value) if isinstance(value, list) else value
-        for key, value in report.items()
-    }
-    return _svg(reliability_figure({name: CalibrationReport(**plain)}), f"Reliability diagram of {name}")
+    return _svg(reliability_figure({name: CalibrationReport.from_dict(report)}), f"Reliability diagram of {name}")
 
 
 def _gains(model: Model, part: str) -> list[float | None]:

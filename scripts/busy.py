@@ -3,7 +3,7 @@
     python scripts/busy.py --busy 2 --rounds 5 --seconds 30
 
 Each round runs the candidates in turn: threads that sleep when they wait (`OMP_WAIT_POLICY=passive`, the package's
-default), and torch's own, which spin.
+default), threads that spin for a while first (`--spins`), and torch's own, which spin for long.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 SOURCES = Path(__file__).parents[1] / "src"
-POLICIES = {"sleeping": {"OMP_WAIT_POLICY": "passive"}, "spinning": {}}
+SLEEPING = {"OMP_WAIT_POLICY": "passive"}
 
 
 def train(seconds: float, threads: int) -> float:
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each training")
     parser.add_argument("--threads", type=int, default=2, help="of each training")
+    parser.add_argument("--spins", type=int, nargs="*", default=[], help="further candidates, as GOMP_SPINCOUNT")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -65,9 +66,12 @@ def main() -> None:
         return
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(arguments.busy)]
     try:
-        found: dict[str, list[float]] = {name: [] for name in POLICIES}
+        policies = {"sleeping": SLEEPING}
+        policies |= {f"{count} spins": {**SLEEPING, "GOMP_SPINCOUNT": str(count)} for count in arguments.spins}
+        policies["spinning"] = {}
+        found: dict[str, list[float]] = {name: [] for name in policies}
         for _ in range(arguments.rounds):
-            for name, policy in POLICIES.items():
+            for name, policy in policies.items():
                 found[name].append(measure(policy, arguments.seconds, arguments.threads))
     finally:
         for other in others:

@@ -1,6 +1,7 @@
 """Tiny data sets of the same pictures and boxes, each written as one of the usual tools writes it."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,28 @@ def fiftyone_coco(root: Path) -> None:
     write(root / "labels.json", coco(TRAIN, first_id=0))
 
 
+def labelme_coco(root: Path) -> None:
+    """labelme's own converter: the pictures in a folder beside the file, and the background as a category."""
+    draw_all(root / "JPEGImages", TRAIN)
+    content = coco(TRAIN, name=lambda file: f"JPEGImages/{file}")
+    content["categories"].insert(0, {"id": 0, "name": "_background_"})
+    for record in (*content["images"], *content["categories"]):
+        record |= {"url": None, "license": 0} if "file_name" in record else {"supercategory": None}
+    write(root / "annotations.json", content)
+
+
+def labelme2coco(root: Path) -> None:
+    """The names are paths of the machine that it ran on."""
+    for split, made in (("train", TRAIN), ("val", VAL)):
+        draw_all(root / "photos", made)
+        write(root / f"{split}.json", coco(made, name=lambda file: f"/home/me/pets/photos/{file}"))
+
+
+def supervisely_coco(root: Path) -> None:
+    draw_all(root / "ds 1" / "images", TRAIN)
+    write(root / "ds 1" / "annotations" / "instances.json", coco(TRAIN))
+
+
 def _yolo_lines(boxes: Sequence[Box]) -> str:
     lines = [
         f"{label} {(x + w / 2) / WIDTH:.6f} {(y + h / 2) / HEIGHT:.6f} {w / WIDTH:.6f} {h / HEIGHT:.6f}"
@@ -146,6 +169,27 @@ def roboflow_yolo(root: Path) -> None:
     write(root / "data.yaml", "train: ../train/images\nval: ../valid/images\n\nnc: 2\nnames: ['cat', 'dog']\n")
 
 
+def cvat_yolo(root: Path) -> None:
+    """CVAT's YOLO 1.1: lists of the pictures, whose text files are beside them."""
+    for split, made in (("train", TRAIN), ("valid", VAL)):
+        folder = f"obj_{split.capitalize()}_data"
+        draw_all(root / folder, made)
+        for name, boxes in made:
+            write((root / folder / name).with_suffix(".txt"), _yolo_lines(boxes))
+        write(root / f"{split.capitalize()}.txt", "".join(f"data/{folder}/{name}\n" for name, _ in made))
+    write(root / "obj.names", "cat\ndog\n")
+    write(root / "obj.data", "classes = 2\ntrain = data/Train.txt\nnames = data/obj.names\nbackup = backup/\n")
+
+
+def cvat_ultralytics(root: Path) -> None:
+    for split, made in (("Train", TRAIN), ("Validation", VAL)):
+        draw_all(root / "images" / split, made)
+        for name, boxes in made:
+            write((root / "labels" / split / name).with_suffix(".txt"), _yolo_lines(boxes))
+        write(root / f"{split}.txt", "".join(f"data/images/{split}/{name}\n" for name, _ in made))
+    write(root / "data.yaml", "Train: Train.txt\nValidation: Validation.txt\nnames:\n  0: cat\n  1: dog\npath: .\n")
+
+
 def pascal_voc(root: Path) -> None:
     draw_all(root / "JPEGImages", [*TRAIN, *VAL])
     for name, boxes in (*TRAIN, *VAL):
@@ -159,6 +203,19 @@ def pascal_voc(root: Path) -> None:
         write((root / "Annotations" / name).with_suffix(".xml"), text)
     for split, made in (("train", TRAIN), ("val", VAL)):
         write(root / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{Path(name).stem}\n" for name, _ in made))
+
+
+def labelimg_voc(root: Path) -> None:
+    """One folder of pictures and xml files; the paths are those of the machine that they were drawn on."""
+    pascal_voc(root)
+    for file in (root / "Annotations").iterdir():
+        text = file.read_text("utf-8").replace("<filename>", "<folder>x</folder><path>C:\\x\\a.jpg</path><filename>")
+        name = file.with_suffix(".jpg").name
+        if name.startswith("train"):
+            (root / "JPEGImages" / name).rename(root / name)
+            write(root / file.name, text)
+    for folder in ("Annotations", "JPEGImages", "ImageSets"):
+        shutil.rmtree(root / folder)
 
 
 def imagefolder(root: Path) -> None:
@@ -187,6 +244,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     function.__name__: function
     for function in (
         *(coco_folder, roboflow_coco, cvat_coco, label_studio_coco, via_coco, fiftyone_coco),
-        *(ultralytics_yolo, roboflow_yolo, pascal_voc, imagefolder, saved),
+        *(labelme_coco, labelme2coco, supervisely_coco, ultralytics_yolo, roboflow_yolo, cvat_yolo, cvat_ultralytics),
+        *(pascal_voc, labelimg_voc, imagefolder, saved),
     )
 }

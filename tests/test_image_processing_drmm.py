@@ -269,6 +269,9 @@ def test_what_is_no_file_is_named(tmp_path: Path, server: str) -> None:
     for broken in (tmp_path / "text.png", tmp_path / "half.png", f"{server}/none.jpg"):
         with pytest.raises(ValueError, match=str(broken).rsplit("/", 1)[1]):
             DrmmImageProcessor(size=SMALL)([image_of(9, 9), broken])
+    with pytest.raises(ValueError, match="A") as error:  # base64 of an image, say
+        DrmmImageProcessor(size=SMALL)("A" * 9000)
+    assert len(str(error.value)) < 300
 
 
 def test_arrays_however_they_lie_in_memory() -> None:

@@ -312,7 +312,7 @@ def _opened(image: Any) -> Any:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise FileNotFoundError(f"{where}: no such image file.") from error
     except OSError as error:  # PIL's errors and those of a connection are of this kind
-        raise ValueError(f"{where}: the image cannot be read ({error}).") from error
+        raise ValueError(f"{where}: the image cannot be read ({error.strerror or error}).") from error
     if not isinstance(image, (np.ndarray, torch.Tensor)):
         raise ValueError(f"an image is a {type(image).__name__}: give a PIL image, an array, a file or its bytes.")
     return image[None] if image.ndim == 2 else image

@@ -151,6 +151,18 @@ def test_the_same_file_in_both_splits(folder):
     assert _check(folder.parent / "rows")["duplicates"] == []
 
 
+def test_the_same_file_twice_in_a_split(folder):
+    train = [folder / "images" / name for name, _ in tools.TRAIN]
+    for name in (train[4], folder / "images" / tools.VAL[0][0]):
+        shutil.copy(train[2], name)
+    report = _check(folder)
+    assert report["repeated"] == {"train": [[str(train[2]), str(train[4])]], "val": []}
+    assert report["duplicates"] == [[str(train[2]), str(folder / "images" / tools.VAL[0][0])]]
+    assert sum(train[4].name in warning for warning in report["warnings"]) == 1
+    alone = check_data(load_detection_dataset(folder), size=SIZE)
+    assert alone["repeated"] == {"train": report["repeated"]["train"]}
+
+
 def test_files_that_cannot_be_read(folder):
     file = folder / "images" / tools.TRAIN[1][0]
     file.write_bytes(file.read_bytes()[:200])

@@ -169,11 +169,9 @@ BAD_VALUES = {
     "annotations[1].area": [-1, "big", 1e40],
     "annotations[1].iscrowd": [2, "0", "false", 0.5, math.nan, [0]],
     "images[2].id": [30, "30", "c", None],
-    "images[2].width": [0, 64.5, "64", True, 2**31],
+    "images[2].width": [-1, 64.5, "64", True, 2**31],
     "images[2].height": [-48],
-    "images[2].file_name": [
-        *("", 3, "../c.jpg", "x/../../c.jpg", "/etc/c.jpg", "C:\\c.jpg", "..\\c.jpg", "c\0.jpg", None),
-    ],
+    "images[2].file_name": ["", 3, "c\0.jpg", None],
     "categories[2].id": [9, "9", None],
     "categories[1].name": ["dog"],
     "categories[2].name": [3, None],
@@ -216,6 +214,7 @@ def test_values_whose_meaning_is_plain_are_taken(coco, write):
     root = write(coco)
     expected = load_detection_dataset(root).dataset[:]
     del coco["images"][2]["width"], coco["images"][2]["height"]
+    coco["images"][1] |= {"width": 0, "height": 0}
     for image in coco["images"]:
         image |= {"id": str(image["id"]), **{side: float(image[side]) for side in ("width", "height") if side in image}}
     for record in coco["annotations"]:
@@ -274,7 +273,7 @@ def test_missing_files_are_named(coco, write, tmp_path):
         load_detection_dataset(root, "../x")
     (root / "images" / "a.jpg").rename(root / "images" / "a.JPEG")
     (root / "images" / "c.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 images .*a\.jpg, c\.jpg"):
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 images .*a\.jpg.*c\.jpg"):
         load_detection_dataset(root)
     (root / "images").rename(root / "elsewhere")
     with pytest.raises(FileNotFoundError, match="images"):

@@ -96,6 +96,10 @@ NAMES = {
     "upper case": lambda _, name: name.replace(".jpg", ".JPG"),
     "unicode": _decomposed,
     "one of two": _deeper,
+    "uploaded": lambda _, name: f"/data/upload/1/{name}",
+    "with the digits of an upload": lambda _, name: f"images/1a2b3c4d-{name}",
+    "of another machine": lambda _, name: f"C:\\set\\images\\{name}",
+    "from the annotations": lambda _, name: f"..\\images\\{name}",
 }
 
 
@@ -112,8 +116,16 @@ def test_file_names_that_are_written_in_another_way(tmp_path, change):
 def test_a_name_that_fits_several_files_is_missing(tmp_path):
     tools.coco_folder(tmp_path / "set")
     _rename(tmp_path / "set", lambda folder, name: _deeper(folder, name).rpartition("\\")[2])
-    with pytest.raises(FileNotFoundError, match="6 of 6 images"):
+    with pytest.raises(FileNotFoundError, match=r"6 of 6 images.*images\[0\]\.file_name 'train 0.jpg'"):
         load_detection_dataset(tmp_path / "set")
+
+
+def test_two_names_that_fit_the_same_file_are_missing(tmp_path):
+    tools.coco_folder(tmp_path)
+    first, second = (name for name, _ in tools.TRAIN[:2])
+    _rename(tmp_path, lambda _, name: f"/upload/2/{first}" if name == second else f"/upload/1/{name}")
+    with pytest.raises(FileNotFoundError, match="2 of 6 images"):
+        load_detection_dataset(tmp_path)
 
 
 def _cvat_subsets(folder):
@@ -240,9 +252,35 @@ def _quoted_numbers(folder):
     (folder / "data.yaml").write_text('train: images/train\nval: images/val\ntest:\nnames: {"0": cat, "1": dog}\n')
 
 
-@pytest.mark.parametrize(
-    "change", [_listed, _label_studio, _darknet, _no_names, _years, _beside_the_images, _quoted_numbers]
-)
+def _capital_folders(folder):
+    for name in ("images", "labels"):
+        (folder / name / "train").rename(folder / name / "Train")
+        (folder / name).rename(folder / name.capitalize())
+
+
+def _capital_in_splits(folder):
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        for name in ("images", "labels"):
+            (folder / name / split).rename(folder / split / name.capitalize())
+
+
+def _of_another_machine(folder):
+    """The names of the folders tell nothing."""
+    for name in ("images", "labels"):
+        (folder / name / "train").rename(folder / name / "one")
+        (folder / name / "val").rename(folder / name / "two")
+    settings = "path: /content/sets/pets\ntrain: images/one\nval: C:\\sets\\pets\\images\\two\nnames: [cat, dog]\n"
+    (folder / "data.yaml").write_text(settings)
+
+
+YOLO_VARIANTS = [
+    *(_listed, _label_studio, _darknet, _no_names, _years, _beside_the_images, _quoted_numbers),
+    *(_capital_folders, _capital_in_splits, _of_another_machine),
+]
+
+
+@pytest.mark.parametrize("change", YOLO_VARIANTS)
 def test_variants_of_a_yolo_folder(tmp_path, change):
     tools.ultralytics_yolo(tmp_path)
     change(tmp_path)
@@ -311,11 +349,17 @@ def _folder_per_split(folder):
     shutil.rmtree(folder / "ImageSets")
 
 
+def _capital_voc(folder):
+    (folder / "Annotations").rename(folder / "ANNOTATIONS")
+    (folder / "JPEGImages").rename(folder / "Images")
+    (folder / "ImageSets").rename(folder / "imagesets")
+
+
 @pytest.mark.parametrize(
     ("change", "images"),
     [
         *((_beside, 9), (_per_split, 6), (_unknown_sizes, 6), (_lists_with_endings, 6)),
-        *((_in_labels, 6), (_images_per_split, 6), (_in_xmls, 6), (_folder_per_split, 6)),
+        *((_in_labels, 6), (_images_per_split, 6), (_in_xmls, 6), (_folder_per_split, 6), (_capital_voc, 6)),
     ],
 )
 def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
@@ -484,6 +528,18 @@ def test_bad_yolo_labels_name_file_and_line(tmp_path, line):
     tools.roboflow_yolo(tmp_path)
     (tmp_path / "train" / "labels" / "train 0.txt").write_text(f"0 0.5 0.5 0.5 0.5\n{line}\n")
     with pytest.raises(ValueError, match=r"train 0\.txt, line 2"):
+        load_detection_dataset(tmp_path)
+
+
+def test_classes_that_count_from_one_are_told(tmp_path):
+    tools.ultralytics_yolo(tmp_path)
+    for file in (tmp_path / "labels" / "train").iterdir():
+        lines = [line.split(" ", 1) for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{int(label) + 1} {box}\n" for label, box in lines))
+    with pytest.raises(ValueError, match=r"train 0\.txt, line 2: class 2 .*from 1"):
+        load_detection_dataset(tmp_path)
+    (tmp_path / "labels" / "train" / "train 1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    with pytest.raises(ValueError, match=r"class 2 is not in `names`, which has \[0, 1\]$"):
         load_detection_dataset(tmp_path)
 
 

@@ -332,7 +332,7 @@ BAD_VALUES = [  # those of one field are tried in test_coco.py
     (_all("category", " "), r"row 0, objects\[0\]\.category"),
     (_set("area", 2, [-1]), r"row 2, objects\[0\]\.area"),
     (_all("iscrowd", 2), r"row 0, objects\[0\]\.iscrowd"),
-    (_column("width", [WIDTH, 0, WIDTH]), "row 1, width"),
+    (_column("width", [WIDTH, -1, WIDTH]), "row 1, width"),
 ]
 
 

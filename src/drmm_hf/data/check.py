@@ -34,8 +34,8 @@ def check_data(
 ) -> dict[str, Any]:
     """What a training will find in its data.
 
-    A sample of the images is opened, and files of the two splits that are of the same size are compared; all else
-    follows from the rows.
+    A sample of the images is opened, and files that are of the same length are compared; all else follows from the
+    rows.
 
     Args:
         train, val: the splits.
@@ -46,8 +46,8 @@ def check_data(
 
     Returns:
         `splits` (counts of each), `classes` (name to the number of boxes in each split), `unused_classes`, `scale` (the
-        network input, and how large boxes are in it), `duplicates` (the same file content in both splits), `warnings`,
-        and `problem`, why it cannot train, or None.
+        network input, and how large boxes are in it), `duplicates` (pairs of the same file content in both splits),
+        `repeated` (pairs of it in each split), `warnings`, and `problem`, why it cannot train, or None.
     """
     parts = {"train": train} if val is None else {"train": train, "val": val}
     columns = {name: _Columns(part) for name, part in parts.items()}
@@ -69,7 +69,7 @@ def check_data(
             "median_shorter_side": round(float(np.median(sides)), 1) if len(sides) else None,
         },
         "num_proposals": num_proposals,
-        "duplicates": [] if val is None else _duplicates(train, val),
+        **_duplicates(parts),
     }
     report["warnings"] = list(_warnings(report, sides))
     report["problem"] = None
@@ -171,18 +171,28 @@ def _look(part: DetectionDataset) -> dict[str, Any]:
     return {"opened_images": len(chosen), "unreadable_images": unreadable}
 
 
-def _duplicates(train: DetectionDataset, val: DetectionDataset) -> list[list[str]]:
-    """Pairs of files of equal content in the two splits: of the same length, then the same beginning, then the same."""
-    by_length: dict[int, list[tuple[str, Any]]] = defaultdict(list)
-    for name, length, content in _files(train):
-        by_length[length].append((name, content))
-    pairs = []
-    for name, length, content in _files(val):
-        for other, others in by_length.get(length, ()):
-            if length and _digest(content, _HEAD) == _digest(others, _HEAD) and _digest(content) == _digest(others):
-                pairs.append([other, name])
-                break
-    return pairs
+def _duplicates(parts: Mapping[str, DetectionDataset]) -> dict[str, Any]:
+    """Pairs of files of equal content: of the same length, then the same beginning, then the same."""
+    alike: dict[Any, list[tuple[str, str, Path | bytes]]] = defaultdict(list)
+    for split, part in parts.items():
+        for name, length, content in _files(part):
+            if length:
+                alike[length].append((split, name, content))
+    for limit in (_HEAD, -1):
+        several, alike = [files for files in alike.values() if len(files) > 1], defaultdict(list)
+        for files in several:
+            for split, name, content in files:
+                alike[_digest(content, limit)].append((split, name, content))
+    pairs: dict[str, list[list[str]]] = {"both": [], **{split: [] for split in parts}}
+    for files in alike.values():
+        first: dict[str, str] = {}
+        for split, name, _ in files:  # those of the training split come first
+            if split in first:
+                pairs[split].append([first[split], name])
+            elif first:
+                pairs["both"].append([first["train"], name])
+            first.setdefault(split, name)
+    return {"duplicates": pairs.pop("both"), "repeated": pairs}
 
 
 def _files(part: DetectionDataset) -> Iterator[tuple[str, int, Path | bytes]]:
@@ -255,6 +265,12 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
             f"{len(pairs)} images are in both splits, which makes the evaluation too good: {pairs[0][0]} and "
             f"{pairs[0][1]}" + (", ..." if len(pairs) > 1 else "")
         )
+    for name, pairs in report["repeated"].items():
+        if pairs:
+            yield (
+                f"{name}: {len(pairs)} images are copies of others, such as {pairs[0][1]} of {pairs[0][0]}; remove one "
+                "of both, or give both all boxes"
+            )
 
 
 def _larger(size: Mapping[str, int], sides: np.ndarray) -> str:

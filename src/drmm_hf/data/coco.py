@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -35,7 +35,9 @@ def load_part(
     sections = read_sections(content, source, boxless=boxless)
     images_dir = part.images[0]
     if pictures is None:
-        images_dir, pictures = find_images(part, _file_names(sections["images"]))
+        names = sections["images"].texts("file_name")
+        sections["images"].require(["\0" not in name for name in names], "file_name", "a path")
+        images_dir, pictures = find_images(part, names)
     columns = read_coco(sections, source, pictures, image_frame)
     dataset = build_detection_dataset(
         columns,
@@ -119,8 +121,8 @@ def read_coco(
 def real_categories(sections: Mapping[str, Records], source: str) -> Records:
     """The categories without those that are no classes: tools write a root of all others, or a class twice.
 
-    Left out is a category without boxes that is the `supercategory` of another, has the name of another, or is the
-    first that Roboflow writes, with id 0.
+    Left out is a category without boxes that is the `supercategory` of another, has the name of another, is the first
+    that Roboflow writes, with id 0, or labelme's `_background_`.
     """
     categories = sections["categories"]
     ids = categories.ids(texts=True)
@@ -131,6 +133,7 @@ def real_categories(sections: Mapping[str, Records], source: str) -> Records:
         name = str(record.get("name"))
         own = name == str(record.get("supercategory"))
         root = source.endswith("_annotations.coco.json") and ids[index] == 0 and len(ids) > 1
+        root |= name in ("_background_", "__ignore__")
         if index in used or "name" not in record or not (root or above[name] > own or names[name] > 1):
             real.append(record)
         else:
@@ -193,15 +196,3 @@ def with_ground_truth(dataset: DetectionDataset, name: str) -> DetectionDataset:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, to_json(coco_ground_truth(dataset)))
     return replace(dataset, annotations_path=path)
-
-
-def _file_names(images: Records) -> list[str]:
-    """The file names; one that points outside the image folder (on any operating system) is refused."""
-    names = images.texts("file_name")
-    inside = []
-    for name in names:
-        windows = PureWindowsPath(name)  # splits on both kinds of slash
-        outside = PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts
-        inside.append(not outside and "\0" not in name)
-    images.require(inside, "file_name", "a path inside the image folder, without '..'")
-    return names

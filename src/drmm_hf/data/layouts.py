@@ -1,19 +1,23 @@
 """What a folder of a data set is: where its splits have their annotations and images, as the usual tools write them."""
 
 import contextlib
+import logging
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
 
 from ..files import read_json
 from . import voc, yolo
 from .images import ImageFrame
+
+logger = logging.getLogger(__name__)
 
 AnyPath = str | PathLike[str]
 SPLITS = {
@@ -183,11 +187,13 @@ def find_images(part: Part, names: Sequence[str]) -> tuple[Path, list[str]]:
     """The image folder of a split and the path of every image, none of them outside the folders of the split.
 
     Names that are not there as they stand may be written in another way: with backslashes, with %20 for a space, in
-    another Unicode form or case, or with other folders before the file.
+    another Unicode form or case, or with other folders before the file. Of one that leads out of the folders (it is
+    absolute, has a drive or ..), what is left without that counts.
 
     Raises:
         FileNotFoundError: there is no folder, or images are missing: how many, and the first few.
     """
+    written, names = names, [_without_way_out(name) for name in names]
     existing = [folder for folder in part.images if folder.is_dir()]
     if not existing:
         looked = shorten([str(folder) for folder in part.images], 8)
@@ -198,15 +204,29 @@ def find_images(part: Part, names: Sequence[str]) -> tuple[Path, list[str]]:
     paths = [str(folder / name) if os.path.normpath(name) in present else None for name in names]
     if None in paths:
         similar = _files_by_name(existing)
-        paths = [path or _similar(name, similar) for path, name in zip(paths, names, strict=True)]
-    missing = [name for path, name in zip(paths, names, strict=True) if path is None]
+        guesses = [path or _similar(name, similar) for path, name in zip(paths, names, strict=True)]
+        often = Counter(guess for guess, _ in set(zip(guesses, names, strict=True)))  # of two names neither is it
+        paths = [path or (guess if often[guess] == 1 else None) for path, guess in zip(paths, guesses, strict=True)]
+    missing = [f"images[{index}].file_name {written[index]!r}" for index, path in enumerate(paths) if path is None]
     if missing:
         raise FileNotFoundError(
-            f"{part.annotations}: {len(missing)} of {len(names)} images are missing in {folder}: "
-            f"{shorten(missing, _SHOWN)}; restore the files, correct images[].file_name, or give their folder as "
-            "--images"
+            f"{part.annotations}: {len(missing)} of {len(names)} images are missing in {folder}, or may be several "
+            f"files: {shorten(missing, _SHOWN)}; restore or correct them, or give their folder as --images"
+        )
+    if foreign := [old for old, new in zip(written, names, strict=True) if old != new]:
+        logger.warning(
+            "%s: %d of %d file names lead out of the image folder, such as %r; files of the same names in it are taken",
+            *(part.annotations, len(foreign), len(names), foreign[0]),
         )
     return folder, [path for path in paths if path is not None]
+
+
+def _without_way_out(name: str) -> str:
+    """A file name without root, drive and `..`, on any operating system; others as they are."""
+    path = PureWindowsPath(name)  # splits on both kinds of slash
+    if not path.anchor and ".." not in path.parts:
+        return name
+    return "/".join(part for part in path.parts if part not in ("..", path.anchor))
 
 
 def _list_files(folder: Path, subfolders: Collection[str]) -> set[str]:
@@ -241,7 +261,8 @@ def _files_by_name(folders: Sequence[Path]) -> Mapping[str, list[str]]:
 def _similar(name: str, files: Mapping[str, Sequence[str]]) -> str | None:
     """The one file that a name can mean, or None: of several, the one in folders of the same names."""
     *parents, last = _plain(name).split("/")
-    candidates = files.get(last, ())
+    # Label Studio puts eight digits before the name of an upload.
+    candidates = files.get(last) or files.get(re.sub("^[0-9a-f]{8}-", "", last), ())
     while len(candidates) > 1 and parents:
         ending = "/".join((*parents, last))
         closer = [path for path in candidates if _plain(path).endswith("/" + ending)]

@@ -196,7 +196,7 @@ def image_sizes(images: Records, size_of: Callable[[int], Size]) -> tuple[np.nda
     """
     sizes = [{"width": record.get("width"), "height": record.get("height")} for record in images.records]
     for index, size in enumerate(sizes):
-        if any(side is None or side != side for side in size.values()):
+        if any(side in (None, 0) or side != side for side in size.values()):  # tools that do not know it write 0
             try:
                 size["height"], size["width"] = size_of(index)
             except (OSError, ValueError) as error:

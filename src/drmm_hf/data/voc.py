@@ -8,10 +8,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from .images import ImageFrame
-from .yolo import is_image, read_lines
+from .yolo import in_any_case, is_image, read_lines
 
-_FOLDERS = ("Annotations", "annotations", "labels")
-_IMAGES = ("JPEGImages", "images")
+_FOLDERS = ("annotations", "labels")
+_IMAGES = ("jpegimages", "images")
 _Found = dict[str, tuple[Path, Sequence[Path], Callable[[ImageFrame], tuple[Any, None]]]]
 
 
@@ -21,22 +21,23 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
     The splits are the lists in `ImageSets/Main` or `ImageSets`, or the folders `SPLIT`, `SPLIT/Annotations` and
     `Annotations/SPLIT`, or those of their images, `images/SPLIT`; without them all files are training data. The files
     may also be in `annotations`, its `xmls`, `labels`, `images`, or beside the images. Empty for a folder without xml
-    files.
+    files. Names of folders may be in any case.
 
     Args:
         splits: the names of each split.
     """
-    places = [root / name for name in (*_FOLDERS, "annotations/xmls", "Annotations/xmls", "", "images")]
+    places = [in_any_case(root, name.split("/")) for name in (*_FOLDERS, "annotations/xmls", ".", "images")]
     main = next((place for place in places if _xml_files(place)), None)
-    main = main or next((root / name for name in _FOLDERS if (root / name).is_dir()), root)
+    main = main or next((folder for folder in places[: len(_FOLDERS)] if folder.is_dir()), root)
     whole = _xml_files(main)
     chosen: dict[str, list[Path]] = {}
     for split, names in splits.items():
         for name in (*names, *(("trainval",) if split == "train" else ())):
-            for listed in (root / "ImageSets" / "Main" / f"{name}.txt", root / "ImageSets" / f"{name}.txt"):
+            for listed in (in_any_case(root, ["ImageSets", *lists, f"{name}.txt"]) for lists in (["Main"], [])):
                 if listed.is_file() and split not in chosen:
                     chosen[split] = [_listed(main, line) for line in read_lines(listed) if line]
-            for folder in (root / name, *(root / name / inner for inner in _FOLDERS), main / name):
+            of_split = ([name], *([name, inner] for inner in _FOLDERS))
+            for folder in (*(in_any_case(root, place) for place in of_split), in_any_case(main, [name])):
                 if split not in chosen and (files := _xml_files(folder)):
                     chosen[split] = files
     if not chosen and whole:
@@ -49,7 +50,7 @@ def _by_images(root: Path, files: Sequence[Path], splits: Mapping[str, Sequence[
     """The files of each split whose images are in `images/SPLIT`."""
     chosen: dict[str, list[Path]] = {}
     for split, names in splits.items():
-        folders = [root / parent / name for parent in _IMAGES for name in names]
+        folders = [in_any_case(root, (parent, name)) for parent in _IMAGES for name in names]
         stems = {image.stem for folder in folders if folder.is_dir() for image in filter(is_image, folder.iterdir())}
         chosen[split] = [file for file in files if file.stem in stems]
     return {split: of for split, of in chosen.items() if of}
@@ -67,7 +68,7 @@ def _listed(folder: Path, line: str) -> Path:
 
 def _split(root: Path, files: Sequence[Path], everything: Sequence[Path]) -> Any:
     here = files[0].parent
-    folders = [folder / name for folder in (here.parent, root) for name in ("JPEGImages", "images")]
+    folders = [in_any_case(folder, [name]) for folder in (here.parent, root) for name in _IMAGES]
     folders = [*dict.fromkeys([*folders, here])]
     return here, folders, lambda _: (_read(files, everything, folders), None)
 
@@ -79,7 +80,10 @@ def _read(files: Sequence[Path], everything: Sequence[Path], folders: Sequence[P
     """
     present = [file for folder in folders if folder.is_dir() for file in folder.iterdir()]
     present += [
-        file for folder in present if folder.is_dir() and folder.parent.name in _IMAGES for file in folder.iterdir()
+        file
+        for folder in present
+        if folder.is_dir() and folder.parent.name.lower() in _IMAGES
+        for file in folder.iterdir()
     ]
     image_of = {file.stem: file.name for file in present if is_image(file)}
     trees = {file: _parse(file) for file in dict.fromkeys([*files, *everything])}

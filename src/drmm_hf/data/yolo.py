@@ -22,21 +22,22 @@ def find_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> _Found:
 
     The images are where data.yaml says, or in `images/SPLIT`, `SPLIT/images` or `SPLIT`, or `SPLIT.txt` lists them;
     without any of these all are training data. A label file is beside its image, or in `labels` where the image is in
-    `images`.
+    `images`. Names of folders may be in any case, and paths of data.yaml those of another machine.
 
     Args:
         splits: the names of each split.
     """
     settings, source = _settings(root)
-    base = root / str(settings.get("path") or "")
+    base = _parts(str(settings.get("path") or ""))
     found: _Found = {}
     for split, names in splits.items():
-        given = [value for name in names for value in _as_list(settings.get(name))]
-        # Roboflow writes ../train/images for what is in train/images.
-        places = [place for value in given for place in (base / value, root / value, root / value.lstrip("./"))]
-        places = [place for place in places if Path(os.path.normpath(place)).is_relative_to(root)]
+        given = [_parts(value) for name in names for value in _as_list(settings.get(name))]
+        # Roboflow writes ../train/images for what is in train/images; "images" alone tells nothing of the split.
+        rest = [parts[first:] for parts in given for first in range(1, len(parts))]
+        known = [*(base + parts for parts in given), *given, *(parts for parts in rest if parts != ["images"])]
         usual = ("images/{}", "{}/images", "images/{}2017", "{}", *(("{}.txt",) if source else ()))
-        places += [root / place.format(name) for name in names for place in usual]
+        known += [place.format(name).split("/") for name in names for place in usual]
+        places = [in_any_case(root, parts) for parts in known]
         images = next((files for place in places if (files := _images(place, root))), [])
         if any(map(_is_labeled, images)):
             found[split] = _part(root, source, settings, images)
@@ -112,9 +113,23 @@ def _images(place: Path, root: Path) -> list[Path]:
     return sorted(filter(is_image, place.rglob("*"))) if place.is_dir() else []
 
 
+def _parts(path: str) -> list[str]:
+    """The names that a path consists of, without what leads out of a folder."""
+    return [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", "..")]
+
+
+def in_any_case(root: Path, names: Sequence[str]) -> Path:
+    """The file or folder root/NAME/NAME/..., of which any name may be in another case."""
+    for name in names:
+        if not (root / name).exists() and root.is_dir():
+            name = min((other for other in os.listdir(root) if other.casefold() == name.casefold()), default=name)
+        root = root / name
+    return root
+
+
 def _inside(root: Path, path: str) -> Path:
     """A path of a list as one inside the folder: without its first parts, where those are of another machine."""
-    parts = [part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", "..")]
+    parts = _parts(path)
     files = [root.joinpath(*parts[first:]) for first in range(len(parts))]
     return next((file for file in files if file.is_file()), files[0] if files else root)
 
@@ -125,8 +140,9 @@ def _is_labeled(image: Path) -> bool:
 
 def _label_file(image: Path) -> Path:
     """Of images/train/a.jpg it is labels/train/a.txt, the last "images" replaced; else a.txt beside it."""
-    head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
-    places = [Path(f"{head}{os.sep}labels{os.sep}{tail}")] if found else []
+    cut = str(image).lower().rfind(f"{os.sep}images{os.sep}")
+    head, tail = str(image)[: cut + 1], str(image)[cut + len("/images/") :]
+    places = [Path(head, labels, tail) for labels in ("labels", "Labels", "LABELS") if cut >= 0]
     for place in (*places, image):
         name = f"{place.stem}.txt"
         for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
@@ -151,6 +167,7 @@ def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, fra
     _warn_of_lost_images(images)
     records: list[dict[str, Any]] = []
     sizes: list[dict[str, Any]] = []
+    unknown = ""
     for image in images:
         try:
             height, width = image_size({"image": image, "image_frame": frame})
@@ -162,11 +179,15 @@ def _read(known: Mapping[int, str], images: Sequence[Path], keypoints: bool, fra
             if line:
                 label, (x, y, w, h) = _label(line.split(), f"{file}, line {place}", keypoints)
                 if known and label not in known:
-                    raise ValueError(f"{file}, line {place}: class {label} is not in `names`, which has {list(known)}")
+                    unknown = unknown or f"{file}, line {place}: class {label} is not in `names`, which has {[*known]}"
                 box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
                 records.append({"id": len(records), "image_id": len(sizes), "category_id": label, "bbox": box})
         sizes.append({"id": len(sizes), "file_name": str(image), "width": width, "height": height})
-    highest = max((record["category_id"] for record in records), default=0)
+    used = {record["category_id"] for record in records}
+    highest = max(used, default=0)
+    if unknown:
+        from_one = min(used) == 1 and highest == len(known)
+        raise ValueError(unknown + "; the classes seem to count from 1: subtract 1 in every label file" * from_one)
     labels = known or {label: f"class_{label}" for label in range(highest + 1)}
     categories = [{"id": label, "name": name} for label, name in labels.items()]
     return {"images": sizes, "annotations": records, "categories": categories}

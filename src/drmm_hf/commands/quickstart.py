@@ -104,7 +104,9 @@ def look(folder: Path, *, number: int, threshold: float) -> None:
     model, processor = load_detector(checkpoint())
     dataset = load_detection_dataset(generate_scenes(folder, **KNOWN), "val", id2label=label_names(model))
     results = predict_dataset(model, processor, dataset, progress=False)
-    report = calibration_report(dataset.annotations_path, results)
+    report, sure = (
+        calibration_report(dataset.annotations_path, results, score_threshold=least) for least in (0.0, threshold)
+    )
     diagram, overview = folder / "reliability.png", folder / "detections.png"
     save_reliability_diagram(diagram, {f"{len(dataset)} scenes": report})
     options = Options(threshold=threshold)
@@ -114,9 +116,10 @@ def look(folder: Path, *, number: int, threshold: float) -> None:
         [found] = predict_images(model, processor, [image])
         pictures.append(show(image, found, model.config, options).picture)
     contact_sheet(pictures, columns=2, cell_width=700).save(overview)
+    errors = f"ECE {report.ece:.3f}, {sure.ece:.3f} of those above {threshold:g}"
     print(f"""A small detector of {", ".join(label_names(model).values())}, on scenes that it has not seen:
 {overview}    boxes with their scores; the bands hold each edge with a probability of {options.level:.0%}
-{diagram}    of the detections with a score of 0.7, about seven in ten should be right: ECE {report.ece:.3f}
+{diagram}    how many of the detections with a score are right: {errors}
 ({time.perf_counter() - begun:.0f} s)""")
 
 

@@ -211,7 +211,10 @@ def test_a_family_without_an_adapter_is_named(tmp_path):
         DrmmDetrForObjectDetection(DrmmDetrConfig(detector_config=YolosConfig()))
 
 
-@pytest.mark.parametrize("fields", [{"initial_scale_ratio": 0.0}, {"mcm_weight": -1.0}, {"objective": "nll_max"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"initial_scale_ratio": 0.0}, {"mcm_weight": -1.0}, {"objective": "nll_max"}, {"stop_gradient": ["boxes"]}],
+)
 def test_fields_that_cannot_be_are_refused(fields):
     with pytest.raises(Exception, match=next(iter(fields))):
         DrmmDetrConfig(**fields)

@@ -17,6 +17,7 @@ from drmm_hf.evaluation import (
     count_duplicates,
     evaluate_coco,
     likelihood_report,
+    match_detections,
     nms_sweep,
     object_calibration_report,
     part_calibration_report,
@@ -25,6 +26,7 @@ from drmm_hf.evaluation import (
     split_half_report,
     suppress,
 )
+from drmm_hf.evaluation.calibration import d_ece_report
 from drmm_hf.evaluation.coco_input import prepare_ground_truth
 from drmm_hf.evaluation.complexity import count_complexity
 from drmm_hf.loading import load_detector
@@ -185,7 +187,7 @@ def recalibration(run: Run, context: Context) -> Rows:
 
 def duplicates(run: Run, context: Context) -> Rows:
     """Duplicates an image over the lowest score that counts. Not in the paper."""
-    truth = prepare_ground_truth(context.truth).coco  # read once for all scores
+    truth = prepare_ground_truth(context.truth)  # read and checked once for all scores
     return {
         f"score {score:g}": {
             run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
@@ -258,8 +260,9 @@ def _of_variants(run: Run, context: Context, *names: str) -> Rows:
     found = {}
     for label, results in variants(run).items():
         numbers = evaluate_coco(context.truth, results)
-        numbers["ECE"] = calibration_report(context.truth, results).ece
-        numbers["D-ECE"] = calibration_report(context.truth, results, score_threshold=0.3).ece
+        matches = match_detections(context.truth, results)
+        numbers["ECE"] = calibration_report(matches).ece
+        numbers["D-ECE"] = d_ece_report(matches).ece
         found[label] = {name: numbers[name] for name in names}
     return found
 

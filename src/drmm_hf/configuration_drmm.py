@@ -11,6 +11,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .mixture import STOP_GRADIENTS
 from .presets import preset_fields
 
 _MAY_BE_ZERO = {
@@ -228,11 +229,8 @@ class DrmmConfig(PreTrainedConfig):
             )
         if self.likelihood_floor >= 1.0:
             raise ValueError(f"DrmmConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
-        unknown = set(self.stop_gradient) - {"mixing", "location", "class"}
-        if unknown:
-            raise ValueError(
-                f"DrmmConfig.stop_gradient has {sorted(unknown)}; the names are 'mixing', 'location' and 'class'."
-            )
+        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
+            raise ValueError(f"DrmmConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}.")
         if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
             raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
         # decoders, heads, objectives and options that do not go together

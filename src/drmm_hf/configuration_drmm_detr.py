@@ -5,6 +5,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .mixture import STOP_GRADIENTS
+
 
 @strict
 class DrmmDetrConfig(PreTrainedConfig):
@@ -92,3 +94,7 @@ class DrmmDetrConfig(PreTrainedConfig):
                 raise ValueError(f"DrmmDetrConfig.{name}={getattr(self, name)} must not be negative.")
         if not 0.0 <= self.likelihood_floor < 1.0:
             raise ValueError(f"DrmmDetrConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
+        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
+            raise ValueError(
+                f"DrmmDetrConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}."
+            )

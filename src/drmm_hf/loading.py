@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from .backbone import check_tensors
 from .configuration_drmm import DrmmConfig
 from .configuration_drmm_detr import DrmmDetrConfig
-from .detectors import ADAPTERS
+from .detectors import adapter_for
 from .files import read_json
 from .image_processing_drmm import DrmmImageProcessor
 from .modeling_drmm import DrmmForObjectDetection
@@ -75,8 +75,10 @@ def load_to_train(
     model: str, id2label: Mapping[int, str], label2id: Mapping[str, int], **fields: Any
 ) -> tuple[Any, Any]:
     """As `load_checkpoint`, with these classes and fields of the configuration; D-RMM is put on a stock detector."""
-    if model_type(model) in ADAPTERS:
+    found = model_type(model)
+    if found not in _OWN:
         with _naming(f"{model}: the model cannot be loaded"):
+            adapter_for(found)  # before anything is loaded
             processor = AutoImageProcessor.from_pretrained(model)
             detector = DrmmDetrForObjectDetection.from_detector(model, dict(id2label), dict(label2id), **fields)
         return detector, processor

@@ -137,6 +137,14 @@ def test_what_is_doubtful_is_a_warning_with_the_number(folder, change, named):
     assert re.search(named, warning)
 
 
+@pytest.mark.parametrize("change", [_none, _all_crowd])
+def test_a_validation_split_that_measures_nothing_is_a_warning(folder, change):
+    _change(folder, change, "val")
+    report = _check(folder)
+    assert report["problem"] is None
+    assert [warning for warning in report["warnings"] if warning.startswith("val:") and "-1" in warning]
+
+
 def test_crowd_alone_is_nowhere_in_its_images(folder):
     _change(folder, _many_crowd)
     assert not any("quarter" in warning for warning in _check(folder)["warnings"])

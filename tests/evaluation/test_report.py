@@ -189,7 +189,7 @@ def fails(arguments: list[str], capsys) -> str:
 
 def test_the_report_compares_checkpoints(checkpoints, data, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--checkpoint", *checkpoints, "--data", str(data), "--output_dir", str(out)]
+    arguments = ["--model", *checkpoints, "--data", str(data), "--output", str(out)]
     assert analyze([*arguments, "--worst", "2"]) == 0
     printed = capsys.readouterr().out
     assert "mixture: AP 0." in printed
@@ -259,14 +259,14 @@ def test_results_from_elsewhere_can_be_analyzed(data: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"--checkpoint": ["none"]}, "none"),
-        ({"--checkpoint": [], "--results": []}, "--checkpoint"),
+        ({"--model": ["none"]}, "none"),
+        ({"--model": [], "--results": []}, "--model"),
         ({"--results": ["none.json"]}, "none.json"),
         ({"--names": ["a", "b"]}, "--names"),
         ({"--names": ["../a"]}, "../a"),
-        ({"--checkpoint": ["x/a", "y/a"], "--names": ["a", "A"]}, "--names"),
+        ({"--model": ["x/a", "y/a"], "--names": ["a", "A"]}, "--names"),
         ({"--data": ["nowhere"]}, "nowhere"),
-        ({"--output_dir": ["taken"]}, "taken"),
+        ({"--output": ["taken"]}, "taken"),
     ],
 )
 def test_bad_inputs_are_one_line(
@@ -274,6 +274,6 @@ def test_bad_inputs_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").write_text("a file")
-    options = {"--checkpoint": checkpoints[:1], "--data": [str(data)], "--output_dir": ["out"], **changed}
+    options = {"--model": checkpoints[:1], "--data": [str(data)], "--output": ["out"], **changed}
     given = {name: values for name, values in options.items() if values}
     assert named in fails([word for name, values in given.items() for word in (name, *values)], capsys)

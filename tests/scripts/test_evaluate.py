@@ -123,6 +123,10 @@ def test_more_measures_are_those_of_their_modules(data, results, tmp_path, capsy
     assert metrics["brier"]["brier"] == pytest.approx(0.105)
     for line in ("LaECE ", "LaECE_0 ", "LRP 0.4000", "Brier 0.1050"):
         assert line in printed
+    first_words = [line.split()[0] for line in printed.splitlines()]
+    assert (first_words.count("ECE"), first_words.count("D-ECE")) == (1, 1)
+    # scores 0.9, 0.6, 0.8 and 0.1, of which the first and the third are right
+    assert (metrics["ECE"], metrics["D-ECE"]) == pytest.approx((1.0 / 4, 0.9 / 3))
     plain = evaluate_detections(truth, results)
     assert {name: value for name, value in metrics["metrics"].items() if "/" not in name} == plain.metrics
     assert set(plain.to_dict()) == {"metrics", "calibration"}

@@ -13,6 +13,8 @@ from transformers import (
     DeformableDetrImageProcessor,
     DetrImageProcessor,
     RTDetrImageProcessor,
+    YolosConfig,
+    YolosImageProcessor,
 )
 
 from detector_fixtures import small_detector
@@ -102,6 +104,18 @@ def test_native_objective_and_other_classes(stock, scenes, tmp_path):
     assert "mcm_stage_0" in train(
         str(tmp_path / "native/model"), scenes, tmp_path / "on", "--config", "objective=nll_mcm"
     )
+
+
+def test_a_family_without_an_adapter_is_not_trained(scenes, tmp_path, capsys):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = YolosConfig(**sizes, image_size=[64, 64], num_detection_tokens=4)
+    AutoModelForObjectDetection.from_config(config).save_pretrained(tmp_path / "yolos")
+    YolosImageProcessor().save_pretrained(tmp_path / "yolos")
+    words = ["train", "--model", tmp_path / "yolos", "--data", scenes, "--output", tmp_path / "out"]
+    assert main([*map(str, words), "--train-images", "2", "--cpu"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert all(name in line for name in ("yolos", *PROCESSORS))
+    assert not (tmp_path / "out").exists()
 
 
 def test_resumed_to_the_bit(stock, scenes, tmp_path):

@@ -31,12 +31,14 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_run_leaves_model_metrics_and_settings(scenes: Path, tmp_path: Path) -> None:
-    result = train(settings(scenes, tmp_path, eval_split="val", batch_size=4, train_images=8, save_every=2))
+    rates = {"learning_rate": 2e-3, "backbone_lr_factor": 0.3, "schedule": "constant_with_warmup", "warmup_steps": 0}
+    own = {"eval_split": "val", "batch_size": 4, "train_images": 8, "save_every": 2}
+    result = train(settings(scenes, tmp_path, **own, **rates))
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == result.metrics
     assert {"AP", "AP50", "AP75", "AR100", "ECE", "D-ECE", "train_seconds"} <= set(metrics)
     assert (metrics["train_images"], metrics["train_steps"], metrics["bad_steps"]) == (8, 2, 0)
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert [(line["step"], line["learning_rate"]) for line in lines(tmp_path)] == [(1, 2e-3), (2, 2e-3)]
     names = {"loss", "grad_norm", "nll_stage_1", "mcm_stage_2", "learning_rate", "images_per_second"}
     assert names <= set(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]))
     assert read_recipe(str(tmp_path / "recipe.yaml"))["batch_size"] == 4

@@ -39,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
         f"checkpoints, side by side: {REPORT} (one file, nothing else needed) and {NUMBERS}.",
     )
     parser.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="FOLDER", help="written by save_pretrained, or a Hub id"
+        *("--model", "--checkpoint"),
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="written by save_pretrained, or a Hub id",
     )
     parser.add_argument(
         "--results",
@@ -50,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="what the report calls them (default: the folders)")
     add_data_arguments(parser, "folder of a labeled data set, or a Hub id")
-    parser.add_argument("--output_dir", "--output-dir", required=True, metavar="OUT", help="folder for the report")
+    outputs = ("--output", "--output_dir", "--output-dir")
+    parser.add_argument(*outputs, required=True, metavar="OUT", help="folder for the report")
     parser.add_argument(
         "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"
     )
@@ -61,16 +66,16 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     require_matplotlib()
-    if not arguments.checkpoint and not arguments.results:
-        raise ValueError("--checkpoint or --results is required: what to analyze")
+    if not arguments.model and not arguments.results:
+        raise ValueError("--model or --results is required: what to analyze")
     names = _names(arguments)
-    output = make_output_folder(arguments.output_dir)
+    output = make_output_folder(arguments.output)
     # Every input is looked at before the first model runs.
     dataset = _load_data(arguments)
     truth = prepare_ground_truth(dataset.annotations_path)
     chosen: list[tuple[str, str, Path, Mapping[str, Any] | None]] = []
     found: dict[Path, CocoResults] = {}
-    for name, checkpoint in zip(names, arguments.checkpoint, strict=False):
+    for name, checkpoint in zip(names, arguments.model, strict=False):
         saved = output / f"results-{name}.json"
         facts = _saved_facts(saved, checkpoint, arguments)
         if facts is not None:
@@ -101,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _names(arguments: argparse.Namespace) -> Sequence[str]:
-    sources = [*arguments.checkpoint, *(str(Path(file).with_suffix("")) for file in arguments.results)]
+    sources = [*arguments.model, *(str(Path(file).with_suffix("")) for file in arguments.results)]
     if arguments.names is None:
         return result_names(sources)
     names: list[str] = arguments.names
@@ -146,7 +151,7 @@ def _saved_facts(saved: Path, checkpoint: str, arguments: argparse.Namespace) ->
         if made_from.get(field) != now:
             raise ValueError(
                 f"{described}: field {field} is {made_from.get(field)!r}, now {now!r}; leave out --reuse to predict "
-                "again, or choose another --output_dir"
+                "again, or choose another --output"
             )
     return facts
 

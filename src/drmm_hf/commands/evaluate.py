@@ -19,7 +19,7 @@ from ..data.load import find_ground_truth
 from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
 from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
-from ..files import make_output_folder, read_json, write_json
+from ..files import make_output_folder, read_json, to_plain, write_json
 from ..loading import label_names, load_detector, predicted
 
 MAX_DETECTIONS = 100
@@ -84,8 +84,8 @@ def format_report(report: DetectionReport) -> str:
         limit = more[0].partition("@")[2]
         lines += _table(report.metrics, [name for name in more if name.startswith("AP")])
         lines += _table(report.metrics, [f"AR{limit}", *(name for name in more if name.startswith("AR"))])
-    for part in report.calibration:
-        lines.append(f"ECE {part.ece:.4f}  ({part.settings}; {part.num_detections} detections)")
+    for name, part in report.named_calibration.items():
+        lines.append(f"{name} {part.ece:.4f}  ({part.settings}; {part.num_detections} detections)")
     for localization in report.localization:
         name = "LaECE" if localization.iou_threshold > 0 else "LaECE_0"
         lines.append(f"{name} {localization.laece:.4f}  ({localization.settings})")
@@ -173,7 +173,9 @@ def _report(
     report = evaluate_detections(truth, results, per_class=True, details=True, **options)
     if output:
         counts = {"images": report.num_images, "detections": report.num_detections}
-        write_json(output / "metrics.json", {**settings, "annotations": str(source), **counts, **report.to_dict()})
+        errors = to_plain({name: part.ece for name, part in report.named_calibration.items()})
+        content = {**settings, "annotations": str(source), **counts, **errors, **report.to_dict()}
+        write_json(output / "metrics.json", content)
     if not arguments.per_class:
         report = replace(report, metrics={name: value for name, value in report.metrics.items() if "/" not in name})
     print(f"{source}: {report.num_images} images, {report.num_detections} detections")

@@ -232,7 +232,9 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
                 f"{name}: all boxes lie in the upper left quarter of their images; are they percent, or of images of "
                 "another size?"
             )
-        if part["boxes"] and 2 * part["crowd"] > part["boxes"]:
+        if name == "val" and part["boxless_images"] == part["images"]:
+            yield f"{name}: no image has a box that counts, so that AP and AR cannot be measured and will be -1"
+        elif part["boxes"] and 2 * part["crowd"] > part["boxes"]:
             yield f"{name}: {part['crowd']} of {part['boxes']} boxes are `iscrowd`, neither trained on nor counted"
         if part["unreadable_images"]:
             yield (

@@ -1,4 +1,4 @@
-"""Training augmentation: one resample from the file to the sample, boxes alongside."""
+"""Training augmentation: a random view of an image, resampled at once, boxes alongside."""
 
 import math
 from abc import ABC, abstractmethod
@@ -131,8 +131,9 @@ class TrainTransform(Augmentation):
 
     The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it,
     shifted, cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear,
-    anti-aliased resample of the image pixels; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is still
-    at least as large as needed.
+    anti-aliased resample of the decoded image. Without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that
+    is still at least as large as needed; with one the whole image is decoded, and one that is larger than any zoom
+    needs is resampled once more before it is kept.
 
     Boxes follow the resample exactly and are clipped to the canvas. A box is removed where less than
     `min_visibility` of its area remains, or a side is shorter than `min_box_size` canvas pixels. Crowd boxes

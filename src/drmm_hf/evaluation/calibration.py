@@ -34,7 +34,8 @@ from .matches import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BAR, OVER, UNDER, INK, FAINT = "#a9c6e3", "#d1495b", "#1f6f8b", "#333333", "#8a8a8a"
+BAR, OVER, UNDER, COUNT = "#a9c6e3", "#d1495b", "#1f6f8b", "#c4c4c4"
+INK, FAINT, GRID = "#333333", "#8a8a8a", "#ececec"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def calibration_report(
 
     The paper gives neither the number of bins nor a score threshold. The defaults are ten equal-width bins over all
     detections; nearly all of 100 detections an image have tiny scores, so the lowest bin then carries most of the
-    weight. `score_threshold=0.3` gives D-ECE as Küppers et al. (CVPRW 2020) report it.
+    weight. `d_ece_report` leaves those out.
     """
     kept = match_detections(ground_truth, results, **options).above(0.0)
     bins = score_bins(kept.scores, num_bins)
@@ -125,6 +126,11 @@ def calibration_report(
         bin_accuracies=tuple((correct_sums / divisor).tolist()),
         **_binned(kept, num_bins),
     )
+
+
+def d_ece_report(matches: Matches) -> CalibrationReport:
+    """D-ECE as Küppers et al. (CVPRW 2020) report it: ECE of the score 0.3 or more, at IoU 0.5, in ten bins."""
+    return calibration_report(matches.at(0.5), score_threshold=0.3)
 
 
 def part_calibration_report(
@@ -218,7 +224,7 @@ def calibration_measures(
     """The usual measures of the same detections: name -> value and the report that it is from.
 
     - ECE, Brier: all detections, at the IoU threshold of the matches.
-    - D-ECE: score at least 0.3, IoU 0.5, 10 bins.
+    - D-ECE: of `d_ece_report`.
     - LaECE (IoU 0.1), LaECE_0 and LaACE_0 (any overlap): 25 bins.
 
     Args:
@@ -231,7 +237,7 @@ def calibration_measures(
         for located in (matches.at(0.1), matches.at(0.0))
     )
     ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches, num_bins=num_bins)
-    d_ece = calibration_report(matches.at(0.5), score_threshold=0.3)
+    d_ece = d_ece_report(matches)
     return {
         "ECE": (ece.ece, ece),
         "D-ECE": (d_ece.ece, d_ece),
@@ -374,7 +380,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
         top.set_title(f"{name}\nECE {report.ece:.3f}", fontsize=11, color=INK, pad=28)
         settings = report.settings.replace(", score", ",\nscore").replace(">=", "≥")
         top.text(0.5, 1.02, settings, fontsize=8, color=FAINT, transform=top.transAxes, ha="center", va="bottom")
-        bottom.bar(height=report.bin_counts, color="#c4c4c4", edgecolor="white", **place)
+        bottom.bar(height=report.bin_counts, color=COUNT, edgecolor="white", **place)
         # linear below 1, so that a bin of one detection has a height and an empty one has none
         bottom.set_yscale("symlog", linthresh=1)
         bottom.set_ylim(bottom=0)
@@ -386,7 +392,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
             one.spines[["top", "right"]].set_visible(False)
             one.spines[["left", "bottom"]].set_color(FAINT)
             one.tick_params(colors=INK, labelsize=8, length=3)
-            one.grid(axis="y", color="#ececec", linewidth=0.8)
+            one.grid(axis="y", color=GRID, linewidth=0.8)
             one.set_axisbelow(True)
     axes[0, 0].set_ylabel("precision (fraction right)", color=INK)
     axes[1, 0].set_ylabel("detections", color=INK)

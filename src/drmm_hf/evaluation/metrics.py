@@ -10,6 +10,7 @@ from .calibration import (
     LocalizationCalibrationReport,
     calibration_measures,
     calibration_report,
+    d_ece_report,
     part_calibration_report,
 )
 from .coco import run_coco_eval, summarize
@@ -23,7 +24,7 @@ class DetectionReport(Report):
     """Result of `evaluate_detections`; what is not measured without `details` is empty or None."""
 
     metrics: dict[str, float]  # of `evaluate_coco`; with `also_at=300` also `AP@300`, `AP50@300` and so on, and `AR300`
-    calibration: tuple[CalibrationReport, ...]  # of all detections, and of those from score 0.3 on
+    calibration: tuple[CalibrationReport, ...]  # ECE and D-ECE
     num_images: int
     num_detections: int
     localization: tuple[LocalizationCalibrationReport, ...] = ()  # LaECE (IoU 0.1) and LaECE_0 (any overlap)
@@ -31,6 +32,11 @@ class DetectionReport(Report):
     brier: BrierReport | None = None  # at the IoU threshold of `calibration`
     # of the score p·o, p and o by themselves, if the results carry `objectness`
     parts: dict[str, CalibrationReport] = field(default_factory=dict)
+
+    @property
+    def named_calibration(self) -> dict[str, CalibrationReport]:
+        """`calibration` by the names of its two."""
+        return dict(zip(("ECE", "D-ECE"), self.calibration, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the counts; what was not asked for is left out."""
@@ -54,7 +60,7 @@ def evaluate_detections(
 
     Args:
         ground_truth, results, max_detections, image_ids, per_class: as in `evaluate_coco`.
-        iou_threshold, num_bins: of the calibration errors, LRP and the Brier score.
+        iou_threshold, num_bins: of the ECE, LRP and the Brier score; the D-ECE has its own, see `d_ece_report`.
         also_at: a larger number of detections an image and class, to report AP and AR at besides the last of
             `max_detections`. Everything but these two sets of numbers is then counted at the larger one.
         details: also LaECE, LaECE_0, LRP and Brier score, and where the results carry `objectness` the calibration of
@@ -83,7 +89,7 @@ def evaluate_detections(
         more["parts"] = part_calibration_report(matches, num_bins=num_bins) if found.have("objectness") else {}
     return DetectionReport(
         metrics=metrics,
-        calibration=tuple(calibration_report(matches, num_bins=num_bins, score_threshold=one) for one in (0.0, 0.3)),
+        calibration=(calibration_report(matches, num_bins=num_bins), d_ece_report(matches)),
         num_images=len(matches.image_ids),
         num_detections=len(found.rows),
         **more,

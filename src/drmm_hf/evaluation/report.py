@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..data import DetectionDataset, decode_image
 from ..visualization import draw_detections
-from .calibration import CalibrationReport, reliability_figure
+from .calibration import BAR, COUNT, FAINT, GRID, INK, OVER, UNDER, CalibrationReport, reliability_figure
 from .coco_input import CocoGroundTruth
 
 Model: TypeAlias = Mapping[str, Any]
@@ -28,16 +28,16 @@ Model: TypeAlias = Mapping[str, Any]
 
 # Of the checkpoints: distinct for most colour-blind readers, and of like weight on white and near-black (Paul Tol).
 SERIES = ("#4477aa", "#cc6677", "#3a9a5b", "#b8862b", "#8a63b5", "#2fa3b5")
+PAGE = "#ffffff"
 # Colours of figures that have to follow the page, in light, dark and print.
 THEME = {
-    "#333333": "--ink", "#8a8a8a": "--soft", "#ececec": "--line", "#ffffff": "--page", "#c4c4c4": "--fill",
-    "#a9c6e3": "--bar", "#d1495b": "--warn", "#1f6f8b": "--under",
+    INK: "--ink", FAINT: "--soft", GRID: "--line", PAGE: "--page", COUNT: "--fill", BAR: "--bar", OVER: "--warn",
+    UNDER: "--under",
 }  # fmt: skip
-INK, SOFT, LINE, PAGE = list(THEME)[:4]
 STYLE: Any = {
-    "axes.spines.top": False, "axes.spines.left": False, "axes.spines.right": False, "axes.edgecolor": SOFT,
-    "axes.labelcolor": SOFT, "axes.labelsize": 10.5, "axes.axisbelow": True, "axes.grid": True, "grid.color": LINE,
-    "xtick.color": SOFT, "xtick.labelsize": 10.5, "xtick.major.size": 0, "ytick.color": SOFT, "ytick.labelsize": 10.5,
+    "axes.spines.top": False, "axes.spines.left": False, "axes.spines.right": False, "axes.edgecolor": FAINT,
+    "axes.labelcolor": FAINT, "axes.labelsize": 10.5, "axes.axisbelow": True, "axes.grid": True, "grid.color": GRID,
+    "xtick.color": FAINT, "xtick.labelsize": 10.5, "xtick.major.size": 0, "ytick.color": FAINT, "ytick.labelsize": 10.5,
     "ytick.major.size": 0, "lines.markersize": 5,
 }  # fmt: skip
 LONGEST_SIDE = 900  # of a picture, pixels: sharp on a wide screen, and ten images stay a few megabytes
@@ -288,7 +288,7 @@ def _lines(
         axes.set_xticks(range(len(ticks)), [f"{tick:g}" if isinstance(tick, float) else str(tick) for tick in ticks])
         axes.grid(visible=False, axis="x")
         if from_zero:
-            axes.axhline(0, color=SOFT, linewidth=0.8)
+            axes.axhline(0, color=FAINT, linewidth=0.8)
             if lowest == 0:
                 axes.set_ylim(bottom=0)
         return _svg(figure, label)

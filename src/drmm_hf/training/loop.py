@@ -138,6 +138,8 @@ class _Training:
             if checked is not None:
                 write_json(self.output / "data_report.json", checked)
         optimizer = build_optimizer(self.model, config)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        self.main_group = rates.index(config.learning_rate)  # the backbone's may be another
         schedule = build_schedule(optimizer, config, self.num_steps, self.steps_per_epoch)
         if config.gradient_checkpointing:
             # transformers has renamed it
@@ -252,7 +254,7 @@ class _Training:
         self.progress["bad_steps"] += skipped
         means = table[bad == 0, : len(names) - 1].mean(dim=0).tolist()
         line = {n: round(v, 5) if math.isfinite(v) else None for n, v in zip(names[:-1], means, strict=True)}
-        line["learning_rate"] = self.schedule.get_last_lr()[0]
+        line["learning_rate"] = self.schedule.get_last_lr()[self.main_group]
         return line | {name: round(float(total.sum())) for name, total in zip(_COUNTS, totals, strict=True)}
 
     def _log(self, values: Mapping[str, Any]) -> None:
@@ -303,7 +305,7 @@ class _Training:
             write_json(self.output / "results.json", results)
             report = evaluate_detections(self.eval_dataset.annotations_path, results)
             metrics = {name: round(value, 4) for name, value in report.metrics.items()}
-            for name, calibration in zip(("ECE", "D-ECE"), report.calibration, strict=True):
+            for name, calibration in report.named_calibration.items():
                 metrics[name] = round(calibration.ece, 4) if math.isfinite(calibration.ece) else None
                 metrics[f"{name}_settings"] = calibration.settings
         return broadcast_object_list([metrics])[0]

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     overview = draw_validation_images(
         config, result, output / "pictures", number=arguments.num_pictures, threshold=arguments.threshold
     )
-    words = ["--checkpoint", str(result.model_dir), "--data", data, "--output_dir", str(output / "report")]
+    words = ["--model", str(result.model_dir), "--data", data, "--output", str(output / "report")]
     analyze.run(analyze.parser().parse_args(words))
     numbers = "   ".join(f"{name} {result.metrics[name]}" for name in _HEADLINE if name in result.metrics)
     print(f"""

@@ -20,15 +20,7 @@ from transformers.utils import logging
 from benchmarks import data, forward, loss, scaling
 from benchmarks.measure import Settings
 from benchmarks.page import processor_name, render
-
-try:
-    from drmm_hf.cli import positive_int, run_command
-except ImportError:  # a commit before that module, to compare with
-
-    def run_command(run, arguments):
-        return run(arguments)
-
-    positive_int = int
+from drmm_hf.cli import positive_int, run_command
 
 SUITES = {
     "loss": loss.measure_loss,

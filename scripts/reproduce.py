@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words[:cut])
     arguments.training = words[cut + 1 :]
     arguments.command = shlex.join(["python", "scripts/reproduce.py", *words])
-    arguments.batch_size = 2
     return run_command(_run, arguments)
 
 

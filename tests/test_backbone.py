@@ -21,6 +21,7 @@ from model_fixtures import inputs, small_model
 NARROW = {"hidden_size": 32, "decoder_ffn_dim": 32, "dynamic_dim": 8, "num_proposals": 6, "num_stages": 1}
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 RESNET18 = {"model_type": "timm_backbone", "backbone": "resnet18", "out_indices": [1, 2, 3, 4]}
+THIN = {"channels": [8, 16, 16, 32]}  # of a ResNet-18, for what does not depend on its size
 SWIN = {"model_type": "timm_backbone", "backbone": "swin_tiny_patch4_window7_224", "out_indices": [0, 1, 2, 3]}
 SWIN_KWARGS = {"strict_img_size": False, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 
@@ -187,8 +188,8 @@ def test_a_backbone_that_cannot_be_built_is_refused(field, value):
 
 @pytest.fixture
 def timm_resnet18() -> nn.Module:
-    """timm's own network with statistics that differ from a fresh one's."""
-    network = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4))
+    """timm's own network, but thin, with statistics that differ from a fresh one's."""
+    network = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3, 4), **THIN)
     for name, buffer in network.named_buffers():
         if name.endswith(("running_mean", "running_var")):
             buffer.uniform_(0.5, 1.5)
@@ -205,7 +206,7 @@ def test_weights_from_a_file_give_timms_features(tmp_path, timm_resnet18, wrappe
         state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
         torch.save({wrapper: {f"module.{name}": value for name, value in state.items()}}, file)
         timm_resnet18.load_state_dict(state)
-    model = narrow_model(backbone_config=RESNET18).eval()
+    model = narrow_model(backbone_config=RESNET18, backbone_kwargs=THIN).eval()
     pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = timm_resnet18(pixel_values)
@@ -218,7 +219,8 @@ def test_weights_from_a_file_give_timms_features(tmp_path, timm_resnet18, wrappe
 
 def test_weights_that_do_not_suffice_are_refused(tmp_path, timm_resnet18):
     """timm itself says nothing of what a file lacks, and leaves it at random."""
-    model, file = narrow_model(backbone_config=RESNET18), tmp_path / "resnet18.safetensors"
+    model = narrow_model(backbone_config=RESNET18, backbone_kwargs=THIN)
+    file = tmp_path / "resnet18.safetensors"
     state = timm_resnet18.state_dict()
     name = "layer1.0.bn1.running_mean"
     for spoilt in (

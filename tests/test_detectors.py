@@ -132,6 +132,29 @@ def test_saved_and_loaded_both_ways(wrapped, family, tmp_path):
         assert torch.equal(deployed(inputs).logits, expected.logits)
 
 
+def test_what_the_detector_freezes_stays_frozen(wrapped, family, tmp_path):
+    """Loading of a checkpoint enables the gradient of everything."""
+    wrapped.save_pretrained(tmp_path / "drmm")
+    loaded = DrmmDetrForObjectDetection.from_pretrained(tmp_path / "drmm")
+    trained = {name: parameter.requires_grad for name, parameter in small_detector(family).named_parameters()}
+    for model in (wrapped, loaded):
+        assert {name: parameter.requires_grad for name, parameter in model.detector.named_parameters()} == trained
+        assert all(parameter.requires_grad for parameter in model.edge_scales.parameters())
+
+
+@pytest.mark.parametrize("family", ["rt_detr_v2"], indirect=True)
+def test_a_frozen_norm_keeps_its_statistics(wrapped):
+    """Else an adapter of a frozen detector, which does not hold them, would not be what was trained."""
+    norms = {name: m for name, m in wrapped.detector.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    frozen = [name for name in norms if "encoder" in name]
+    assert 0 < len(frozen) < len(norms)
+    for name in frozen:
+        norms[name].requires_grad_(False)
+    before = {name: norm.running_mean.clone() for name, norm in norms.items()}
+    wrapped.train()(**batch())
+    assert [name for name, norm in norms.items() if torch.equal(norm.running_mean, before[name])] == frozen
+
+
 def test_other_classes(family, tmp_path):
     small_detector(family).save_pretrained(tmp_path)
     names = {0: "cat", 1: "emu", 2: "owl", 3: "yak"}
@@ -204,6 +227,81 @@ def test_weights_of_the_score_form():
     drmm = mixture_loss(MixtureParameters(locations, scales, logits, objectness), boxes, labels)
     torch.testing.assert_close(ours.nll, drmm.nll)
     torch.testing.assert_close(ours.mcm, drmm.mcm)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_halved_checkpoints(kind, tmp_path):
+    """They begin as float32 unless told otherwise, and gamma has the type of the rest."""
+    small_detector("rt_detr_v2").to(kind).save_pretrained(tmp_path / "stock")
+    inputs = batch()["pixel_values"]
+    assert DrmmDetrForObjectDetection.from_detector(tmp_path / "stock").dtype == torch.float32
+    model = DrmmDetrForObjectDetection.from_detector(tmp_path / "stock", dtype="auto")
+    assert {parameter.dtype for parameter in model.parameters()} == {kind}
+    model.save_pretrained(tmp_path / "drmm")
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "drmm")
+    for one in (model, loaded):
+        outputs = one(inputs)
+        assert outputs.logits.dtype == kind
+        assert outputs.pred_scales.isfinite().all()
+
+
+def test_classes_by_either_mapping(tmp_path):
+    small_detector("rt_detr_v2").save_pretrained(tmp_path)
+    names = {0: "cat", 1: "emu"}
+    for given in ({"id2label": {"0": "cat", "1": "emu"}}, {"label2id": {"cat": 0, "emu": 1}}):
+        config = DrmmDetrForObjectDetection.from_detector(tmp_path, **given).config
+        assert config.id2label == config.detector_config.id2label == names
+        assert config.label2id == {"cat": 0, "emu": 1}
+
+
+@pytest.mark.parametrize("wrong", [{"id2label": {1: "cat", 3: "emu"}}, {"id2label": ["cat", "emu"]}, {"mcm_wieght": 1}])
+def test_arguments_that_cannot_be_are_refused(wrong, tmp_path):
+    small_detector("rt_detr_v2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        DrmmDetrForObjectDetection.from_detector(tmp_path, **wrong)
+
+
+def test_fields_of_the_detector_and_a_folder_of_our_own(tmp_path):
+    small_detector("rt_detr_v2").save_pretrained(tmp_path / "stock")
+    model = DrmmDetrForObjectDetection.from_detector(tmp_path / "stock", num_queries=5, mcm_weight=0.25)
+    assert model(batch()["pixel_values"]).logits.shape[1] == 5
+    assert model.config.mcm_weight == 0.25
+    model.save_pretrained(tmp_path / "drmm", max_shard_size="50KB")
+    loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "drmm")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="from_pretrained"):
+        DrmmDetrForObjectDetection.from_detector(tmp_path / "drmm")
+
+
+@pytest.mark.parametrize("family", ["rf_detr", "deformable_detr_two_stage", "detr"], indirect=True)
+def test_gradient_checkpointing_changes_no_gradient(wrapped):
+    wrapped.train()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            wrapped.gradient_checkpointing_enable()
+        wrapped.zero_grad()
+        torch.manual_seed(0)
+        wrapped(**batch()).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in wrapped.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["deformable_detr", "lw_detr"], indirect=True)
+def test_inference_computes_the_heads_of_the_last_layer_only(wrapped, family):
+    """As often as the stock model calls them by itself."""
+    calls = []
+    for name, module in wrapped.detector.named_modules():
+        if name.split(".")[0] in ("class_embed", "bbox_embed"):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    for model in (wrapped.detector, wrapped):
+        calls.clear()
+        model(batch()["pixel_values"])
+        counts.append(len(calls))
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_family_without_an_adapter_is_named(tmp_path):

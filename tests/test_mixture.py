@@ -55,7 +55,7 @@ def densities(boxes, locations, scales, density: str, dof: float):
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("floor", [0.0, 1e-12, 1e-6])
 def test_the_equations_written_out(density: str, floor: float) -> None:
-    """Eq. 2, 3, 5 and 7 in linear space and float64, with pi times N and the floors of the released code."""
+    """Eq. 2, Eq. 3, Eq. 5, Eq. 7 in linear space and float64, with pi times N and the floors of the released code."""
     parameters, boxes, labels = case()
     size = parameters.locations[..., 2:] - parameters.locations[..., :2]
     scales = torch.maximum(parameters.scales, 0.1 * torch.cat((size, size), -1))
@@ -234,7 +234,7 @@ def test_it_compiles_whole_and_once_for_other_numbers_of_ground_truths() -> None
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("density", "laplace"),
+        ("density", "unknown"),
         ("objective", "hungarian"),
         ("stop_gradient", ("loc",)),
         ("stop_gradient", "location"),

@@ -113,7 +113,7 @@ def test_nothing_found() -> None:
         {"target_sizes": torch.ones(3, 2)},
         {"target_sizes": torch.ones(2, 3)},
         {"scale_factor": 0.0, "interval_level": 0.5},
-        {"density": "laplace", "interval_level": 0.5},
+        {"density": "unknown", "interval_level": 0.5},
         {"interval_level": 1.0},
     ],
 )

@@ -47,16 +47,13 @@ class Family:
         self.config = DrmmConfig.from_preset(preset, backbone_norm="eval", **overrides)
         self.name, self.model = name, DrmmForObjectDetection(self.config)
         self.released = filled_state(self.model)
-        self.refill()
+        state, self.report = convert_state_dict(self.released, self.model)
+        self.model.load_state_dict(state)
+        self.model.eval()
         self.golden_path = REFERENCE / f"{name}_r50_golden.safetensors"
         self.golden = load_file(self.golden_path)
         numbers = json.loads((REFERENCE / f"{name}_r50_losses.json").read_text())
         self.losses, self.adamw = numbers["losses"], numbers.get("adamw_3_steps")
-
-    def refill(self) -> None:
-        self.report = convert_state_dict(self.released, self.model)[1]
-        self.model.load_state_dict(convert_state_dict(self.released, self.model)[0])
-        self.model.eval()
 
     def targets(self, tag: str) -> Targets:
         boxes, labels = self.golden[f"gt/{tag}/boxes"], self.golden[f"gt/{tag}/labels"]
@@ -66,10 +63,10 @@ class Family:
         config = DrmmConfig.from_dict({**self.config.to_dict(), **options})
         return drmm_loss(stages, self.targets(tag), config, SIZES)
 
-    def gradient_norms(self, loss) -> tuple[float, dict[str, float]]:
+    def gradient_norms(self, loss, keep_graph: bool = False) -> tuple[float, dict[str, float]]:
         """Norm of the whole gradient, and of each released tensor's, in float64."""
         self.model.zero_grad()
-        loss.backward()
+        loss.backward(retain_graph=keep_graph)
         squares: dict[str, float] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None:
@@ -150,9 +147,10 @@ def test_the_final_detections_equal_the_released_ones(family, pixels) -> None:
     torch.testing.assert_close(found["boxes"][clear], golden_boxes[clear, :4], rtol=0, atol=2e-2)
 
 
-def test_top_k_between_stages_equals_the_released_model(pixels) -> None:
-    family = Family("drmm")
-    family.model.config.top_k_ratio = 0.7
+def test_top_k_between_stages_equals_the_released_model(family, pixels, monkeypatch) -> None:
+    if family.name != "drmm":
+        pytest.skip("the released baselines have no such option")
+    monkeypatch.setattr(family.model.config, "top_k_ratio", 0.7)
     with torch.no_grad():
         stages = family.model.model(pixels).stages
     for i, stage in enumerate(stages):
@@ -211,39 +209,46 @@ def test_an_image_without_boxes_has_a_finite_loss(family, stages) -> None:
     assert (loss > 1) if family.name != "drmm" else (loss == 0)
 
 
-@pytest.fixture
-def exact(family):
-    """The family computing in float64, so that the answer does not depend on the processor or its threads.
-
-    In float32 a few gradients of AdaMixer, sums of many terms that cancel, move by up to 0.5%.
-    """
-    family.model.double()
-    yield family
-    family.model.float()
-
-
-def test_gradients_equal_the_released_model(exact, pixels) -> None:
-    expected = exact.losses["base/AN" if exact.name == "drmm" else "AN"]
-    loss, _ = exact.loss(exact.model.model(pixels.double()).stages, "AN")
-    total, norms = exact.gradient_norms(loss)
+def assert_gradients(family: Family, loss: torch.Tensor) -> None:
+    """Those of the ground truth AN: the norm of the whole and of single tensors; they stay in the model."""
+    expected = family.losses["base/AN" if family.name == "drmm" else "AN"]
+    total, norms = family.gradient_norms(loss)
     assert total == pytest.approx(expected["grad_norm"], rel=1e-4)
     assert len(expected["grad_norm_of"]) > 30
     for name, value in expected["grad_norm_of"].items():
         assert norms.get(name, 0.0) == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
 
+def test_gradients_equal_the_released_model(family, pixels) -> None:
+    """In float64, so that the answer does not depend on the processor or its threads.
+
+    In float32 a few gradients of AdaMixer, sums of many terms that cancel, move by up to 0.5%.
+    """
+    if family.name == "sparse_rcnn":
+        pytest.skip("the first of its three optimizer steps, below, has the same gradients")
+    family.model.double()
+    try:
+        loss, _ = family.loss(family.model.model(pixels.double()).stages, "AN")
+        assert_gradients(family, loss)
+    finally:
+        family.model.float()
+
+
 @pytest.mark.slow
 def test_gradients_of_all_variants_equal_the_released_model(pixels) -> None:
-    family = Family("drmm")
+    """Variants of the loss start from the same outputs: these are computed once."""
+    family, stages = Family("drmm"), {}
     for variant, expected in family.losses.items():
         tag = variant.rpartition("/")[2]
         if tag == "A0":
             continue
         overrides = dict(expected["overrides"])
         factor = overrides.pop("mm_weight", 1.0)
-        family.model.config.top_k_ratio = overrides.pop("top_k_ratio", None)
-        loss, _ = family.loss(family.model.model(pixels).stages, tag, **translate(overrides))
-        total, _ = family.gradient_norms(factor * loss)
+        family.model.config.top_k_ratio = ratio = overrides.pop("top_k_ratio", None)
+        if ratio not in stages:
+            stages[ratio] = family.model.model(pixels).stages
+        loss, _ = family.loss(stages[ratio], tag, **translate(overrides))
+        total, _ = family.gradient_norms(factor * loss, keep_graph=True)
         assert total == pytest.approx(expected["grad_norm"], rel=1e-3), variant
 
 
@@ -268,7 +273,10 @@ def test_three_optimizer_steps_equal_the_released_model(name, pixels) -> None:
         loss, _ = family.loss(family.model.model(pixels.double()).stages, expected["gtset"])
         assert loss.item() == pytest.approx(step["total"], rel=loss_within)
         optimizer.zero_grad()
-        loss.backward()
+        if step is expected["steps"][0]:
+            assert_gradients(family, loss)
+        else:
+            loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         assert norm.item() == pytest.approx(step["grad_norm_before_clip"], rel=norm_within)
         optimizer.step()

@@ -113,6 +113,7 @@ def test_maps_of_one_row_or_column(height: int, width: int) -> None:
         torch.testing.assert_close(pool([feature], boxes, level, [8], (3, 2)), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.no_cover
 def test_compiled_in_one_graph_for_all_sizes() -> None:
     def read(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
         return multilevel_roi_align(features, boxes, STRIDES)

@@ -36,13 +36,13 @@ NUM_CLASSES, WIDTH, HEIGHT = 80, 640, 480
 OBJECTS_PER_IMAGE = 7.3  # 860,001 boxes of 117,266 images with boxes in COCO train2017
 
 
-def generate_ground_truth(num_images: int, seed: int = 0, polygons: bool = False) -> dict[str, Any]:
+def generate_ground_truth(num_images: int, polygons: bool = False) -> dict[str, Any]:
     """COCO annotations with the numbers of COCO: 80 classes, 7.3 objects an image, a hundredth of them crowd.
 
     A few classes are frequent, most are rare, and an image has few of them; box sides are log-uniform from 8 pixels to
     the image's own. With `polygons` each has one of 24 points, which makes the json about as large as COCO's.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     frequency = 1.0 / np.arange(1, NUM_CLASSES + 1)
     annotations: list[dict[str, Any]] = []
     for image in range(num_images):
@@ -70,9 +70,9 @@ def generate_ground_truth(num_images: int, seed: int = 0, polygons: bool = False
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def generate_results(truth: dict[str, Any], per_image: int = 100, seed: int = 0) -> list[dict[str, Any]]:
+def generate_results(truth: dict[str, Any]) -> list[dict[str, Any]]:
     """COCO results: every object once well and twice badly, the rest anywhere with small scores."""
-    generator = np.random.default_rng(seed)
+    generator, per_image = np.random.default_rng(0), 100
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:
         objects[annotation["image_id"]].append(annotation)
@@ -128,9 +128,9 @@ def measure_data(settings: Settings, num_images: int | None = None) -> dict[str,
         return {"tables": [_loading(settings, Path(folder), num_images), _batches(settings, Path(folder))]}
 
 
-def write_coco(root: Path, num_images: int, seed: int = 0) -> Path:
+def write_coco(root: Path, num_images: int) -> Path:
     """Write a data set with the numbers of COCO and empty image files; the folder."""
-    truth = generate_ground_truth(num_images, seed, polygons=True)
+    truth = generate_ground_truth(num_images, polygons=True)
     for folder in ("train2017", "annotations"):
         (root / folder).mkdir(parents=True)
     for image in truth["images"]:
@@ -166,10 +166,10 @@ def _load(root: Path, loader: str) -> tuple[float, float, float]:
     return seconds, before / 1e6, after / 1e6
 
 
-def photos(root: Path, count: int = 32, seed: int = 0) -> DetectionDataset:
+def photos(root: Path, count: int) -> DetectionDataset:
     """Write and load a data set of photo-like JPEG files of 640x480 pixels and about 160 KB, as those of COCO."""
-    write_coco(root, count, seed)
-    random = np.random.default_rng(seed)
+    write_coco(root, count)
+    random = np.random.default_rng(0)
     for image in sorted((root / "train2017").iterdir()):
         colors = random.integers(0, 255, (HEIGHT // 32, WIDTH // 32, 3), dtype=np.uint8)
         smooth = PIL.Image.fromarray(colors).resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC)

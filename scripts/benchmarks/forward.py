@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_convert
 from transformers import DeformableDetrImageProcessor, DetrImageProcessor, RTDetrImageProcessor
 
-from drmm_hf import DrmmImageProcessor, stage_sparse_rcnn
+from drmm_hf import DrmmImageProcessor
 from drmm_hf.modeling_drmm import DrmmObjectDetectionOutput
+from drmm_hf.roi_align import multilevel_roi_align
 
 from .measure import Settings, alternate, gpu_counts, peak_memory, table
 from .models import (
@@ -120,11 +121,10 @@ def _regions(settings: Settings) -> dict[str, Any]:
 
         return run
 
-    ours = stage_sparse_rcnn.multilevel_roi_align
     runs: dict[str, Callable[[], Any]] = {
-        "regions, forward": torch.no_grad()(lambda: ours(last, boxes, STRIDES)),
+        "regions, forward": torch.no_grad()(lambda: multilevel_roi_align(last, boxes, STRIDES)),
         "regions, forward, as released": torch.no_grad()(lambda: released_regions(plain, boxes, STRIDES)),
-        "regions, forward and backward": step(ours, last),
+        "regions, forward and backward": step(multilevel_roi_align, last),
         "regions, forward and backward, as released": step(released_regions, plain),
     }
     timings = alternate(runs, settings.rounds, device=settings.device, min_seconds=0.02)

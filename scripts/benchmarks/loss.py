@@ -15,16 +15,12 @@ from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss
 from transformers.loss.loss_rt_detr import RTDetrLoss
 
 from drmm_hf import DrmmConfig
+from drmm_hf.loss import drmm_loss, pad_targets
 from drmm_hf.mixture import MixtureParameters
 
 from .measure import Settings, alternate, figure, gpu_counts, peak_memory, saved_memory, table
 from .models import NUM_LABELS
 from .released import linear_mixture_loss
-
-try:
-    from drmm_hf.loss import drmm_loss, pad_targets
-except ImportError:  # earlier commits, to compare with
-    from drmm_hf.loss_drmm import drmm_loss, pad_targets
 
 OURS, LINEAR, LOOKUP = "drmm-hf", "image by image, linear space", "image by image, linear space, class by index"
 FULL = {

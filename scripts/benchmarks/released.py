@@ -15,6 +15,7 @@ from drmm_hf.mixture import MixtureParameters
 
 _EPSILON = 1e-12
 _MIN_SCALE_RATIO = 0.04
+_MCM_WEIGHT = 0.5
 _CANONICAL_SIZE = 56.0
 
 
@@ -22,10 +23,9 @@ def linear_mixture_loss(
     stages: Sequence[MixtureParameters],
     boxes: Sequence[Tensor],
     labels: Sequence[Tensor],
-    mcm_weight: float = 0.5,
     lookup: bool = False,
 ) -> Tensor:
-    """Sum of NLL + mcm_weight * MCM over all ground truths, images and stages.
+    """Sum of NLL + 0.5 * MCM over all ground truths, images and stages.
 
     Args:
         stages: what each stage predicts.
@@ -51,13 +51,11 @@ def linear_mixture_loss(
             else:
                 chosen = F.one_hot(image_labels, probability.shape[-1]).to(probability.dtype)
                 category = probability[i].pow(chosen[:, None]).prod(dim=-1)  # (n, K, C) to (n, K)
-            losses.append(_image_loss(image_boxes, locations[i], scales[i], mixing[i], category, mcm_weight) * weight)
+            losses.append(_image_loss(image_boxes, locations[i], scales[i], mixing[i], category) * weight)
     return torch.stack(losses).sum()
 
 
-def _image_loss(
-    boxes: Tensor, locations: Tensor, scales: Tensor, mixing: Tensor, category: Tensor, mcm_weight: float
-) -> Tensor:
+def _image_loss(boxes: Tensor, locations: Tensor, scales: Tensor, mixing: Tensor, category: Tensor) -> Tensor:
     size = locations[:, 2:] - locations[:, :2]
     scales = torch.max(scales, torch.cat((size, size), dim=-1) * _MIN_SCALE_RATIO)
     normalized = (boxes.unsqueeze(1) - locations.unsqueeze(0)) / scales.unsqueeze(0)
@@ -66,21 +64,19 @@ def _image_loss(
     nll = -torch.log((weights * density * category).sum(dim=1) + _EPSILON)
     joint = weights * density.detach() * category
     share = joint.max(dim=1).values / (joint.sum(dim=1) + _EPSILON)
-    return (nll - mcm_weight * torch.log(share + _EPSILON)).sum()
+    return (nll - _MCM_WEIGHT * torch.log(share + _EPSILON)).sum()
 
 
-def released_regions(
-    features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int], output_size: int = 7, sampling_ratio: int = 2
-) -> Tensor:
-    """RoIAlign of boxes (B, K, 4) xyxy in pixels from maps (B, D, H, W): (B * K, D, output_size, output_size)."""
+def released_regions(features: Sequence[Tensor], boxes: Tensor, strides: Sequence[int]) -> Tensor:
+    """RoIAlign of boxes (B, K, 4) xyxy in pixels from maps (B, D, H, W): (B * K, D, 7, 7)."""
     batch, num_boxes, _ = boxes.shape
     image = torch.arange(batch, device=boxes.device, dtype=boxes.dtype).repeat_interleave(num_boxes).unsqueeze(-1)
     regions = torch.cat((image, boxes.reshape(-1, 4)), dim=-1)
     size = torch.sqrt((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2]))
     level = torch.floor(torch.log2(size / _CANONICAL_SIZE + 1e-6)).clamp(0, len(features) - 1).long()
-    pooled = features[0].new_zeros(len(regions), features[0].shape[1], output_size, output_size)
+    pooled = features[0].new_zeros(len(regions), features[0].shape[1], 7, 7)
     for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         own = (level == i).nonzero(as_tuple=True)[0]
         if len(own):
-            pooled[own] = roi_align(feature, regions[own], output_size, 1.0 / stride, sampling_ratio, aligned=True)
+            pooled[own] = roi_align(feature, regions[own], 7, 1.0 / stride, 2, aligned=True)
     return pooled

@@ -27,8 +27,9 @@ from drmm_hf.evaluation import (
     suppress,
 )
 from drmm_hf.evaluation.calibration import d_ece_report
-from drmm_hf.evaluation.coco_input import prepare_ground_truth
+from drmm_hf.evaluation.coco_input import prepare_ground_truth, prepare_results
 from drmm_hf.evaluation.complexity import count_complexity
+from drmm_hf.evaluation.duplicates import DUPLICATE_SCORES, NMS_THRESHOLDS
 from drmm_hf.loading import load_detector
 from drmm_hf.presets import processor_fields
 
@@ -36,9 +37,7 @@ from .tables import Context, Rows, Run, Table
 
 # Table 3 and Fig. 8 do not say their threshold; Fig. 7 has its best at 0.7 to 0.9.
 NMS_IOU = 0.7
-NMS_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NMS_NONE, NMS_BEST = "without NMS", "best threshold"
-DUPLICATE_SCORES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 _PARTS = {"class_probability": "p", "objectness": "o", "score": "p·o"}
 # Table 11 gives the memory of two images on a GPU; COCO has 7.3 objects an image.
 _MEMORY_IMAGES, _MEMORY_OBJECTS = 2, 8
@@ -187,11 +186,10 @@ def recalibration(run: Run, context: Context) -> Rows:
 
 def duplicates(run: Run, context: Context) -> Rows:
     """Duplicates an image over the lowest score that counts. Not in the paper."""
-    truth = prepare_ground_truth(context.truth)  # read and checked once for all scores
+    truth = prepare_ground_truth(context.truth)
+    found = prepare_results(run.results, truth)  # both checked once for all scores
     return {
-        f"score {score:g}": {
-            run.cell.label: count_duplicates(truth, run.results, score_threshold=score).duplicates_per_image
-        }
+        f"score {score:g}": {run.cell.label: count_duplicates(truth, found, score_threshold=score).duplicates_per_image}
         for score in DUPLICATE_SCORES
     }
 

@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.page import processor_name
 from drmm_hf.evaluation import save_reliability_diagram
+from drmm_hf.visualization import require_matplotlib
 from markdown_table import PAPER, markdown_table, reproduced_table, spread
 
 from .measurements import NMS_BEST, part_reports, reliability_reports, table_runs
@@ -88,13 +89,9 @@ def draw_table(table: Table, content: dict[str, Any], runs: Sequence[Run], conte
 
 def _draw_lines(rows: dict[str, Any], title: str, unit: str, path: Path) -> None:
     """One line for each column of AP, or whatever else; the standard deviation over seeds is a band."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'drmm-hf[plots]'") from error
     rows = {row: columns for row, columns in rows.items() if row != NMS_BEST}
     names = dict.fromkeys(name for columns in rows.values() for name in columns if not name.startswith("AP50"))
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = require_matplotlib().figure.Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(names):
         cells, color = [columns.get(name, {}) for columns in rows.values()], _COLORS[index % len(_COLORS)]

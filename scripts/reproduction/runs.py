@@ -13,6 +13,7 @@ import yaml
 
 from drmm_hf import DrmmConfig
 from drmm_hf.training import TrainConfig
+from drmm_hf.training.checkpoints import NOT_THE_MODEL
 
 from .tables import TABLES, Cell, Run, Table
 
@@ -20,12 +21,10 @@ FINISHED, UNFINISHED, OPEN = "finished", "unfinished", "to train"
 
 # Fields of TrainConfig that change how a run is computed or kept, but not what is trained.
 _FREE = {
-    *("output", "resume", "debug", "num_workers", "cache_images", "save_every", "save_total_limit", "log_every"),
+    *("output", "resume", "num_workers", "cache_images", "save_every", "save_total_limit", "log_every"),
     *("report_to", "eval_every", "eval_every_epochs", "eval_batch_size", "cpu", "gradient_checkpointing", "compile"),
     "timeout",
 }
-# Fields of DrmmConfig that follow from the data or the version.
-_NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
 _BACKBONE = ("model_type", "backbone", "out_indices")
 # Objectives to which the settings of MCM do nothing.
 _WITHOUT_MCM = ("nll", "nll_max", "nll_bipartite", "set_prediction")
@@ -194,7 +193,7 @@ def _model_fields(config: DrmmConfig) -> dict[str, Any]:
     fields["backbone_config"] = {name: fields["backbone_config"].get(name) for name in _BACKBONE}
     left_out = ("_", "mcm_") if config.objective in _WITHOUT_MCM else "_"
     return {
-        name: value for name, value in fields.items() if name not in _NOT_THE_MODEL and not name.startswith(left_out)
+        name: value for name, value in fields.items() if name not in NOT_THE_MODEL and not name.startswith(left_out)
     }
 
 

@@ -209,7 +209,7 @@ class DrmmConfig(PreTrainedConfig):
         # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names,
         # and the file's label2id would stay
         if key == "id2label" and value is not None:
-            value = _class_names(value)
+            value = class_names(value)
             super().__setattr__("label2id", {name: index for index, name in value.items()})
         super().__setattr__(key, value)
 
@@ -310,16 +310,16 @@ class DrmmConfig(PreTrainedConfig):
         return cls(**{**values, **overrides})
 
 
-def _class_names(id2label: Mapping[int | str, str]) -> dict[int, str]:
+def class_names(id2label: Mapping[Any, str]) -> dict[int, str]:
     """The names by ascending class index; the keys of a JSON file are strings."""
     if not isinstance(id2label, Mapping) or not all(isinstance(name, str) for name in id2label.values()):
         raise ValueError(
-            f"DrmmConfig.id2label is {str(id2label)[:200]}; give a dict of class indices 0..n-1 and their names (text)."
+            f"id2label is {str(id2label)[:200]}; give a dict of class indices 0..n-1 and their names (text)."
         )
     keys = [str(key)[:40] for key in id2label]
     if not keys or sorted(keys) != sorted(str(index) for index in range(len(keys))):
         raise ValueError(
-            f"DrmmConfig.id2label has the keys {keys[:10]}; give each class one of 0..n-1. Category ids with gaps, as "
+            f"id2label has the keys {keys[:10]}; give each class one of 0..n-1. Category ids with gaps, as "
             "COCO's, have to be mapped first."
         )
     return {int(key): name for key, name in sorted(id2label.items(), key=lambda item: int(item[0]))}

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
+from .configuration_drmm import class_names
 from .mixture import STOP_GRADIENTS
 
 
@@ -65,7 +66,7 @@ class DrmmDetrConfig(PreTrainedConfig):
     def __setattr__(self, key: str, value: Any) -> None:
         # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names
         if key == "id2label" and value is not None:
-            value = {int(label): name for label, name in value.items()}
+            value = class_names(value)
             super().__setattr__("label2id", {name: label for label, name in value.items()})
             detector = self.__dict__.get("detector_config")
             if isinstance(detector, PreTrainedConfig):

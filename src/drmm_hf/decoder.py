@@ -69,7 +69,17 @@ class DrmmProposals(nn.Module):
 # `refine` moves them by the head's raw output, `decode` makes boxes, xyxy in pixels of the network input.
 
 
-class EdgeOffsets:
+class _Boxes:
+    """Regions that are boxes."""
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        return boxes
+
+    def decode(self, regions: Tensor) -> Tensor:
+        return regions
+
+
+class EdgeOffsets(_Boxes):
     """D-RMM on Sparse R-CNN: regions are boxes, moved by plain pixel offsets of the edges (released code).
 
     A box can come out with x2 < x1.
@@ -81,24 +91,15 @@ class EdgeOffsets:
     def __init__(self, unit: float = 1.0):
         self.unit = unit
 
-    def encode(self, boxes: Tensor) -> Tensor:
-        return boxes
-
     def refine(self, regions: Tensor, raw: Tensor) -> Tensor:
         return regions + self.unit * raw
 
-    def decode(self, regions: Tensor) -> Tensor:
-        return regions
 
-
-class BoxDeltas:
+class BoxDeltas(_Boxes):
     """Sparse R-CNN: regions are boxes, moved by shifts relative to their size and by log factors of the size.
 
     The deltas are divided by (2, 2, 1, 1), log factors clamped to +-ln(1000/16) (mmdet's `DeltaXYWHBBoxCoder`).
     """
-
-    def encode(self, boxes: Tensor) -> Tensor:
-        return boxes
 
     def refine(self, regions: Tensor, raw: Tensor) -> Tensor:
         shift, log_factor = _SHIFT_STD * raw[..., :2], raw[..., 2:]
@@ -107,9 +108,6 @@ class BoxDeltas:
         center = (low + high) * 0.5 + size * shift
         half = size * log_factor.clamp(-_MAX_DELTA, _MAX_DELTA).exp() * 0.5
         return torch.cat((center - half, center + half), dim=-1)
-
-    def decode(self, regions: Tensor) -> Tensor:
-        return regions
 
 
 class ScaleSpace:

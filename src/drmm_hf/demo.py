@@ -13,25 +13,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torchvision.ops import batched_nms
 
 from .configuration_drmm import DrmmConfig
 from .data import open_image
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
+from .evaluation.uncertainty import LEVELS
 from .files import read_json
 from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 from .postprocessing import box_intervals
-from .visualization import draw_detections, label_color
+from .visualization import draw_view
 
-LEVELS = (0.5, 0.8, 0.9)  # probabilities of the bands to choose from
 NMS_IOU = 0.5  # of two boxes of a class that overlap more, NMS would remove the one with the lower score
-SIDES = (960, 1600)  # pixels, of the longer side of a drawn picture, whatever the image has: tags and bands need room
 MAX_UPLOAD = "20mb"  # larger files are refused
 KEEP_FILES = (60, 3600)  # seconds: how often to look for gradio's files of uploads and results, and how old they may be
-_FILL, _EDGE, _GRAY = 72, 190, (150, 150, 150)  # opacity of a band and of its ends, of 255; color of what is removed
 _NO_PICTURE = "Upload a picture, or pick one of the examples."
 _INTRODUCTION = """# D-RMM
 Object detection as a mixture density: a score is the probability that there is an object times that of its class, and
@@ -238,50 +236,6 @@ def threshold_text(threshold: float, measured: Measured | None) -> str:
         first = f"**Expected precision {precision:.0%}**: the share of right ones {where}."
     best = ", ".join(f"{name} {value:.2f}" for name, value in measured.thresholds.items() if value is not None)
     return f"{first} Best thresholds: {best}." if best else first
-
-
-def draw_view(
-    image: Image.Image,
-    detections: Detections,
-    id2label: Mapping[int, str],
-    *,
-    intervals: torch.Tensor | None = None,
-    removed: torch.Tensor | None = None,
-) -> Image.Image:
-    """Boxes, tags, and a band around each edge.
-
-    Args:
-        image: the picture, any size; left unchanged.
-        detections: `boxes` (n, 4) xyxy in pixels of `image`, `labels` (n,) and `scores` (n,); all are drawn.
-        id2label: names of the labels.
-        intervals: (n, 2, 4) lower and upper end of each edge, same pixels; no bands without.
-        removed: (n,) bool, detections to cross out in gray.
-
-    Returns:
-        RGB image whose longer side lies within `SIDES`.
-    """
-    factor = min(max(max(image.size), SIDES[0]), SIDES[1]) / max(image.size)
-    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
-    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    pixels = torch.tensor([canvas.width / image.width, canvas.height / image.height] * 2)
-    boxes = detections["boxes"] * pixels
-    kept = torch.ones(len(boxes), dtype=torch.bool) if removed is None else ~removed
-    pen = ImageDraw.Draw(canvas, "RGBA")
-    for left, top, right, bottom in boxes[~kept].tolist():
-        if right > left and bottom > top:
-            pen.rectangle((left, top, right, bottom), outline=_GRAY, width=3)
-            pen.line((left, top, right, bottom), fill=_GRAY, width=3)
-            pen.line((left, bottom, right, top), fill=_GRAY, width=3)
-    if intervals is not None:
-        for index in reversed(kept.nonzero()[:, 0].tolist()):  # the surest last, on top of the others
-            color = label_color(int(detections["labels"][index]))
-            left, top, right, bottom = boxes[index].tolist()
-            for edge, (low, high) in enumerate(zip(*(intervals[index] * pixels).tolist(), strict=True)):
-                strip = (low, top, high, bottom) if edge % 2 == 0 else (left, low, right, high)
-                if strip[0] <= strip[2] and strip[1] <= strip[3]:
-                    pen.rectangle(strip, fill=(*color, _FILL), outline=(*color, _EDGE))
-    shown = {name: detections[name][kept] for name in ("labels", "scores")} | {"boxes": boxes[kept]}
-    return draw_detections(canvas, shown, id2label, threshold=0.0)
 
 
 def example_scenes(classes: Collection[str], number: int = 6) -> list[Image.Image]:

@@ -1,8 +1,8 @@
 """What the detectors of transformers predict, layer by layer, in the one form that a mixture is made of.
 
-An adapter reads a forward pass of a stock detector and gives a `Layer` for every layer of the decoder, the last one
-last, and one for all proposals of the encoder where the detector chooses its queries among them. The pass is one
-without labels: with them, queries that denoise boxes would stand among the others.
+The last layer of the decoder is what the detector gives itself. An adapter reads the layers before it off a forward
+pass, and all proposals of the encoder where the detector chooses its queries among them. The pass is one without
+labels: with them, queries that denoise boxes would stand among the others.
 """
 
 import contextlib
@@ -45,15 +45,23 @@ class Adapter(NamedTuple):
     """How to read a family.
 
     Attributes:
-        decoder: (detector, recording) -> the decoder's layers.
+        decoder: (detector, recording) -> the decoder's layers without the last.
         encoder: (detector, recording) -> all proposals of the encoder, or None for a family without. A configuration
             with `two_stage=False` has none either.
         watched: patterns of names of the base model's modules whose outputs these need besides its own.
+        log_scores: class logits -> log q.
     """
 
     decoder: Callable[[Any, Recording], list[Layer]]
     encoder: Callable[[Any, Recording], Layer] | None = None
     watched: tuple[str, ...] = ()
+    log_scores: Callable[[Tensor], Tensor] = F.logsigmoid
+
+    def layers(self, detector: Any, record: Recording, outputs: Any) -> list[Layer]:
+        """All layers of the decoder: those before the last, and what the detector gives itself as the last."""
+        last = (self.log_scores(outputs.logits.float()), outputs.pred_boxes, last_hidden_state(detector, outputs))
+        groups = getattr(detector.config, "group_detr", 1) if detector.training else 1
+        return [*self.decoder(detector, record), Layer(*(t.unflatten(1, (groups, -1)).flatten(0, 1) for t in last))]
 
 
 def adapter_for(model_type: str) -> Adapter:
@@ -68,6 +76,13 @@ def adapter_for(model_type: str) -> Adapter:
             "adapter gives log scores, boxes and hidden states of every decoder layer: see drmm_hf/detectors.py."
         )
     return ADAPTERS[model_type]
+
+
+def last_hidden_state(detector: Any, outputs: Any) -> Tensor:
+    """(B, K, D) what the detector's logits and boxes are made of; D-FINE may stop before its last layer."""
+    if hasattr(detector, "eval_idx") and not detector.training:
+        return outputs.intermediate_hidden_states[detector.eval_idx]
+    return outputs.last_hidden_state
 
 
 @contextlib.contextmanager
@@ -96,28 +111,20 @@ def recording(detector: Any, watched: tuple[str, ...]) -> Iterator[Recording]:
 
 def _rt_detr_decoder(detector: Any, record: Recording) -> list[Layer]:
     base = record.base
+    logits, boxes = base.intermediate_logits, base.intermediate_reference_points
     hidden = base.intermediate_hidden_states
-    return [
-        Layer(
-            F.logsigmoid(base.intermediate_logits[:, i].float()), base.intermediate_reference_points[:, i], hidden[:, i]
-        )
-        for i in range(hidden.shape[1])
-    ]
+    return [Layer(F.logsigmoid(logits[:, i].float()), boxes[:, i], hidden[:, i]) for i in range(logits.shape[1] - 1)]
 
 
 def _d_fine_decoder(detector: Any, record: Recording) -> list[Layer]:
     """The first layer predicts twice: by a head of its own before the distributions of its edges are refined."""
     base = record.base
-    logits, boxes, hidden = (
-        base.intermediate_logits,
-        base.intermediate_reference_points,
-        base.intermediate_hidden_states,
-    )
-    # (L, B, K, D) hidden states; predictions of all layers in training, and of the last one alone otherwise
-    places = [0, *range(len(hidden))] if logits.shape[1] > len(hidden) else [detector.eval_idx]
+    # predictions of all layers in training, and of the last one alone otherwise
+    logits, boxes = base.intermediate_logits, base.intermediate_reference_points
+    hidden = base.intermediate_hidden_states  # (L, B, K, D)
     return [
-        Layer(F.logsigmoid(logits[:, i - len(places)].float()), boxes[:, i - len(places)], hidden[place])
-        for i, place in enumerate(places)
+        Layer(F.logsigmoid(logits[:, i].float()), boxes[:, i], hidden[max(i - 1, 0)])
+        for i in range(logits.shape[1] - 1)
     ]
 
 
@@ -137,7 +144,7 @@ def _refined(references: Tensor, deltas: Tensor) -> Tensor:
 
 
 def _lw_detr_decoder(detector: Any, record: Recording) -> list[Layer]:
-    hidden = record.base.intermediate_hidden_states  # (L, B, G * K, D)
+    hidden = record.base.intermediate_hidden_states[:-1]  # (L - 1, B, G * K, D)
     logits = detector.class_embed(hidden)
     boxes = _refined(record.base.intermediate_reference_points, detector.bbox_embed(hidden))
     size = detector.config.num_queries
@@ -168,7 +175,7 @@ def _deformable_detr_decoder(detector: Any, record: Recording) -> list[Layer]:
     base = record.base
     references = [base.init_reference_points, *base.intermediate_reference_points.unbind(1)]
     layers = []
-    for i, hidden in enumerate(base.intermediate_hidden_states.unbind(1)):
+    for i, hidden in enumerate(base.intermediate_hidden_states[:, :-1].unbind(1)):
         boxes = _moved(references[i], detector.bbox_embed[i](hidden))
         layers.append(Layer(F.logsigmoid(detector.class_embed[i](hidden).float()), boxes, hidden))
     return layers
@@ -194,17 +201,21 @@ def _deformable_detr_encoder(detector: Any, record: Recording) -> Layer:
 
 
 def _hidden_states(detector: Any, record: Recording) -> list[Tensor]:
-    layers = range(len(detector.model.decoder.layers))
+    layers = range(len(detector.model.decoder.layers) - 1)
     return [detector.model.decoder.layernorm(record[f"decoder.layers.{i}"][0]) for i in layers]
 
 
 def _detr_decoder(detector: Any, record: Recording) -> list[Layer]:
-    """The last class is the background."""
     layers = []
     for hidden in _hidden_states(detector, record):
-        log_scores = detector.class_labels_classifier(hidden).float().log_softmax(dim=-1)[..., :-1]
+        log_scores = _detr_log_scores(detector.class_labels_classifier(hidden).float())
         layers.append(Layer(log_scores, detector.bbox_predictor(hidden).sigmoid(), hidden))
     return layers
+
+
+def _detr_log_scores(logits: Tensor) -> Tensor:
+    """The last class is the background."""
+    return logits.log_softmax(dim=-1)[..., :-1]
 
 
 def _conditional_detr_decoder(detector: Any, record: Recording) -> list[Layer]:
@@ -226,6 +237,6 @@ ADAPTERS = {
     "rf_detr": _LW_DETR,
     "deformable_detr": Adapter(_deformable_detr_decoder, _deformable_detr_encoder),
     "conditional_detr": Adapter(_conditional_detr_decoder, watched=_DECODER_LAYERS),
-    "detr": Adapter(_detr_decoder, watched=_DECODER_LAYERS),
+    "detr": Adapter(_detr_decoder, watched=_DECODER_LAYERS, log_scores=_detr_log_scores),
 }
 """By `model_type`."""

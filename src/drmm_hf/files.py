@@ -85,13 +85,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def json_text(content: Any) -> str:
+    """Standard JSON for people to read, as `write_json` writes what is no list."""
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write standard JSON (no nan or infinity, which other readers refuse), all of it or nothing; a list has one entry
     a line.
     """
     with _replacing(path) as file:
         if not isinstance(content, list):
-            file.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+            file.write(json_text(content))
             return
         separator = "[\n"
         for entry in content:

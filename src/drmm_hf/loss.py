@@ -17,6 +17,8 @@ from .configuration_drmm import DrmmConfig, shown
 from .matching import set_prediction_loss
 from .mixture import MixtureParameters, mixture_losses, responsibilities
 
+MIXTURE_FIELDS = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
+"""Fields of the configuration that the NLL depends on."""
 # Boxes of clipped annotations can pass 1 by rounding; pixels in place of fractions pass it by far.
 _MAX_FRACTION = 1.001
 
@@ -159,8 +161,7 @@ def _mixture_terms(
     stages: Sequence[MixtureParameters], targets: Targets, config: DrmmConfig, counts: Sequence[int] | None
 ) -> dict[str, Tensor]:
     """The terms (S,) of a mixture objective, reduced over the ground truths of the batch."""
-    fields = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
-    options = {name: getattr(config, name) for name in fields}
+    options = {name: getattr(config, name) for name in MIXTURE_FIELDS}
     every = mixture_losses(
         stages, *targets, counts, stop_gradient=config.stop_gradient, objective=config.objective, **options
     )

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from .matching import assign
 from .mixture_kernels import MAX_LENGTH, MIN_SCALE, LogClassProbability, LogEdgeTail
 
+# also in the branches of box_log_density, postprocessing.half_width and both configurations
 DENSITIES = ("cauchy", "gaussian", "student_t")
 STOP_GRADIENTS = ("mixing", "location", "class")
 OBJECTIVES = ("nll_mcm", "nll", "nll_max", "nll_mcm_bipartite", "nll_bipartite")

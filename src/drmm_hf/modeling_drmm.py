@@ -150,7 +150,9 @@ class DrmmPreTrainedModel(PreTrainedModel):
                 "it again."
             ) from error
         model._start_backbone({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-        model.freeze_backbone_stages()
+        for module in model.modules():
+            if isinstance(module, DrmmBackbone):
+                module.freeze()
         return (model, info) if with_info else model
 
     @torch.no_grad()
@@ -162,12 +164,6 @@ class DrmmPreTrainedModel(PreTrainedModel):
                 fresh, state = DrmmBackbone(self.config).state_dict(), module.state_dict()
                 for name in lacking & fresh.keys():
                     state[name].copy_(fresh[name])
-
-    def freeze_backbone_stages(self) -> None:
-        """Freeze the first `config.frozen_stages` stages of the backbone again, if something enabled them."""
-        for module in self.modules():
-            if isinstance(module, DrmmBackbone):
-                module.freeze()
 
 
 class DrmmModel(DrmmPreTrainedModel):

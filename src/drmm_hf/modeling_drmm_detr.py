@@ -1,5 +1,7 @@
 """D-RMM on the detectors of transformers: a stock detector, one layer for gamma, and the likelihood as the loss."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,8 +10,9 @@ from transformers import AutoModelForObjectDetection, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from .configuration_drmm import class_names
 from .configuration_drmm_detr import DrmmDetrConfig
-from .detectors import Layer, adapter_for, recording
+from .detectors import adapter_for, last_hidden_state, recording
 from .loss import Targets, drmm_loss, pad_targets
 from .mixture import MixtureParameters, effective_scales, score_mixture
 from .modeling_drmm import DrmmObjectDetectionOutput, check_input_shapes, image_sizes
@@ -71,29 +74,72 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
     def from_detector(
         cls,
         pretrained_model_name_or_path: Any,
-        id2label: dict[int, str] | None = None,
-        label2id: dict[str, int] | None = None,
+        id2label: Mapping[int, str] | None = None,
+        label2id: Mapping[str, int] | None = None,
         **fields: Any,
     ) -> "DrmmDetrForObjectDetection":
         """Put D-RMM on a stock checkpoint.
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of a detector that `detectors.ADAPTERS` knows.
-            id2label, label2id: classes, if not those of the checkpoint; class layers of another width begin anew.
-            fields: of `DrmmDetrConfig`.
+            id2label, label2id: classes, either of the two, if not those of the checkpoint; class layers of another
+                width begin anew.
+            fields: of `DrmmDetrConfig`. Others are for the stock model's `from_pretrained`, such as `revision` or
+                `num_queries`. Weights are float32, as training needs them, unless `dtype` is among these.
+
+        Returns:
+            The model in eval mode, as `from_pretrained` gives it.
 
         Raises:
             ValueError: a family without an adapter, or a field that cannot be.
         """
-        options: dict[str, Any] = {}
+        if id2label is None and label2id is not None:
+            id2label = {label: name for name, label in label2id.items()}
+        options: dict[str, Any] = {"dtype": torch.float32}
         if id2label is not None:
-            names = {int(label): name for label, name in id2label.items()}
-            label2id = {name: label for label, name in names.items()}
-            options = {"id2label": names, "label2id": label2id, "ignore_mismatched_sizes": True}
-        detector = AutoModelForObjectDetection.from_pretrained(pretrained_model_name_or_path, **options)
-        model = cls(DrmmDetrConfig(detector_config=detector.config, **fields))
-        model.detector = detector  # afterwards: the constructor gives every module initial weights
-        return model
+            names = class_names(id2label)
+            labels = {name: label for label, name in names.items()}
+            options |= {"id2label": names, "label2id": labels, "ignore_mismatched_sizes": True}
+        ours = {name: fields.pop(name) for name in DrmmDetrConfig.__annotations__ if name in fields}
+        try:
+            detector = AutoModelForObjectDetection.from_pretrained(pretrained_model_name_or_path, **options | fields)
+        except TypeError as error:
+            known = ", ".join(DrmmDetrConfig.__annotations__)
+            raise ValueError(f"from_detector: {error}; fields of D-RMM are {known}.") from error
+        if isinstance(detector, cls):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is D-RMM on a detector already: load it with from_pretrained."
+            )
+        with torch.device("meta"):  # the constructor makes a detector of its own, here one without memory
+            model = cls(DrmmDetrConfig(detector_config=detector.config, **ours))
+        model.edge_scales.to_empty(device=detector.device).to(detector.dtype).reset_parameters()
+        model.detector = detector
+        model._freeze()
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in `PreTrainedModel`; what the stock detector keeps frozen stays frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()  # with output_loading_info there are two
+        return loaded
+
+    def train(self, mode: bool = True) -> "DrmmDetrForObjectDetection":
+        """As in `nn.Module`, but a BatchNorm whose weight is frozen, as by LoRA, keeps the statistics that it has."""
+        super().train(mode)
+        for norm in self.detector.modules():
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine and not norm.weight.requires_grad:
+                norm.eval()
+        return self
+
+    def _freeze(self) -> None:
+        """Parameters that the detector's constructor freezes: loading of a checkpoint enables all of them."""
+        with torch.device("meta"):
+            fresh = AutoModelForObjectDetection.from_config(self.config.detector_config)
+        frozen = {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
+        for name, parameter in self.detector.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
 
     @can_return_tuple
     def forward(
@@ -106,7 +152,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         """Detect objects; with labels, also the loss.
 
         Args:
-            pixel_values: (B, 3, H, W) as the detector's own processor makes them.
+            pixel_values: (B, 3, H, W) as the detector's own processor makes them; float32 also for halved weights.
             pixel_mask: (B, H, W), 1 on the image and 0 on its padding; None if there is none.
             labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4), (center x, center y, width, height)
                 as fractions of the un-padded image.
@@ -115,6 +161,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
             ValueError: inputs of a wrong shape; labels that are malformed or out of range, see `pad_targets`.
         """
         check_input_shapes(pixel_values, pixel_mask)
+        pixel_values = pixel_values.to(self.dtype)  # of halved weights
         if self.config.objective == "native":
             outputs = self.detector(pixel_values, pixel_mask=pixel_mask, labels=labels, **kwargs)
             return DrmmObjectDetectionOutput(
@@ -124,21 +171,22 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
                 pred_boxes=outputs.pred_boxes,
                 last_hidden_state=outputs.last_hidden_state,
             )
-        with recording(self.detector, self.adapter.watched) as record:
+        watching: Any = recording(self.detector, self.adapter.watched) if labels is not None else nullcontext()
+        with watching as record:
             outputs = self.detector(pixel_values, pixel_mask=pixel_mask, **kwargs)
         sizes = image_sizes(pixel_values, pixel_mask)
-        layers = self.adapter.decoder(self.detector, record)
         loss = loss_dict = None
         if labels is not None:
+            layers = self.adapter.layers(self.detector, record, outputs)
             if self.config.encoder_stage and self.has_proposals and self.adapter.encoder is not None:
                 layers = [self.adapter.encoder(self.detector, record), *layers]
-            stages = [self._mixture(layer, sizes) for layer in layers]
+            stages = [
+                score_mixture(layer.log_scores, *self._edges(layer.boxes, layer.hidden_states, sizes))
+                for layer in layers
+            ]
             loss, loss_dict = self._loss(stages, labels, sizes, first=0 if layers[0].hidden_states is None else 1)
-        else:
-            stages = [self._mixture(layers[-1], sizes)]
-        last = stages[-1]
-        num_images, num_queries = outputs.logits.shape[:2]
-        locations, scales = (t.reshape(num_images, num_queries, 4) for t in (last.locations, last.scales))
+        hidden_states = last_hidden_state(self.detector, outputs)
+        locations, scales = self._edges(outputs.pred_boxes, hidden_states, sizes)
         extent = torch.cat((sizes, sizes), dim=-1).unsqueeze(1)
         return DrmmObjectDetectionOutput(
             loss=loss,
@@ -151,13 +199,12 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
             pred_scales=effective_scales(locations, scales, self.config.min_scale_ratio) / extent,
         )
 
-    def _mixture(self, layer: Layer, sizes: Tensor) -> MixtureParameters:
+    def _edges(self, boxes: Tensor, hidden_states: Tensor | None, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and gamma in pixels of the network input; `sizes` (B, 2) are repeated for groups of queries."""
-        sizes = sizes.repeat_interleave(len(layer.boxes) // len(sizes), dim=0).unsqueeze(1)
-        centers, extents = (layer.boxes.float() * torch.cat((sizes, sizes), dim=-1)).chunk(2, dim=-1)
+        sizes = sizes.repeat_interleave(len(boxes) // len(sizes), dim=0).unsqueeze(1)
+        centers, extents = (boxes.float() * torch.cat((sizes, sizes), dim=-1)).chunk(2, dim=-1)
         locations = torch.cat((centers - extents / 2, centers + extents / 2), dim=-1)
-        scales = self.edge_scales(layer.hidden_states, self.config.initial_scale_ratio * extents)
-        return score_mixture(layer.log_scores, locations, scales)
+        return locations, self.edge_scales(hidden_states, self.config.initial_scale_ratio * extents)
 
     def _loss(
         self, stages: list[MixtureParameters], labels: list[dict[str, Tensor]], sizes: Tensor, first: int

@@ -17,6 +17,8 @@ PALETTE = (
     (175, 40, 60), (90, 160, 255), (110, 210, 130), (240, 140, 190), (100, 80, 40),
 )  # fmt: skip
 WHITE, INK = (255, 255, 255), (30, 30, 30)
+SIDES = (960, 1600)  # pixels, of the longer side of a drawn picture, whatever the image has: tags and bands need room
+_FILL, _EDGE, _GRAY = 72, 190, (150, 150, 150)  # opacity of a band and of its ends, of 255; color of what is removed
 
 Color = tuple[int, int, int]
 Boxes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -77,6 +79,50 @@ def draw_detections(
     return canvas if title is None else _with_caption(canvas, title)
 
 
+def draw_view(
+    image: Image.Image,
+    detections: Mapping[str, torch.Tensor],
+    id2label: Mapping[int, str],
+    *,
+    intervals: torch.Tensor | None = None,
+    removed: torch.Tensor | None = None,
+) -> Image.Image:
+    """Boxes, tags, and a band around each edge.
+
+    Args:
+        image: the picture, any size; left unchanged.
+        detections: `boxes` (n, 4) xyxy in pixels of `image`, `labels` (n,) and `scores` (n,); all are drawn.
+        id2label: names of the labels.
+        intervals: (n, 2, 4) lower and upper end of each edge, same pixels; no bands without.
+        removed: (n,) bool, detections to cross out in gray.
+
+    Returns:
+        RGB image whose longer side lies within `SIDES`.
+    """
+    factor = min(max(max(image.size), SIDES[0]), SIDES[1]) / max(image.size)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    pixels = torch.tensor([canvas.width / image.width, canvas.height / image.height] * 2)
+    boxes = detections["boxes"] * pixels
+    kept = torch.ones(len(boxes), dtype=torch.bool) if removed is None else ~removed
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    for left, top, right, bottom in boxes[~kept].tolist():
+        if right > left and bottom > top:
+            pen.rectangle((left, top, right, bottom), outline=_GRAY, width=3)
+            pen.line((left, top, right, bottom), fill=_GRAY, width=3)
+            pen.line((left, bottom, right, top), fill=_GRAY, width=3)
+    if intervals is not None:
+        for index in reversed(kept.nonzero()[:, 0].tolist()):  # the surest last, on top of the others
+            color = label_color(int(detections["labels"][index]))
+            left, top, right, bottom = boxes[index].tolist()
+            for edge, (low, high) in enumerate(zip(*(intervals[index] * pixels).tolist(), strict=True)):
+                strip = (low, top, high, bottom) if edge % 2 == 0 else (left, low, right, high)
+                if strip[0] <= strip[2] and strip[1] <= strip[3]:
+                    pen.rectangle(strip, fill=(*color, _FILL), outline=(*color, _EDGE))
+    shown = {name: detections[name][kept] for name in ("labels", "scores")} | {"boxes": boxes[kept]}
+    return draw_detections(canvas, shown, id2label, threshold=0.0)
+
+
 def draw_comparison(
     image: Image.Image,
     ground_truth: Boxes,
@@ -128,6 +174,15 @@ def contact_sheet(
     for index, cell in enumerate(cells):
         sheet.paste(cell, (gap + index % columns * (width + gap), gap + index // columns * (height + gap)))
     return sheet
+
+
+def require_matplotlib() -> Any:
+    """The module; an ImportError that names the extra where there is none."""
+    try:
+        import matplotlib.figure  # not pyplot, which keeps every figure and chooses a window system
+    except ImportError as error:
+        raise ImportError("Figures need matplotlib: pip install 'drmm-hf[plots]'") from error
+    return matplotlib
 
 
 def _read_boxes(detections: Boxes) -> tuple[torch.Tensor, list[int], list[float | None]]:

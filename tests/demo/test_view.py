@@ -13,7 +13,6 @@ from drmm_hf.demo import (
     Measured,
     Options,
     detect,
-    draw_view,
     example_scenes,
     load_measured,
     open_upload,
@@ -21,6 +20,7 @@ from drmm_hf.demo import (
     threshold_text,
 )
 from drmm_hf.loading import load_detector
+from drmm_hf.visualization import draw_view
 from model_fixtures import small_config
 
 IMAGE = Image.new("RGB", (480, 240), (10, 10, 10))

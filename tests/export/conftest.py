@@ -9,6 +9,7 @@ import pytest
 from drmm_hf import DrmmImageProcessor
 from drmm_hf.cli import main
 from export_fixtures import spread_model
+from model_fixtures import save_small
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +18,12 @@ def checkpoint(tmp_path_factory) -> Path:
     spread_model().save_pretrained(folder)
     DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def short_checkpoint(tmp_path_factory) -> str:
+    """Of one stage, for what does not depend on their number: exporting costs seconds a stage."""
+    return save_small(tmp_path_factory.mktemp("short"), num_stages=1)
 
 
 @pytest.fixture(scope="session")

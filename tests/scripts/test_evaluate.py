@@ -25,6 +25,7 @@ from drmm_hf.evaluation import (
     lrp_report,
 )
 from model_fixtures import save_small
+from training.runs import run_command_in_two_processes
 
 ROOT = Path(__file__).parents[2]
 CLASSES = {"id2label": {0: "cat", 1: "emu"}, "label2id": {"cat": 0, "emu": 1}}
@@ -331,15 +332,18 @@ def test_images_of_a_stream_without_ids_are_numbered(on_scenes, scenes, whole, t
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_two_processes_give_what_one_gives(on_scenes, scenes, whole, tmp_path, streaming):
-    more = []
+    """Of a folder started by torchrun, as a user does it; of a stream forked, which saves the imports."""
+    arguments = [*on_scenes, "--output", str(tmp_path / "out")]
     if streaming:
-        more = ["--streaming", "--data", shards(scenes, tmp_path / "shards", lambda image_id: image_id)]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "scripts/evaluate.py"), *on_scenes, *more, "--output", str(tmp_path / "out")]
-    # as many threads as here: another number adds in another order
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run([*launch, *script], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-9000:]
+        data = shards(scenes, tmp_path / "shards", lambda image_id: image_id)
+        run_command_in_two_processes(["evaluate", *arguments, "--streaming", "--data", data], tmp_path)
+    else:
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        script = [str(ROOT / "scripts/evaluate.py"), *arguments]
+        # as many threads as here: another number adds in another order
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run([*launch, *script], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-9000:]
     found, expected = read(tmp_path / "out/results.json"), read(whole / "results.json")
     assert [row["image_id"] for row in found] == [row["image_id"] for row in expected]
     assert [row["score"] for row in found] == pytest.approx([row["score"] for row in expected], abs=1e-5)

@@ -1,11 +1,13 @@
 """The commands take detectors of transformers: fine-tuned by likelihood, evaluated, analyzed, deployed as they were."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -106,6 +108,50 @@ def test_native_objective_and_other_classes(stock, scenes, tmp_path):
     )
 
 
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """Accelerate keeps the precision of the first training of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_average_half_precision_fixed_backbone_and_size(stock, scenes, tmp_path, own_precision):
+    options = ["--ema-decay", "0.9", "--mixed-precision", "bf16", "--backbone-lr-factor", "0", "--image-size", "96"]
+    train(stock, scenes, tmp_path / "out", *options, "--eval-split", "")
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out/model").size == {"height": 96, "width": 96}
+    old, new = (
+        dict(model.named_parameters())
+        for model in (
+            AutoModelForObjectDetection.from_pretrained(stock),
+            AutoModelForObjectDetection.from_pretrained(tmp_path / "out/model").detector,
+        )
+    )
+    same = {name for name, value in old.items() if torch.equal(value, new[name])}
+    assert same >= {name for name in old if ".backbone." in name}
+    assert len(same) < len(old) / 2
+    assert {value.dtype for value in new.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stock", ["detr"], indirect=True)
+def test_gradient_checkpointing_accumulation_and_shortest_edge(stock, scenes, tmp_path):
+    options = ["--image-size", "96", "--batch-size", "1", "--gradient-accumulation", "2", "--eval-split", ""]
+    plain = train(stock, scenes, tmp_path / "plain", *options)
+    saving = train(stock, scenes, tmp_path / "saving", *options, "--gradient-checkpointing")
+    assert saving["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    size = AutoImageProcessor.from_pretrained(tmp_path / "saving/model").size
+    assert (size["shortest_edge"], size["longest_edge"]) == (96, 144)
+
+
+def test_what_a_family_cannot_do_is_refused(stock, scenes, tmp_path, capsys):
+    words = ["train", "--model", stock, "--data", str(scenes), "--train-images", "2", "--cpu"]
+    for more in (["--gradient-checkpointing"], ["--config", "mcm_wieght=1"], ["--compile", "inductor"]):
+        assert main([*words, "--output", str(tmp_path / more[0]), *more]) == 2
+        error = capsys.readouterr().err
+        assert more[-1].strip("-").split("=")[0].replace("-", " ") in error
+        assert "Traceback" not in error
+
+
 def test_a_family_without_an_adapter_is_not_trained(scenes, tmp_path, capsys):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = YolosConfig(**sizes, image_size=[64, 64], num_detection_tokens=4)
@@ -119,7 +165,7 @@ def test_a_family_without_an_adapter_is_not_trained(scenes, tmp_path, capsys):
 
 
 def test_resumed_to_the_bit(stock, scenes, tmp_path):
-    more = ["--schedule", "constant_with_warmup", "--eval-split", "", "--save-every", "2"]
+    more = ["--schedule", "constant_with_warmup", "--eval-split", "", "--save-every", "2", "--ema-decay", "0.9"]
     train(stock, scenes, tmp_path / "whole", *more)
     train(stock, scenes, tmp_path / "parts", *more, "--train-images", "4")
     train(stock, scenes, tmp_path / "parts", *more, "--resume")

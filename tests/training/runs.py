@@ -92,7 +92,20 @@ def two_ranks() -> list[dict[str, str]]:
 
 def run_two_processes(configs: list[dict[str, Any]], folder: Path) -> None:
     """Train each of the settings, one after the other, in two processes."""
-    processes = [start(configs, folder, **variables) for variables in two_ranks()]
+    _both_succeed([start(configs, folder, **variables) for variables in two_ranks()], folder)
+
+
+def run_command_in_two_processes(words: list[str], folder: Path) -> None:
+    """Run `drmm` with these words in two processes; what they print on stderr goes to errors.txt in the folder."""
+    processes = [
+        PROCESSES.Process(target=_command, args=(words, folder / "errors.txt", variables)) for variables in two_ranks()
+    ]
+    for process in processes:
+        process.start()
+    _both_succeed(processes, folder)
+
+
+def _both_succeed(processes: list[BaseProcess], folder: Path) -> None:
     for process in processes:
         process.join(600)
         process.kill()

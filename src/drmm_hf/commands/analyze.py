@@ -21,9 +21,10 @@ from ..evaluation.analysis import (
     result_names,
 )
 from ..evaluation.coco_input import CocoResults, prepare_ground_truth, prepare_results
-from ..evaluation.report import draw_images, render_report, require_matplotlib
+from ..evaluation.report import draw_images, render_report
 from ..files import make_output_folder, read_json, to_plain, write_json, write_text
 from ..loading import label_names, load_detector, predicted, weights_written
+from ..visualization import require_matplotlib
 
 REPORT, NUMBERS = "report.html", "analysis.json"
 NO_LIKELIHOOD: dict[str, Any] = {

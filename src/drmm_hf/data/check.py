@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from .images import decode_image_at_least
 from .rows import ARE_THEY_CORNERS, DetectionDataset, turned_notice
+from .transforms import TrainTransform
 
 _SAMPLE = 64
 """So many images of a split are opened."""
@@ -30,7 +31,6 @@ def check_data(
     *,
     size: Mapping[str, int],
     num_proposals: int | None = None,
-    min_box_size: float = 2.0,
 ) -> dict[str, Any]:
     """What a training will find in its data.
 
@@ -41,8 +41,6 @@ def check_data(
         train, val: the splits.
         size: of the network input in pixels: `shortest_edge` and `longest_edge`, or `height` and `width`.
         num_proposals: of the model.
-        min_box_size: pixels of the network input; boxes with a shorter side are too small, and `affine` augmentation
-            leaves them out.
 
     Returns:
         `splits` (counts of each), `classes` (name to the number of boxes in each split), `unused_classes`, `scale` (the
@@ -55,15 +53,15 @@ def check_data(
     classes = {
         name: {split: columns[split].of_class[label] for split in parts} for label, name in train.id2label.items()
     }
-    sides = columns["train"].shorter_sides(size)
-    small = int((sides < min_box_size).sum())
+    sides, smallest = columns["train"].shorter_sides(size), TrainTransform.min_box_size
+    small = int((sides < smallest).sum())
     report: dict[str, Any] = {
         "splits": splits,
         "classes": classes,
         "unused_classes": [name for name, counts in classes.items() if not counts["train"]],
         "scale": {
             "size": dict(size),
-            "min_box_size": min_box_size,
+            "min_box_size": smallest,
             "boxes": len(sides),
             "boxes_below": small,
             "median_shorter_side": round(float(np.median(sides)), 1) if len(sides) else None,
@@ -79,7 +77,7 @@ def check_data(
         )
     elif small == len(sides):
         report["problem"] = (
-            f"all {small} boxes of the training split are shorter than {min_box_size:g} px at the network input of "
+            f"all {small} boxes of the training split are shorter than {smallest:g} px at the network input of "
             f"{_text(size)}, too small to learn from; {_larger(size, sides)}"
         )
     return report

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..image_processing_drmm import keep_ratio_size
 from .images import DecodedImage, Size, decode_image_at_least
 from .transforms import Augmentation, View, are_pixels, check_argument, check_shares, round_up
 
@@ -91,9 +92,7 @@ class PaperTransform(Augmentation):
 
     def _fit(self, size: Size, shortest: int) -> Size:
         """Size (height, width) after a resize to a shorter side of `shortest`."""
-        scale = min(self.longest_edge / max(size), shortest / min(size))
-        # mmdet's rounding, except that it cannot make a side of 0 pixels.
-        return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+        return keep_ratio_size(*size, shortest, self.longest_edge)
 
     def _crop_axis(self, side: int, length_draw: float, start_draw: float) -> tuple[int, int]:
         """First and last-plus-one pixel of a crop along an axis of `side` pixels."""

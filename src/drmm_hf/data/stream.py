@@ -90,19 +90,18 @@ class StreamingDetectionDataset(IterableDataset):
             row, boxes = self._clean(raw, number)
             if not checked:
                 first += [(box, row["width"] or MAX_SIDE, row["height"] or MAX_SIDE) for box in boxes]
-                if len(first) >= _CHECKED_BOXES:
-                    checked = self._check(first)
+                if checked := len(first) >= _CHECKED_BOXES:
+                    self._check(first)
             yield row
         if not checked:
             self._check(first)
 
-    def _check(self, boxes: Sequence[tuple[Any, int, int]]) -> bool:
+    def _check(self, boxes: Sequence[tuple[Any, int, int]]) -> None:
         """Refuse boxes `(box, width, height)` that are in no pixels of their images."""
         if boxes:
             values, widths, heights = (np.array(column, dtype=np.float64) for column in zip(*boxes, strict=True))
             if problem := frame_problem(values, widths, heights):
                 raise ValueError(f"{self.name}: {problem}")
-        return True
 
     def _read(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from ..visualization import require_matplotlib
 from .coco_input import CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
 from .matches import (
     Matchable,
@@ -56,6 +57,13 @@ class CalibrationReport(BinnedReport):
     bin_counts: tuple[int, ...]
     bin_confidences: tuple[float, ...]  # mean score; nan if empty
     bin_accuracies: tuple[float, ...]  # precision; nan if empty
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CalibrationReport":
+        """The report of what `to_dict` has written."""
+        listed = {name: value for name, value in values.items() if isinstance(value, list)}
+        tuples = {name: tuple(math.nan if one is None else one for one in value) for name, value in listed.items()}
+        return cls(**{**values, **tuples})
 
 
 @dataclass(frozen=True)
@@ -356,14 +364,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
     """
     if not reports:
         raise ValueError("reports is empty; give at least one name and its CalibrationReport")
-    try:
-        # Not pyplot: it would keep every figure, and choose a window system.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Reliability diagrams need matplotlib: pip install 'drmm-hf[plots]'") from error
-    figure = Figure(figsize=(1.0 + 3.0 * len(reports), 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure: Figure = require_matplotlib().figure.Figure((1.0 + 3.0 * len(reports), 5.2), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (name, report), (top, bottom) in zip(reports.items(), axes.T, strict=True):
         edges = np.array(report.bin_edges)

@@ -7,13 +7,12 @@ from typing import Any
 import torch
 
 from ..data import DetectionDataset, decode_image
+from ..loss import MIXTURE_FIELDS
 from ..mixture import MixtureParameters, mixture_loss
 from ..modeling_drmm import DrmmForObjectDetection
 from .matches import Report
 from .predict import evaluating, object_records, prepared_batches, to_model
 from .uncertainty import density_text
-
-MIXTURE_SETTINGS = ("density", "student_t_dof", "min_scale_ratio", "likelihood_floor", "class_weight")
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def likelihood_report(
         inputs = processor(images=[decode_image(row) for row in rows], annotations=annotations, return_tensors="pt")
         return inputs, inputs.pop("labels")
 
-    settings: dict[str, Any] = {name: getattr(config, name) for name in MIXTURE_SETTINGS}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in MIXTURE_FIELDS}
     sums = torch.zeros(config.num_stages, 3, dtype=torch.float64)
     num_objects = 0
 

@@ -185,10 +185,8 @@ def split_half_report(
     methods: Sequence[Method] = get_args(Method),
     per_class: bool = False,
     target: Target = "precision",
-    iou_threshold: float = 0.5,
     num_bins: int = 10,
-    max_detections: int = 100,
-    image_ids: Sequence[Any] | None = None,
+    **options: Unpack[MatchOptions],
 ) -> SplitHalfReport:
     """Split the images in two at random, fit on one half, report on the other, both ways, and average.
 
@@ -196,10 +194,10 @@ def split_half_report(
     0.3 of D-ECE, so that this one is not over the same detections before and after.
 
     Args:
-        ground_truth, results, max_detections, image_ids: as in `match_detections`; scores must lie in [0, 1].
+        ground_truth, results, options: of `match_detections`; scores must lie in [0, 1].
         seed: of the split.
         methods: which of "isotonic" and "temperature".
-        per_class, target, iou_threshold: as in `ScoreCalibration.fit`.
+        per_class, target: as in `ScoreCalibration.fit`.
         num_bins: of ECE and of the Brier decomposition.
 
     Raises:
@@ -207,12 +205,12 @@ def split_half_report(
     """
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    halves = halve_images(truth, image_ids, seed)
+    halves = halve_images(truth, options.get("image_ids"), seed)
     rows_of = [[row for row in found.rows if row["image_id"] in half] for half in halves]
 
     def match(half: int, rows: Results) -> Matches:
-        options = MatchOptions(iou_threshold=iou_threshold, max_detections=max_detections, image_ids=list(halves[half]))
-        return match_detections(truth, rows, **options)
+        of_half: MatchOptions = {**options, "image_ids": list(halves[half])}
+        return match_detections(truth, rows, **of_half)
 
     raw = [match(half, rows) for half, rows in enumerate(rows_of)]
     measured = {"raw": [calibration_measures(matches, num_bins) for matches in raw]}
@@ -228,8 +226,8 @@ def split_half_report(
         },
         metric_settings={metric: report.settings for metric, (_, report) in measured["raw"][0].items()},
         fit_settings=(
-            f"fitted {'per class' if per_class else 'pooled'} to {target} at IoU {iou_threshold:g}, "
-            f"maxDets {max_detections}"
+            f"fitted {'per class' if per_class else 'pooled'} to {target} at IoU {raw[0].iou_threshold:g}, "
+            f"maxDets {raw[0].max_detections}"
         ),
         reports={name: (first["ECE"][1], second["ECE"][1]) for name, (first, second) in measured.items()},
         num_images=(len(halves[0]), len(halves[1])),

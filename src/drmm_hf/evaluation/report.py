@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..data import DetectionDataset, decode_image
-from ..visualization import draw_detections
+from ..visualization import draw_detections, require_matplotlib
 from .calibration import BAR, COUNT, FAINT, GRID, INK, OVER, UNDER, CalibrationReport, reliability_figure
 from .coco_input import CocoGroundTruth
 
@@ -184,15 +184,6 @@ def draw_images(
     return drawn
 
 
-def require_matplotlib() -> Any:
-    """The module; an ImportError that names the extra where there is none."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("The figures of the report need matplotlib: pip install 'drmm-hf[plots]'") from error
-    return matplotlib
-
-
 def _known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
@@ -237,9 +228,7 @@ def _svg(figure: Any, label: str) -> Markup:
 
 
 def _axes(height: float, **labels: str) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # not pyplot, which keeps every figure and chooses a window system
-
-    figure = Figure(figsize=(5, height), layout="constrained")
+    figure = require_matplotlib().figure.Figure(figsize=(5, height), layout="constrained")
     axes = figure.subplots()
     axes.set(**labels)
     return figure, axes
@@ -295,11 +284,7 @@ def _lines(
 
 
 def _reliability(report: Mapping[str, Any], name: str) -> Markup:
-    plain: dict[str, Any] = {
-        key: tuple(math.nan if entry is None else entry for entry in value) if isinstance(value, list) else value
-        for key, value in report.items()
-    }
-    return _svg(reliability_figure({name: CalibrationReport(**plain)}), f"Reliability diagram of {name}")
+    return _svg(reliability_figure({name: CalibrationReport.from_dict(report)}), f"Reliability diagram of {name}")
 
 
 def _gains(model: Model, part: str) -> list[float | None]:

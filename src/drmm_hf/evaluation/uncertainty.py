@@ -55,8 +55,7 @@ class IntervalReport(MatchReport):
     levels: tuple[float, ...]  # what the coverage should be
     coverage: tuple[float, ...]  # share of all edges in their interval, for each level
     edge_coverage: tuple[tuple[float, ...], ...]  # of the left, top, right and bottom edge; a row for each level
-    mean_width: tuple[float, ...]  # of the whole intervals in pixels, for each level
-    median_width: tuple[float, ...]
+    median_width: tuple[float, ...]  # of the whole intervals in pixels, for each level
     # Spearman's, of interval width and |error| over all edges: whether γ tells which edges are wrong. It is the same at
     # every level; nan if either does not vary.
     rank_correlation: float
@@ -125,7 +124,6 @@ def interval_report(
         levels=tuple(float(level) for level in levels),
         coverage=tuple(map(mean_or_nan, inside)),
         edge_coverage=tuple(map(tuple, edge_coverage.tolist())),
-        mean_width=tuple((2.0 * reaches * mean_or_nan(scales)).tolist()),
         median_width=tuple((2.0 * reaches * median).tolist()),
         rank_correlation=_rank_correlation(scales, errors),
         relative_rank_correlation=_rank_correlation(scales * relative, errors * relative),
@@ -146,7 +144,6 @@ class ScaleFactorReport(MatchReport):
     """One factor on γ, and whether it helps on images that it was not fitted on."""
 
     factor: float  # fitted on all images, for `interval_report(..., scale_factor=factor)`; below 1 γ was too wide
-    half_factors: tuple[float, float]  # fitted on the first and on the second half of the images
     levels: tuple[float, ...]  # where coverage is reported; `level` is one of them
     coverage_before: tuple[float, ...]  # share of edges inside, for each level, mean of the two halves
     coverage_after: tuple[float, ...]  # with the factor of the other half
@@ -207,7 +204,6 @@ def fit_scale_factor(
     )
     return ScaleFactorReport(
         factor=fitted(edges.ratios.ravel()),
-        half_factors=(factors[0], factors[1]),
         levels=reported,
         coverage_before=tuple(before.tolist()),
         coverage_after=tuple(after.tolist()),

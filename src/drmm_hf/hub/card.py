@@ -5,7 +5,6 @@ The text stands in the template `card.md.jinja`; here are the facts that fill it
 
 import dataclasses
 import html
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -335,12 +334,8 @@ def _worst_bin(facts: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def _reliability(facts: Mapping[str, Any]) -> CalibrationReport:
-    """The report behind the reliability diagram of an extract; JSON has None for the nan of an empty bin."""
-    values: dict[str, Any] = {
-        name: tuple(math.nan if entry is None else entry for entry in value) if isinstance(value, list) else value
-        for name, value in facts["calibration"]["reliability"].items()
-    }
-    return CalibrationReport(**values)
+    """The report behind the reliability diagram of an extract."""
+    return CalibrationReport.from_dict(facts["calibration"]["reliability"])
 
 
 def _public_recipe(training: TrainConfig) -> str:

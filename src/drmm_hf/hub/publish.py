@@ -1,6 +1,5 @@
 """What of a checkpoint folder is published and what is not, code that travels with it, and the upload in one commit."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Revi
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_drmm import DrmmConfig
-from ..files import read_json, write_text
+from ..files import json_text, read_json, write_text
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_checkpoint, read_config
 from ..modeling_drmm import DrmmForObjectDetection, DrmmModel
@@ -124,7 +123,7 @@ def _texts_with_code(folder: Path) -> dict[str, str]:
     # A type that transformers does not know would keep it from looking into config.json.
     processor = {name: value for name, value in processor.items() if name not in ("auto_map", "image_processor_type")}
     auto_map = {auto: f"{_module(auto_class)}.{auto_class.__name__}" for auto, auto_class in _AUTO_CLASSES.items()}
-    return {**code_files(), PROCESSOR: _to_json(processor), CONFIG: _to_json({**config, "auto_map": auto_map})}
+    return {**code_files(), PROCESSOR: json_text(processor), CONFIG: json_text({**config, "auto_map": auto_map})}
 
 
 def plan_upload(folder: str | Path, with_code: bool = False) -> UploadPlan:
@@ -151,7 +150,7 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> UploadPlan:
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         name = path.relative_to(source).as_posix()
         if name in _MEASURED:
-            files[name] = _to_json(_without_folders(read_json(path))).encode()
+            files[name] = json_text(_without_folders(read_json(path))).encode()
         elif _KNOWN.fullmatch(name):
             files[name] = path
         else:
@@ -280,10 +279,6 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_folders(entry) for entry in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _to_json(content: Any) -> str:
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _module(auto_class: type) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch.optim.swa_utils import AveragedModel
 
 logger = logging.getLogger(__name__)
 
+NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
+"""Fields of a model's configuration that say nothing about what is trained; classes have a field of their own."""
 _MANIFEST = "checkpoint.json"
 _AVERAGE = "average.safetensors"
 _ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -76,7 +78,7 @@ class Checkpoints:
         if accelerator.is_main_process:
             with self._writing(final, partial):
                 if average is not None:
-                    save_file({k: v.contiguous() for k, v in average.state_dict().items()}, partial / _AVERAGE)
+                    save_model(average, str(partial / _AVERAGE))  # not save_file: layers may share their weights
                 _seal(partial, progress)
                 shutil.rmtree(final, ignore_errors=True)
                 partial.rename(final)
@@ -119,7 +121,7 @@ class Checkpoints:
         try:
             accelerator.load_state(str(path))
             if average is not None:
-                average.load_state_dict(load_file(path / _AVERAGE))
+                load_model(average, path / _AVERAGE)
         except (*_ERRORS, ValueError, KeyError) as error:
             raise ValueError(f"{path}: cannot be resumed: {' '.join(str(error).split())[:300]}") from error
 

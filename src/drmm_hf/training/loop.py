@@ -23,7 +23,7 @@ from ..evaluation import evaluate_detections, predict_dataset
 from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
-from .checkpoints import Checkpoints
+from .checkpoints import NOT_THE_MODEL, Checkpoints
 from .config import TrainConfig, write_recipe
 from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, weight_average
 from .setup import build_accelerator, build_model, build_transform, check_training_data, model_inputs, open_data
@@ -31,8 +31,6 @@ from .setup import build_accelerator, build_model, build_transform, check_traini
 logger = logging.getLogger(__name__)
 
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
-# Fields of a model's configuration that say nothing about what is trained; classes have a field of their own.
-_NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
 # Of the batches of a step, known without waiting for the device.
 _COUNTS = ("objects", "dropped_boxes")
 
@@ -138,8 +136,7 @@ class _Training:
             if checked is not None:
                 write_json(self.output / "data_report.json", checked)
         optimizer = build_optimizer(self.model, config)
-        rates = [group["lr"] for group in optimizer.param_groups]
-        self.main_group = rates.index(config.learning_rate)  # the backbone's may be another
+        self.main_group = [group["lr"] for group in optimizer.param_groups].index(config.learning_rate)
         schedule = build_schedule(optimizer, config, self.num_steps, self.steps_per_epoch)
         if config.gradient_checkpointing:
             # transformers has renamed it
@@ -298,7 +295,6 @@ class _Training:
             accelerator=self.accelerator,
             batch_size=self.config.eval_batch_size,
             num_workers=self.config.num_workers,
-            progress=self.accelerator.is_main_process,
         )
         metrics: dict[str, Any] = {}
         if self.accelerator.is_main_process:
@@ -358,7 +354,7 @@ class _Training:
             "ema_decay": self.config.ema_decay,
             "image_frame": self.config.image_frame,
             "image_size": self.config.image_size,
-            **{f"config.{name}": fields[name] for name in sorted(fields) if name not in _NOT_THE_MODEL},
+            **{f"config.{name}": fields[name] for name in sorted(fields) if name not in NOT_THE_MODEL},
         }
 
     def _sizes(self, batches: Sequence[Mapping[str, Any]]) -> str:

@@ -134,6 +134,11 @@ def build_model(
     overrides = {**(config.config or {}), "id2label": id2label, "label2id": label2id}
     if config.model is not None:
         model, processor = load_to_train(config.model, **overrides)
+        if config.compile and not isinstance(model, DrmmForObjectDetection):
+            raise ValueError(
+                f"TrainConfig.compile={config.compile}: {config.model} is a detector of transformers, and only models "
+                "with this package's own decoders are compiled; leave it out."
+            )
     else:
         try:
             model = DrmmForObjectDetection(DrmmConfig.from_preset(config.preset, **overrides))

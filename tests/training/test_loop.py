@@ -180,17 +180,6 @@ def test_a_warm_start_that_does_not_fit_is_refused(scenes: Path, tmp_path: Path,
         train(settings(scenes, tmp_path / "run", warm_start=str(tmp_path / "start"), config=None))
 
 
-def test_quickstart_on_own_data(scenes: Path, tmp_path: Path, capsys) -> None:
-    words = ["--data", scenes, "--output", tmp_path, "--train-images", 8, "--num-pictures", 2]
-    assert main(["quickstart", *map(str, words)]) == 0
-    printed = capsys.readouterr().out
-    assert "AP50" in printed
-    for part in ("metrics.json", "model", "pictures/overview.png", "results.json"):
-        assert str(tmp_path / part) in printed
-        assert (tmp_path / part).stat().st_size > 0
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 3
-
-
 class TestEvaluationDuringTraining:
     def test_the_best_and_the_last_are_kept(self, scenes: Path, tmp_path: Path) -> None:
         result = train(settings(scenes, tmp_path, eval_split="val", eval_every=2))

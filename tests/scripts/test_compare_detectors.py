@@ -1,0 +1,59 @@
+"""The comparison of a stock detector's own loss with the likelihood, and data sets under shift."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import compare_detectors
+from drmm_hf.data import generate_scenes, load_detection_dataset
+from reproduction.shifts import SHIFTS, shifted_split
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    generate_scenes(folder, num_train=4, num_val=4, image_size=(64, 96))
+    annotations = folder / "annotations"
+    (annotations / "instances_test.json").write_text((annotations / "instances_val.json").read_text())
+    return folder
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_a_shifted_split_has_other_pixels_and_the_same_objects(name, scenes, tmp_path):
+    folder = shifted_split(str(scenes), "val", name, tmp_path)
+    old, new = load_detection_dataset(scenes, "val"), load_detection_dataset(folder, "val")
+    assert [row["objects"] for row in old.dataset] == [row["objects"] for row in new.dataset]
+    assert [row["image_id"] for row in old.dataset] == [row["image_id"] for row in new.dataset]
+    (first, *_), (changed, *_) = (
+        [np.asarray(Image.open(row["image"]["path"]), dtype=float) for row in one.dataset] for one in (old, new)
+    )
+    assert first.shape == changed.shape
+    assert 0.5 < np.abs(first - changed).mean() < 128
+    before = Path(new.dataset[0]["image"]["path"]).read_bytes()
+    again = shifted_split(str(scenes), "val", name, tmp_path / "again")
+    assert next((again / "images").glob("000000.png")).read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "seeds", "rates"),
+    [("rt_detr_v2", ["0", "1"], ["1e-5", "1e-4"]), ("d_fine", ["0"], ["1e-4"]), ("rf_detr", ["0"], ["1e-4"])],
+)
+def test_both_sides_are_trained_and_measured(family, seeds, rates, scenes, tmp_path):
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
+    words = [family, "--data", str(scenes), "--backbone", str(tmp_path / "weights.pth"), "--output", str(tmp_path)]
+    short = ["--start-images", "4", "--images", "4", "--size", "128", "160", "--shifts", "blur 2"]
+    assert compare_detectors.main([*words, *short, "--seeds", *seeds, "--learning-rates", *rates]) == 0
+    clean, shift = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("clean", "shift"))
+    assert list(clean) == ["start", *compare_detectors.LABELS]
+    assert list(shift) == [f"blur 2: {label}" for label in compare_detectors.LABELS]
+    for row in (clean["D-RMM"], shift["blur 2: own loss"]):
+        assert 0 <= row["ECE"]["mean"] <= 1
+        assert list(row["AP"]["seeds"]) == seeds
+    # what both began from is the stock detector
+    assert json.loads((tmp_path / "start/model/detector/config.json").read_text())["model_type"] == family

@@ -230,7 +230,7 @@ def _measured(arguments: argparse.Namespace, model: Path, target: Path) -> dict[
         results, truths = {}, {}
         for name, (path, split) in data.items():
             dataset = load_detection_dataset(path, split, id2label=detector.config.id2label)
-            # as many an image as RT-DETR's own post-processing keeps: more, with a score of about 0, flatter ECE and Brier
+            # as many an image as stock post-processing keeps: more, with scores of about 0, would flatter ECE and Brier
             results[name] = predict_dataset(detector, processor, dataset, top_k=QUERIES, progress=False)
             truths[name] = dataset.annotations_path
         isotonic = ScoreCalibration.fit(truths["val"], results["val"])

@@ -92,7 +92,7 @@ docs: $(STAMP) ## the tables of the pages anew from the files of results, and th
 	$(RUN) docs/tables.py
 	$(RUN) -m pdoc --math -o build/docs drmm_hf
 
-quickstart: $(STAMP) ## train a small detector and look at it (DATA= OUT= SEED= ARGS=)
+quickstart: $(STAMP) ## look at a small detector, then fine-tune it, on your DATA= if given (OUT= SEED= ARGS=)
 	$(RUN) scripts/quickstart.py $(if $(DATA),--data "$(DATA)") --output "$(OUT)" \
 		$(if $(SEED),--seed "$(SEED)") $(ARGS)
 

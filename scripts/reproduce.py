@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import drmm_hf  # noqa: F401  (before torch, whose waiting threads then sleep)
 
@@ -18,7 +19,6 @@ import torch
 from accelerate import PartialState
 
 from drmm_hf.cli import run_command
-from drmm_hf.commands.quickstart import SCENES as QUICKSTART_SCENES
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from drmm_hf.files import make_output_folder, to_plain, write_json, write_text
 from drmm_hf.training import TrainConfig, TrainingStopped, parse_config, train
@@ -29,6 +29,14 @@ from reproduction.runs import FINISHED, UNFINISHED, PlannedRun, differing_settin
 from reproduction.tables import TABLES, Context, Run, Table
 
 SCENES = "scenes"
+_SCENE_SETTINGS: dict[str, Any] = {
+    "num_train": 1000,
+    "num_val": 150,
+    "image_size": (288, 384),
+    "min_object_size": 32.0,
+    "max_object_size": 120.0,
+    "mean_objects": 20.0,
+}
 _STOPPED = 1
 _LEARNED = 0.05
 _DEFAULT_PRESETS = {"small": "drmm-sparse-rcnn-tiny", "coco": "drmm-sparse-rcnn-r50"}
@@ -107,7 +115,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if PartialState().is_main_process:
         make_output_folder(arguments.output)
         if arguments.data == SCENES:
-            generate_scenes(data, **QUICKSTART_SCENES)
+            generate_scenes(data, **_SCENE_SETTINGS)
     PartialState().wait_for_everyone()
     if not arguments.runs:
         stopped = train_runs(planned, arguments.resume)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 FAILED, INTERRUPTED = 2, 130
 
 COMMANDS = {
-    "quickstart": "train a small detector, measure it and look at it",
+    "quickstart": "look at a small detector, fine-tune it, measure it",
     "check-data": "what a training will find in a data set",
     "train": "train or fine-tune a detector",
     "evaluate": "COCO accuracy and calibration of a detector, or of a file of results",

@@ -1,42 +1,59 @@
-"""`drmm quickstart`: train a small detector, measure it, and draw what it sees."""
+"""`drmm quickstart`: look at a trained detector, then fine-tune it, measure it, and draw what it sees."""
 
 import argparse
+import time
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..cli import positive_int
 from ..data import decode_image, generate_scenes, load_detection_dataset
-from ..evaluation.predict import predict_images
+from ..demo import Options, show
+from ..evaluation import calibration_report, predict_dataset, predict_images, save_reliability_diagram
+from ..evaluation.report import require_matplotlib
 from ..files import make_output_folder
-from ..loading import label_names
+from ..loading import label_names, load_detector
 from ..training import TrainConfig, TrainResult, train
 from ..visualization import contact_sheet, draw_comparison
+from . import analyze
 
-SCENES: dict[str, Any] = {
-    "num_train": 1000,
-    "num_val": 150,
+_SCENES: dict[str, Any] = {
     "image_size": (288, 384),
-    "min_object_size": 32.0,
-    "max_object_size": 120.0,
-    "mean_objects": 20.0,
+    "min_object_size": 36.0,
+    "max_object_size": 140.0,
+    "mean_objects": 6.0,
 }
-"""Full scenes of objects that are not too small: five minutes are short for the data set's default difficulty."""
-_HEADLINE = ("AP", "AP50", "AP75", "AR100", "ECE", "train_seconds")
+KNOWN: dict[str, Any] = {
+    **_SCENES,
+    "classes": ("disc", "rectangle", "triangle", "cross"),
+    "num_train": 1,
+    "num_val": 60,
+    "seed": 1,
+}
+"""Scenes of what the checkpoint of the package knows; none of them was shown to it (they had another seed)."""
+TASK: dict[str, Any] = {**_SCENES, "classes": ("ring", "rhombus", "star"), "num_train": 300, "num_val": 60}
+"""Scenes of what it has never seen: the small task to fine-tune on."""
+_HEADLINE = ("AP", "AP50", "AR100", "ECE", "train_seconds")
+
+
+def checkpoint() -> str:
+    """The folder of the small detector that comes with the package; README.md in it says what it has learned."""
+    return str(resources.files("drmm_hf") / "checkpoints" / "scenes")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of `drmm quickstart`."""
     parser = argparse.ArgumentParser(
-        description="Train a small D-RMM detector and look at it: on generated scenes, or on your data; from random "
-        "weights, or from a checkpoint."
+        description="A first look: a small trained D-RMM detector on generated scenes, then two minutes of "
+        "fine-tuning on a task that is new to it, with a report. With --data, the fine-tuning alone, on your data."
     )
     parser.add_argument(
         "--data", help="COCO, YOLO or Pascal VOC folder as the usual tools write it; default: generated scenes"
     )
-    parser.add_argument("--model", help="checkpoint to start from, whose classes are replaced; default: random weights")
+    parser.add_argument("--model", help="checkpoint to start from, whose classes are replaced; default: the package's")
     parser.add_argument("--output", default="runs/quickstart", help="folder for everything that is made")
     parser.add_argument(
-        "--train-images", type=positive_int, default=8000, help="length of the training, in images seen"
+        "--train-images", type=positive_int, default=1600, help="length of the training, in images seen"
     )
     parser.add_argument("--batch-size", type=positive_int, default=2, help="images per step")
     parser.add_argument("--vertical-flip", type=float, default=0.0, help="probability; 0.5 for pictures without an up")
@@ -47,14 +64,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Make data unless there are some, train on them, and draw."""
-    output = make_output_folder(arguments.output)
-    data = arguments.data
+    """The first look, unless there are data; then train, measure, draw."""
+    require_matplotlib()
+    output, data = make_output_folder(arguments.output), arguments.data
     if not data:
-        print("Making generated scenes ...", flush=True)
-        data = str(generate_scenes(output / "scenes", **SCENES))
+        look(output / "first-look", number=arguments.num_pictures, threshold=arguments.threshold)
+        data = str(generate_scenes(output / "scenes", **TASK))
     config = TrainConfig(
-        model=arguments.model,
+        model=arguments.model or checkpoint(),
         data=data,
         output=str(output),
         train_images=arguments.train_images,
@@ -62,24 +79,48 @@ def run(arguments: argparse.Namespace) -> None:
         vertical_flip=arguments.vertical_flip,
         seed=arguments.seed,
     )
-    print(f"Training {config.model or config.preset} on {data} for {config.train_images} images ...", flush=True)
+    print(f"\nFine-tuning {arguments.model or 'it'} on {data} for {config.train_images} images ...", flush=True)
     result = train(config)
     overview = draw_validation_images(
         config, result, output / "pictures", number=arguments.num_pictures, threshold=arguments.threshold
     )
+    words = ["--model", str(result.model_dir), "--data", data, "--output", str(output / "report")]
+    analyze.run(analyze.parser().parse_args(words))
     numbers = "   ".join(f"{name} {result.metrics[name]}" for name in _HEADLINE if name in result.metrics)
     print(f"""
 {numbers}
+report    {output / "report" / analyze.REPORT}    (how far its scores can be trusted; open it in a browser)
+pictures  {overview}    (ground truth left, detections right)
+model     {result.model_dir}    pipeline("object-detection", model="{result.model_dir}")
+numbers   {output / "metrics.json"}, detections in {output / "results.json"}
 
-model        {result.model_dir}    pipeline("object-detection", model="{result.model_dir}")
-metrics      {output / "metrics.json"}
-loss curve   {output / "metrics.jsonl"}
-detections   {output / "results.json"}    (COCO results format)
-pictures     {overview}    (ground truth left, predictions right)
-data         {data}
+Your own pictures:      drmm predict --model {result.model_dir} IMAGES --output drawn
+Your own data, longer:  drmm train --recipe finetune-small --model {result.model_dir} --data FOLDER""")
 
-Your own pictures:  drmm predict --model {result.model_dir} IMAGES --output drawn
-Your own data:      drmm quickstart --data FOLDER --output runs/mine""")
+
+def look(folder: Path, *, number: int, threshold: float) -> None:
+    """Draw what the package's checkpoint sees in generated scenes, and how far its scores are right."""
+    begun = time.perf_counter()
+    model, processor = load_detector(checkpoint())
+    dataset = load_detection_dataset(generate_scenes(folder, **KNOWN), "val", id2label=label_names(model))
+    results = predict_dataset(model, processor, dataset, progress=False)
+    report, sure = (
+        calibration_report(dataset.annotations_path, results, score_threshold=least) for least in (0.0, threshold)
+    )
+    diagram, overview = folder / "reliability.png", folder / "detections.png"
+    save_reliability_diagram(diagram, {f"{len(dataset)} scenes": report})
+    options = Options(threshold=threshold)
+    pictures = []
+    for row in dataset.dataset.select(range(min(number, len(dataset)))):
+        image = decode_image(row)
+        [found] = predict_images(model, processor, [image])
+        pictures.append(show(image, found, model.config, options).picture)
+    contact_sheet(pictures, columns=2, cell_width=700).save(overview)
+    errors = f"ECE {report.ece:.3f}, {sure.ece:.3f} of those above {threshold:g}"
+    print(f"""A small detector of {", ".join(label_names(model).values())}, on scenes that it has not seen:
+{overview}    boxes with their scores; the bands hold each edge with a probability of {options.level:.0%}
+{diagram}    how many of the detections with a score are right: {errors}
+({time.perf_counter() - begun:.0f} s)""")
 
 
 def draw_validation_images(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -118,6 +119,14 @@ def processor_settings(processor: DrmmImageProcessor, settings: GraphSettings) -
         ValueError: the processor makes images of other sizes than multiples of 32.
     """
     fields = processor.to_dict()
+    if not isinstance(processor, DrmmImageProcessor):
+        if settings.size is None or settings.batch is None:
+            raise ValueError(
+                "the graph of a detector of transformers holds for one batch and one size: fix both (--batch 1 "
+                "--size HxW, that of its image processor)."
+            )
+        if fields["size"].get("height"):  # it stretches images
+            return {**fields, "size": dict(zip(("height", "width"), settings.size, strict=True)), "do_resize": True}
     if settings.size is not None:
         height, width = settings.size
         fields["size"] = {"max_height": height, "max_width": width}
@@ -150,7 +159,9 @@ class ExportedDetector(nn.Module):
     def __init__(self, folder: Path):
         super().__init__()
         sidecar = read_json(folder / SIDECAR)
-        self.processor = DrmmImageProcessor.from_dict(sidecar["image_processor"])
+        kind = sidecar["image_processor"]["image_processor_type"]
+        kinds = {DrmmImageProcessor.__name__: DrmmImageProcessor}
+        self.processor = (kinds.get(kind) or getattr(transformers, kind)).from_dict(sidecar["image_processor"])
         self.output_names: list[str] = sidecar["outputs"]
         load = _load_onnx if sidecar["format"] == "onnx" else _load_program
         self.run: Run = load(folder / sidecar["file"], self.output_names)
@@ -194,7 +205,10 @@ def _write_onnx(program: ExportedProgram, path: Path, output_names: list[str], o
             dynamo=True,
             output_names=output_names,
             opset_version=opset,
-            custom_translation_table={torch.ops.aten.log_sigmoid.default: _log_sigmoid},
+            custom_translation_table={
+                torch.ops.aten.log_sigmoid.default: _log_sigmoid,
+                torch.ops.aten._is_all_true.default: _is_all_true,
+            },
             verbose=False,
         )
         assert exported is not None  # with dynamo=True there is a program
@@ -242,6 +256,14 @@ def _log_sigmoid(self: Any) -> Any:
     from onnxscript import opset18 as op
 
     return op.Neg(op.Softplus(op.Neg(self)))
+
+
+def _is_all_true(self: Any) -> Any:
+    """RT-DETR and D-FINE ask for it; the exporter has none."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.Cast(op.ReduceMin(op.Cast(self, to=7), keepdims=0), to=9)  # through int64 back to bool
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 from torchvision.ops import box_convert
 
 from .image_processing_drmm import DrmmImageProcessor
+from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 from .postprocessing import best_pairs
 
@@ -79,20 +80,23 @@ class DetectorGraph(nn.Module):
     def __init__(self, model: DrmmForObjectDetection, top_k: int | None = None, attention: str | None = None):
         super().__init__()
         self.model = copy.deepcopy(model).float().eval().requires_grad_(False)
-        # A batch is computed as one canvas: images of several canvases are no graph.
-        self.model.config.isolate_images = False
-        if attention is not None:
-            self.model.set_attn_implementation(attention)
+        if isinstance(model, DrmmForObjectDetection):
+            # A batch is computed as one canvas: images of several canvases are no graph.
+            self.model.config.isolate_images = False
+            if attention is not None:
+                self.model.set_attn_implementation(attention)
         self.top_k = top_k
         self.input_names = ["pixel_values", "pixel_mask", *(["target_sizes"] if top_k else [])]
         names = ["scores", "labels", "boxes", "scales"] if top_k else ["logits", "pred_boxes", "pred_scales"]
-        self.output_names = names if model.config.head == "mixture" else names[:-1]
+        self.output_names = names if "scales" in predicted(model) else names[:-1]
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor, target_sizes: Tensor | None = None) -> tuple:
         """Tensors by `input_names` to tensors by `output_names`."""
         outputs = self.model(pixel_values.to(self.model.dtype), pixel_mask=pixel_mask)
-        fields = (outputs.logits, outputs.pred_boxes, outputs.pred_scales)
+        fields = (outputs.logits, outputs.pred_boxes, getattr(outputs, "pred_scales", None))
         raw = [value.float() for value in fields if value is not None]
+        if raw[0].shape[-1] > len(self.model.config.id2label):  # DETR: a softmax with the background
+            raw[0] = torch.logit(raw[0].softmax(dim=-1)[..., :-1])
         if self.top_k is None:
             return tuple(raw)
         assert target_sizes is not None  # `input_names` has it
@@ -123,13 +127,14 @@ def capture(graph: DetectorGraph, settings: GraphSettings) -> ExportedProgram:
     Raises:
         ValueError: any size is asked of a model whose graph depends on the size.
     """
-    backbone = graph.model.model.backbone
-    # Windows (Swin) are cut and padded by size: torch.export does not come to an end on them with an open one.
-    if settings.size is None and (backbone.strides is None or backbone.channels_last_output):
-        raise ValueError(
-            "the graph of this backbone holds for one size only: fix it (--size HxW), or use a convolutional backbone "
-            "of timm."
-        )
+    if settings.size is None:
+        backbone = graph.model.model.backbone
+        # Windows (Swin) are cut and padded by size: torch.export does not come to an end on them with an open one.
+        if backbone.strides is None or backbone.channels_last_output:
+            raise ValueError(
+                "the graph of this backbone holds for one size only: fix it (--size HxW), or use a convolutional "
+                "backbone of timm."
+            )
     dims = {} if settings.batch else {"batch": Dim("batch", min=1)}
     if settings.size is None:
         dims |= {name: STRIDE * Dim(name, min=MIN_SIDE // STRIDE) for name in ("height", "width")}

@@ -65,7 +65,7 @@ def test_what_has_no_graph_is_one_line(kind: str, tmp_path: Path, capsys) -> Non
         RTDetrImageProcessor().save_pretrained(tmp_path)
     assert main(["export", str(tmp_path), str(tmp_path / "out"), "--format", "onnx"]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert ("adapter_config.json" if kind == "adapter" else "RTDetrV2ForObjectDetection") in line
+    assert ("adapter_config.json" if kind == "adapter" else "--size HxW") in line
 
 
 @pytest.mark.parametrize("size", ["100", "axb", "64x", "64X96"])

@@ -24,6 +24,7 @@ from drmm_hf import DrmmDetrForObjectDetection
 from drmm_hf.cli import main
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from drmm_hf.evaluation import predict_dataset
+from drmm_hf.export import ExportedDetector
 from drmm_hf.training import TrainConfig
 from drmm_hf.training import train as train_here
 from training.runs import run_two_processes
@@ -141,6 +142,25 @@ def test_gradient_checkpointing_accumulation_and_shortest_edge(stock, scenes, tm
     assert saving["loss"] == pytest.approx(plain["loss"], rel=1e-4)
     size = AutoImageProcessor.from_pretrained(tmp_path / "saving/model").size
     assert (size["shortest_edge"], size["longest_edge"]) == (96, 144)
+
+
+@pytest.mark.parametrize(
+    ("stock", "options"),
+    [("rt_detr_v2", ["--format", "torch_export"]), ("detr", ["--format", "onnx", "--with-postprocessing"])],
+    indirect=["stock"],
+)
+def test_exported(stock, options, tmp_path, capsys):
+    """The command compares the file with the checkpoint itself; with D-RMM on it, the file has gamma, too."""
+    DrmmDetrForObjectDetection.from_detector(stock).save_pretrained(tmp_path / "drmm")
+    AutoImageProcessor.from_pretrained(stock).save_pretrained(tmp_path / "drmm")
+    words = ["export", str(tmp_path / "drmm"), str(tmp_path / "out"), *options]
+    assert main(words) == 2
+    assert "--batch 1" in capsys.readouterr().err
+    run(*words, "--batch", "2", "--size", "64x96")
+    sidecar = json.loads((tmp_path / "out/export.json").read_text())
+    assert sidecar["outputs"][-1].endswith("scales")
+    pixels = ExportedDetector(tmp_path / "out").processor(Image.new("RGB", (96, 64)), return_tensors="pt")
+    assert pixels["pixel_values"].shape[-2:] == (64, 96)
 
 
 def test_what_a_family_cannot_do_is_refused(stock, scenes, tmp_path, capsys):

@@ -9,13 +9,15 @@ from PIL import Image
 
 from ..cli import positive_int
 from ..data import load_detection_dataset
+from ..detectors import adapter_for
 from ..evaluation import evaluate_detections, predict_dataset
 from ..export import DEFAULT_OPSET, EXPORT_FORMATS, PRECISIONS, SIDECAR, ExportedDetector, export_detector
 from ..export_graph import MIN_SIDE, STRIDE, DetectorGraph, GraphSettings, deviations, example_inputs
 from ..files import make_output_folder
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import label_names, load_drmm
+from ..loading import label_names, load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection
+from ..modeling_drmm_detr import DrmmDetrForObjectDetection
 
 TOLERANCE = 1e-4  # largest deviation of an fp32 file from the checkpoint that counts as the same model
 _METRICS = ("AP", "AP50", "AP75")
@@ -62,20 +64,28 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--data compares raw outputs: leave out --with-postprocessing")
     top_k = arguments.top_k if arguments.with_postprocessing else None
     settings = GraphSettings(arguments.batch, arguments.size, top_k)
-    model, processor = load_drmm(arguments.checkpoint)
+    model, processor = load_checkpoint(arguments.checkpoint)
+    own = isinstance(model, DrmmForObjectDetection)
+    if not own and not isinstance(model, DrmmDetrForObjectDetection):
+        adapter_for(model.config.model_type)
+    if arguments.data and not own:
+        raise ValueError("--data is for this package's own decoders: measure the checkpoint with drmm evaluate")
     model.float().eval()
     folder = make_output_folder(arguments.output)
-    path = export_detector(
-        model,
-        processor,
-        folder,
-        format=arguments.format,
-        settings=settings,
-        precision=arguments.precision,
-        opset=arguments.opset,
-    )
+    options = {"format": arguments.format, "precision": arguments.precision, "opset": arguments.opset}
+    try:
+        path = export_detector(model, processor, folder, settings=settings, **options)
+        exported, reference = ExportedDetector(folder), DetectorGraph(model)
+    except (ValueError, ImportError, OSError):
+        raise
+    except Exception as error:  # torch and onnxruntime raise whatever a family leads to
+        if own:
+            raise
+        raise ValueError(
+            f"{arguments.checkpoint}: this family cannot be written as {arguments.format} ({type(error).__name__}); "
+            "torch_export in fp32 takes every family"
+        ) from error
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    exported, reference = ExportedDetector(folder), DetectorGraph(model)
     canvas = settings.size or _canvas_size(exported.processor)
     within = _print_parity(exported, reference, settings, canvas, arguments.precision)
     _print_latency(exported, reference, settings, canvas)

@@ -33,7 +33,7 @@ KNOWN: dict[str, Any] = {
 """Scenes of what the checkpoint of the package knows; none of them was shown to it (they had another seed)."""
 TASK: dict[str, Any] = {**_SCENES, "classes": ("ring", "rhombus", "star"), "num_train": 300, "num_val": 60}
 """Scenes of what it has never seen: the small task to fine-tune on."""
-_HEADLINE = ("AP", "AP50", "AR100", "ECE", "train_seconds")
+_HEADLINE = ("AP", "AP50", "AR100", "ECE", "D-ECE", "train_seconds")
 
 
 def checkpoint() -> str:

@@ -16,8 +16,6 @@ from drmm_hf.presets import preset_fields
 from export_fixtures import DECODERS, assert_axes_have_names, spread_model
 from model_fixtures import small_model
 
-# What the fixture `exported` does is measured.
-pytestmark = pytest.mark.no_cover
 STAGES = [f"stage{i}" for i in range(1, 5)]
 TINY_SWIN = {
     "backbone_config": preset_fields("drmm-sparse-rcnn-swin-t")["backbone_config"],
@@ -34,6 +32,7 @@ def written(folder: Path, model, **options) -> ExportedDetector:
     return ExportedDetector(folder)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("decoder", "format"), [("adamixer", "onnx"), ("adamixer", "torch_export"), ("sparse_rcnn", "torch_export")]
 )
@@ -59,6 +58,7 @@ def test_the_commands_file_agrees_on_sizes_and_batches(exported: Path, checkpoin
     assert_axes_have_names(exported)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_a_checkpoint_in_half_precision_is_exported_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     model = small_model(num_stages=1).to(dtype)

@@ -239,7 +239,9 @@ def test_cheaper_arithmetic_trains_alike(scenes: Path, tmp_path: Path, options: 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor compiles with gcc on a CPU")
 @NEW_TRANSFORMERS
 def test_inductor_trains_as_eager_in_one_graph(scenes: Path, tmp_path: Path) -> None:
-    options = {"config": {"num_stages": 1, "num_proposals": 16}, "learning_rate": 1e-5, "train_images": 8}
+    # few kernels, for each is a C++ compilation
+    small = {"num_stages": 1, "num_proposals": 16, "frozen_stages": 3, "pyramid_levels": [2, 3]}
+    options = {"config": small, "learning_rate": 1e-5, "train_images": 8}
     train(settings(scenes, tmp_path / "plain", **options))
     torch._dynamo.utils.counters.clear()
     train(settings(scenes, tmp_path / "other", compile="inductor", **options))

@@ -73,8 +73,8 @@ class DrmmConfig(PreTrainedConfig):
         roi_size, roi_sampling_ratio (`int`, default 7 and 2):
             RoIAlign's bins and samples per bin along a side.
         roi_canonical_size (`float`, defaults to 56):
-            Regions of sqrt(area) up to twice as much, in pixels, are read from the finest level, up to four times from the
-            second-finest, and so on by octaves (released code, `finest_scale`).
+            Regions of sqrt(area) up to twice as much, in pixels, are read from the finest level, those up to four times
+            as much from the second-finest, and so on by octaves (released code, `finest_scale`).
         proposal_init (`str`, defaults to `"grid"`):
             Initial proposals: `"grid"` of boxes (released D-RMM) or `"full_image"` (Sparse R-CNN, AdaMixer).
         learn_proposal_boxes (`bool`, defaults to `True`):

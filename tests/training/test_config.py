@@ -93,7 +93,7 @@ def test_every_recipe_is_a_complete_training(name: str) -> None:
 
 def test_the_papers_schedules() -> None:
     recipes = {name: parse_config(["--recipe", name, "--data", "d"]) for name in recipe_names()}
-    assert len(recipes) == 19
+    assert len(recipes) == 20
     for name, config in recipes.items():
         if not name.endswith(("1x", "3x")):
             continue

@@ -93,9 +93,6 @@ def _lite0(*out_indices: int) -> TimmBackboneConfig:
     return TimmBackboneConfig(backbone="tf_efficientnet_lite0", out_indices=out_indices, use_pretrained_backbone=False)
 
 
-modeling_rf_detr.RfDetrDinov2Backbone = _OneMap
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0; 2 with one line on stderr for bad input."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--shifts", nargs="*", choices=SHIFTS, default=list(SHIFTS), help="default: all of them")
     arguments = parser.parse_args(argv)
+    if arguments.family == "rf_detr":  # for the whole process: also where a checkpoint of it is loaded
+        modeling_rf_detr.RfDetrDinov2Backbone = _OneMap
     arguments.command = " ".join(["python scripts/compare_detectors.py", *(sys.argv[1:] if argv is None else argv)])
     return run_command(_run, arguments)
 

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from transformers.models.rf_detr import modeling_rf_detr
 
 import compare_detectors
 from drmm_hf.data import generate_scenes, load_detection_dataset
@@ -44,7 +45,9 @@ def test_a_shifted_split_has_other_pixels_and_the_same_objects(name, scenes, tmp
     ("family", "seeds", "rates"),
     [("rt_detr_v2", ["0", "1"], ["1e-5", "1e-4"]), ("d_fine", ["0"], ["1e-4"]), ("rf_detr", ["0"], ["1e-4"])],
 )
-def test_both_sides_are_trained_and_measured(family, seeds, rates, scenes, tmp_path):
+def test_both_sides_are_trained_and_measured(family, seeds, rates, scenes, tmp_path, monkeypatch):
+    # the script puts another in its place; no other test may find that
+    monkeypatch.setattr(modeling_rf_detr, "RfDetrDinov2Backbone", modeling_rf_detr.RfDetrDinov2Backbone)
     torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
     words = [family, "--data", str(scenes), "--backbone", str(tmp_path / "weights.pth"), "--output", str(tmp_path)]
     short = ["--start-images", "4", "--images", "4", "--size", "128", "160", "--shifts", "blur 2"]

@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +43,8 @@ from drmm_hf.evaluation import (
 from drmm_hf.files import read_json, to_plain, write_json
 from drmm_hf.loading import load_detector
 from drmm_hf.training import TrainConfig, train
+from markdown_table import PAPER
+from reproduction.measurements import summary
 from reproduction.render import machine
 from reproduction.shifts import SHIFTS, shifted_split
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("--data", required=True, help="data set with the splits train, val and test")
     parser.add_argument("--output", required=True, help="folder of the runs and tables")
-    parser.add_argument("--backbone", required=True, help="weights of tf_efficientnet_lite0: a file")
+    parser.add_argument("--backbone", required=True, help="weights of tf_efficientnet_lite0: a file, or 'package'")
     parser.add_argument("--size", type=int, nargs=2, default=(192, 256), metavar=("H", "W"), help="network input")
     parser.add_argument("--start", help="begin from this checkpoint instead of training one by the detector's own loss")
     parser.add_argument("--start-images", type=int, default=4000, help="length of that training (default: 4000)")
@@ -150,7 +151,7 @@ def _run(arguments: argparse.Namespace) -> None:
         "training": f"{arguments.images} images after {arguments.start or f'{arguments.start_images} by its own loss'}",
         "learning rates": {"AP on val, first seed": tried, "chosen": chosen},
         "machine": machine(),
-        "paper (COCO)": {},
+        PAPER: {},
     }
     for name, content in (("clean", rows), ("shift", shifted)):
         write_json(output / f"{name}.json", {"title": arguments.family, **settings, "rows": content})
@@ -250,8 +251,7 @@ def _measures(truth: Path, results: list[dict[str, Any]]) -> dict[str, float]:
     assert report.brier is not None
     return {
         **{name: report.metrics[name] for name in ("AP", "AP50", "AP75", "AR100")},
-        "ECE": report.calibration[0].ece,
-        "D-ECE": report.calibration[1].ece,
+        **{name: part.ece for name, part in report.named_calibration.items()},
         "OCE": object_calibration_report(truth, results).oce,
         "Brier": report.brier.brier,
         "LRP": report.lrp.lrp,
@@ -264,15 +264,7 @@ def _with_seeds(found: Mapping[int, Mapping[str, float]], names: Sequence[str]) 
     values = {
         name: {str(seed): round(one[name], 4) for seed, one in found.items() if one[name] is not None} for name in names
     }
-    return {
-        name: {
-            "mean": mean(seeds.values()),
-            "std": stdev(seeds.values()) if len(seeds) > 1 else 0.0,
-            "seeds": seeds,
-        }
-        for name, seeds in values.items()
-        if seeds
-    }
+    return {name: summary(seeds) for name, seeds in values.items() if seeds}
 
 
 if __name__ == "__main__":

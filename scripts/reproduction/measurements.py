@@ -68,7 +68,7 @@ def measure_table(table: Table, runs: Sequence[Run], context: Context) -> dict[s
                 if math.isfinite(value):
                     seeds[str(run.seed)] = value
     return {
-        "rows": {row: {name: _summary(seeds) for name, seeds in columns.items()} for row, columns in values.items()},
+        "rows": {row: {name: summary(seeds) for name, seeds in columns.items()} for row, columns in values.items()},
         "learning_rates": {
             cell: {f"{rate:g}": seeds for rate, seeds in scores.items()}
             for cell, scores in rates.items()
@@ -88,7 +88,8 @@ def table_runs(table: Table, runs: Sequence[Run], scale: str) -> list[Run]:
     return sorted(own, key=lambda run: (order[run.cell.name][0], run.learning_rate, run.seed))
 
 
-def _summary(seeds: dict[str, float]) -> dict[str, Any]:
+def summary(seeds: dict[str, float]) -> dict[str, Any]:
+    """Mean, sample deviation (None of one value) and the value of every seed, as the raw files of tables have them."""
     values = list(seeds.values())
     deviation = stdev(values) if len(values) > 1 else None
     return {"mean": mean(values) if values else None, "std": deviation, "seeds": seeds}

@@ -255,10 +255,7 @@ def load_imagenet_weights(backbone: DrmmBackbone, source: str | None = None) -> 
         )
     options = {"features_only": True, "out_indices": tuple(config.out_indices), **backbone.model_kwargs}
     where = f"timm's weights of {config.backbone}" if source is None else source
-    if source == "package":
-        state: dict[str, Tensor] | None = _packaged_state(config.backbone)
-    else:
-        state = None if source is None else _timm_state(source)
+    state = None if source is None else _timm_state(source) if source != "package" else _packaged_state(config.backbone)
     try:
         if state is None:
             network = timm.create_model(config.backbone, pretrained=True, **options)

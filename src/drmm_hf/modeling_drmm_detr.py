@@ -60,6 +60,7 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         detector: Any = config.detector_config
         self.adapter = adapter_for(detector.model_type)
         self.detector = AutoModelForObjectDetection.from_config(detector)
+        self.frozen = {name for name, parameter in self.detector.named_parameters() if not parameter.requires_grad}
         self.has_proposals = self.adapter.encoder is not None and getattr(detector, "two_stage", True)
         self.edge_scales = DrmmEdgeScales(detector.d_model, self.has_proposals)
         self.loss_function = drmm_loss
@@ -134,11 +135,8 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
 
     def _freeze(self) -> None:
         """Parameters that the detector's constructor freezes: loading of a checkpoint enables all of them."""
-        with torch.device("meta"):
-            fresh = AutoModelForObjectDetection.from_config(self.config.detector_config)
-        frozen = {name for name, parameter in fresh.named_parameters() if not parameter.requires_grad}
         for name, parameter in self.detector.named_parameters():
-            if name in frozen:
+            if name in self.frozen:
                 parameter.requires_grad_(False)
 
     @can_return_tuple

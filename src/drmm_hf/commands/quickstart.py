@@ -10,11 +10,10 @@ from ..cli import positive_int
 from ..data import decode_image, generate_scenes, load_detection_dataset
 from ..demo import Options, show
 from ..evaluation import calibration_report, predict_dataset, predict_images, save_reliability_diagram
-from ..evaluation.report import require_matplotlib
 from ..files import make_output_folder
 from ..loading import label_names, load_detector
 from ..training import TrainConfig, TrainResult, train
-from ..visualization import contact_sheet, draw_comparison
+from ..visualization import contact_sheet, draw_comparison, require_matplotlib
 from . import analyze
 
 _SCENES: dict[str, Any] = {

@@ -90,21 +90,24 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
         FileNotFoundError, ValueError: the file is no such report, or one of another model.
     """
     entry = read_analysis(path, checkpoint, ("data", "calibration", "thresholds", "uncertainty"))
-    bins, edges = entry["calibration"]["reliability"], entry["uncertainty"]
+    bins, intervals = entry["calibration"]["reliability"], entry["uncertainty"]
     thresholds = {name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()}
     if not set(classes) <= set(thresholds):
         raise ValueError(
             f"{path}: is about the classes {', '.join(thresholds)}, the model knows {', '.join(classes)}; "
             "give the report of this model"
         )
-    fitted = edges["factor"] is not None and edges["coverage_after"] is not None
-    covered = zip(edges["levels"], edges["coverage_after" if fitted else "coverage"], strict=True)
+    fitted = intervals["factor"] is not None
+    covered = zip(intervals["levels"], intervals["coverage_after" if fitted else "coverage"], strict=True)
     # an empty bin has None, which becomes nan
-    columns = (np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies"))
+    columns = [np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies")]
     return Measured(
-        *columns,
+        edges=columns[0],
+        counts=columns[1],
+        confidences=columns[2],
+        precisions=columns[3],
         thresholds=thresholds,
-        factor=edges["factor"] if fitted else 1.0,
+        factor=intervals["factor"] if fitted else 1.0,
         coverage={level: share for level, share in covered if share is not None},
         images=entry["data"]["images"],
         iou_threshold=bins["iou_threshold"],
@@ -244,7 +247,8 @@ def build_app(
         said = threshold_text(threshold, measured)
         if found is None:
             return None, _NO_PICTURE, said, gr.Dataframe(value=None)
-        view = show(*found, model.config, measured, threshold=threshold, level=level, nms=nms)
+        image, detections = found
+        view = show(image, detections, model.config, measured, threshold=threshold, level=level, nms=nms)
         return view.picture, view.text, said, gr.Dataframe(value=view.rows, headers=view.columns)
 
     with gr.Blocks(

@@ -45,7 +45,10 @@ modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm"] = "DrmmForObjectD
 """
 # What the Hub answers, and broken connections: HTTPError of httpx or httpx2, whichever this version of huggingface_hub
 # uses, what a download that does not reach the Hub ends with, and the RuntimeError that a failed upload becomes.
-_FAILURES = (HfHubHTTPError.__bases__[0], LocalEntryNotFoundError, ConnectionError, TimeoutError, RuntimeError)
+_FAILURES: tuple[type[Exception], ...] = (
+    *(HfHubHTTPError.__bases__[0], LocalEntryNotFoundError),
+    *(ConnectionError, TimeoutError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)

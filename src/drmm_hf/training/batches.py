@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
 from ..data import DatasetReport, DetectionDataset, load_detection_dataset
-from ..data.layouts import SPLITS
 from ..data.load import VALIDATION_SHARE
+from ..data.splits import SPLITS
 from ..data.stream import mixed_seed
 from .config import TrainConfig
 

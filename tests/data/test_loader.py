@@ -228,11 +228,11 @@ def test_a_table_without_boxes_is_refused(scenes: Path, tmp_path: Path, crowd: b
 @pytest.mark.parametrize("by_orientation", [False, True])
 @pytest.mark.parametrize("buffer", [3, 1000])
 def test_a_stream_goes_on_where_it_stopped(mixed: Path, workers: int, by_orientation: bool, buffer: int) -> None:
-    """After any number of batches, those that follow are the same, image by image and draw by draw."""
+    """Within an epoch and around its end, what follows is the same, image by image and draw by draw."""
     options: dict[str, Any] = {"num_workers": workers, "aspect_ratio_batches": by_orientation, "shuffle_buffer": buffer}
     expected = seen(open_stream(mixed, **options).batches(tell), 20)
     assert len(set(images_of(expected))) == 13
-    for done in range(1, 15) if not workers else (5, 12):
+    for done in (1, 6, 7, 8, 14) if not workers else (5, 12):
         source = open_stream(mixed, **options)
         seen(source.batches(tell), done)
         position = json.loads(json.dumps(source.position()))

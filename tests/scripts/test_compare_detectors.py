@@ -75,8 +75,9 @@ def test_likelihood_and_matching_are_compared_on_every_data_set(scenes, tmp_path
     words += ["--decoders", "adamixer", "--images", "4", "--seeds", "0", "1", "--learning-rates", "1e-5", "1e-4"]
     words += ["--shifts", "blur 2", "--foreign", str(foreign), "--", "--config", "num_stages=1", "num_proposals=8"]
     assert compare_objectives.main(words) == 0
-    written = tmp_path / "runs" / scenes.name
-    clean, shift = (json.loads((written / f"{name}.json").read_text()) for name in ("clean", "shift"))
+    clean, shift = (
+        json.loads((tmp_path / f"runs/{scenes.name}/{name}.json").read_text()) for name in ("clean", "shift")
+    )
     labels = [f"AdaMixer, {side}{fitted}" for side in ("D-RMM", "matching") for fitted in ("", ", isotonic")]
     assert list(clean["rows"]) == labels
     assert list(shift["rows"]) == [f"blur 2: {label}" for label in labels]

@@ -1,6 +1,8 @@
 """D-RMM on every family of stock detectors: their own detections, the likelihood of their scores, save, load, train."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,10 +29,29 @@ def family(request) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a stock checkpoint of a family."""
+    parent = tmp_path_factory.mktemp("stock")
+
+    def folder(family: str) -> Path:
+        if not (parent / family).exists():
+            small_detector(family).save_pretrained(parent / family)
+        return parent / family
+
+    return folder
+
+
+@pytest.fixture(scope="module")
+def all_wrapped() -> dict[str, DrmmDetrForObjectDetection]:
+    return {}
+
+
 @pytest.fixture
-def wrapped(family, tmp_path) -> DrmmDetrForObjectDetection:
-    small_detector(family).save_pretrained(tmp_path / "stock")
-    return DrmmDetrForObjectDetection.from_detector(tmp_path / "stock").eval()
+def wrapped(family, stock, all_wrapped) -> DrmmDetrForObjectDetection:
+    if family not in all_wrapped:
+        all_wrapped[family] = DrmmDetrForObjectDetection.from_detector(stock(family)).eval()
+    return copy.deepcopy(all_wrapped[family])
 
 
 @torch.no_grad()
@@ -155,10 +176,9 @@ def test_a_frozen_norm_keeps_its_statistics(wrapped):
     assert [name for name, norm in norms.items() if torch.equal(norm.running_mean, before[name])] == frozen
 
 
-def test_other_classes(family, tmp_path):
-    small_detector(family).save_pretrained(tmp_path)
+def test_other_classes(family, stock):
     names = {0: "cat", 1: "emu", 2: "owl", 3: "yak"}
-    model = DrmmDetrForObjectDetection.from_detector(tmp_path, id2label=names)
+    model = DrmmDetrForObjectDetection.from_detector(stock(family), id2label=names)
     assert model.config.id2label == model.detector.config.id2label == names
     assert model.config.label2id == {name: label for label, name in names.items()}
     inputs = batch()
@@ -245,25 +265,22 @@ def test_halved_checkpoints(kind, tmp_path):
         assert outputs.pred_scales.isfinite().all()
 
 
-def test_classes_by_either_mapping(tmp_path):
-    small_detector("rt_detr_v2").save_pretrained(tmp_path)
+def test_classes_by_either_mapping(stock):
     names = {0: "cat", 1: "emu"}
     for given in ({"id2label": {"0": "cat", "1": "emu"}}, {"label2id": {"cat": 0, "emu": 1}}):
-        config = DrmmDetrForObjectDetection.from_detector(tmp_path, **given).config
+        config = DrmmDetrForObjectDetection.from_detector(stock("rt_detr_v2"), **given).config
         assert config.id2label == config.detector_config.id2label == names
         assert config.label2id == {"cat": 0, "emu": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"id2label": {1: "cat", 3: "emu"}}, {"id2label": ["cat", "emu"]}, {"mcm_wieght": 1}])
-def test_arguments_that_cannot_be_are_refused(wrong, tmp_path):
-    small_detector("rt_detr_v2").save_pretrained(tmp_path)
+def test_arguments_that_cannot_be_are_refused(wrong, stock):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        DrmmDetrForObjectDetection.from_detector(tmp_path, **wrong)
+        DrmmDetrForObjectDetection.from_detector(stock("rt_detr_v2"), **wrong)
 
 
-def test_fields_of_the_detector_and_a_folder_of_our_own(tmp_path):
-    small_detector("rt_detr_v2").save_pretrained(tmp_path / "stock")
-    model = DrmmDetrForObjectDetection.from_detector(tmp_path / "stock", num_queries=5, mcm_weight=0.25)
+def test_fields_of_the_detector_and_a_folder_of_our_own(stock, tmp_path):
+    model = DrmmDetrForObjectDetection.from_detector(stock("rt_detr_v2"), num_queries=5, mcm_weight=0.25)
     assert model(batch()["pixel_values"]).logits.shape[1] == 5
     assert model.config.mcm_weight == 0.25
     model.save_pretrained(tmp_path / "drmm", max_shard_size="50KB")

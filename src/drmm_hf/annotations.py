@@ -31,13 +31,10 @@ class Records:
     Args:
         records: mappings.
         where: what messages call a record: the name of the list, or a function of the record's index.
-        names: what messages call a field, where it has another name in the data.
     """
 
-    def __init__(
-        self, records: Sequence[Any], where: str | Callable[[int], str], names: Mapping[str, str] | None = None
-    ) -> None:
-        self.records, self.names = records, names or {}
+    def __init__(self, records: Sequence[Any], where: str | Callable[[int], str]) -> None:
+        self.records = records
         self.where = where if callable(where) else lambda index: f"{where}[{index}]"
         for index, record in enumerate(records):
             if not isinstance(record, Mapping):
@@ -57,7 +54,7 @@ class Records:
         value = "missing" if record.get(field) is None else shown(record[field])
         place = self.where(index)
         joint = "." if place.endswith("]") else ", "
-        raise ValueError(f"{place}{joint}{self.names.get(field, field)}{known} is {value}; {problem}")
+        raise ValueError(f"{place}{joint}{field}{known} is {value}; {problem}")
 
     def require(self, good: Any, field: str, wanted: str) -> None:
         """Refuse the first value that is not `good` (n,)."""

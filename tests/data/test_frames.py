@@ -22,8 +22,9 @@ from drmm_hf.data import (
     load_streaming_dataset,
     objects_dataset,
 )
-from drmm_hf.data.loader import TableData
-from drmm_hf.data.stream_loader import StreamData
+from drmm_hf.training import TrainConfig
+from drmm_hf.training.batches import TableData
+from drmm_hf.training.stream_batches import StreamData
 from shards import write_tar
 
 LYING = (64, 96)
@@ -179,7 +180,8 @@ def test_a_training_says_what_it_found(tmp_path, caplog, workers) -> None:
         caplog.clear()
         path = tmp_path / ("tars" if source is StreamData else "saved")
         with caplog.at_level(logging.WARNING):
-            data = source(path, "train", 2, labels={0: "thing"}, num_workers=workers)
+            options = {"streaming": source is StreamData, "classes": ["thing"], "num_workers": workers}
+            data = source(TrainConfig(data=str(path), train_images=1, **options))
             batches = list(islice(data.batches(still), 4))
         assert caplog.text.count("EXIF orientation") == 1
         assert [(batch["objects"], batch["dropped_boxes"]) for batch in batches] == [(4, 2)] * 4

@@ -289,6 +289,16 @@ def test_variants_of_a_yolo_folder(tmp_path, change):
     assert list(train.id2label.values()) == (["class_0", "class_1"] if change is _no_names else ["cat", "dog"])
 
 
+def test_a_split_may_be_several_folders_and_a_list_names_what_is_there(tmp_path):
+    tools.ultralytics_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: [images/val, images/train]\nval: images/val\nnames: [cat, dog]\n")
+    assert _boxes(load_detection_dataset(tmp_path)).keys() == dict(tools.TRAIN).keys() | dict(tools.VAL).keys()
+    (tmp_path / "train.txt").write_text("images/train/nothing.jpg\n")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
+    with pytest.raises(FileNotFoundError, match=r"train\.txt: images/train/nothing\.jpg"):
+        load_detection_dataset(tmp_path)
+
+
 def _beside(folder):
     """As LabelImg writes it, without lists of splits."""
     for file in (folder / "Annotations").iterdir():
@@ -369,6 +379,17 @@ def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
     assert len(train) == images
     assert dict(tools.TRAIN).keys() <= _boxes(train).keys() | _boxes(load_detection_dataset(tmp_path, "val")).keys()
     assert train.dataset[0]["width"] == tools.WIDTH
+
+
+def test_lists_of_a_folder_for_each_year(tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        tools.pascal_voc(tmp_path / year)
+    for file in (tmp_path / "VOC2012").rglob("*.*"):
+        if file.suffix == ".txt":
+            file.write_text("".join(f"2012 {line}\n" for line in file.read_text().splitlines()))
+        else:
+            file.rename(file.with_name(f"2012 {file.name}"))
+    assert len(load_detection_dataset(tmp_path)) == 2 * len(tools.TRAIN)
 
 
 def test_damaged_files_of_a_yolo_folder(tmp_path, caplog):

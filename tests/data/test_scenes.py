@@ -33,29 +33,17 @@ def folder(tmp_path_factory):
     return generate_scenes(tmp_path_factory.mktemp("scenes"), seed=3, **options)
 
 
-def test_boxes_are_tight(scenes):
-    objects = [item for scene in scenes for item in scene.objects]
-    assert len(objects) > 200
-    for item in objects:
-        rows, columns = np.flatnonzero(item.mask.any(axis=1)), np.flatnonzero(item.mask.any(axis=0))
-        drawn = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        np.testing.assert_allclose(item.box, drawn, atol=1.0)
+def test_hidden_objects_are_left_out(scenes):
+    items = [item for scene in scenes for item in scene.objects]
+    assert len(items) > 200
+    shares = np.array([item.visible for item in items])
+    assert shares.min() >= MIN_VISIBLE
+    assert shares.max() == 1
+    assert all(scene.objects[-1].visible == 1 for scene in scenes if scene.objects), "nothing is nearer than the last"
+    assert 0.03 < np.mean(shares < 0.9) < 0.5  # there is occlusion
+    for item in items:
         assert 0 <= item.box[0] < item.box[2] <= 320
         assert 0 <= item.box[1] < item.box[3] <= 240
-
-
-def test_hidden_objects_are_left_out(scenes):
-    shares = []
-    for scene in scenes:
-        for index, item in enumerate(scene.objects):
-            nearer = np.zeros_like(item.mask)
-            for other in scene.objects[index + 1 :]:
-                nearer |= other.mask
-            share = (item.mask & ~nearer).sum() / item.mask.sum()
-            assert share == pytest.approx(item.visible)
-            shares.append(share)
-    assert min(shares) >= MIN_VISIBLE
-    assert 0.03 < np.mean(np.array(shares) < 0.9) < 0.5  # there is occlusion
 
 
 def test_variety(scenes):
@@ -75,21 +63,33 @@ def test_variety(scenes):
 @pytest.mark.parametrize("name", list(CATEGORIES))
 @pytest.mark.parametrize("size", [12.0, 40.3, 150.0])
 def test_shapes_have_the_asked_size_and_place(name, size):
-    patch = rasterize(outline(name, np.random.default_rng(1)), size, (100.25, 70.75))
-    height, width = patch.alpha.shape
-    x1, y1, x2, y2 = patch.box((slice(0, height), slice(0, width)))
+    shape = rasterize(outline(name, np.random.default_rng(1)), size, (160.25, 110.75), 240, 320)
+    x1, y1, x2, y2 = shape.box
     assert max(x2 - x1, y2 - y1) == pytest.approx(size, abs=2 / SUPERSAMPLING)
-    assert (x1 + x2) / 2 == pytest.approx(100.25, abs=1)
-    assert (y1 + y2) / 2 == pytest.approx(70.75, abs=1)
-    assert patch.left < x1 < x2 < patch.left + width
-    assert patch.top < y1 < y2 < patch.top + height
+    assert (x1 + x2) / 2 == pytest.approx(160.25, abs=1)
+    assert (y1 + y2) / 2 == pytest.approx(110.75, abs=1)
+    assert_tight(shape)
+
+
+def assert_tight(shape):
+    touched = np.zeros((240, 320), dtype=bool)
+    touched[shape.place] = shape.alpha > 0
+    rows, columns = np.flatnonzero(touched.any(axis=1)), np.flatnonzero(touched.any(axis=0))
+    np.testing.assert_allclose(shape.box, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), atol=0.5)
+
+
+@pytest.mark.parametrize("center", [(5.0, 3.0), (316.5, 238.0)])
+def test_what_is_outside_of_the_image_is_cut_off(center):
+    shape = rasterize(outline("disc", np.random.default_rng(1)), 60.0, center, 240, 320)
+    assert_tight(shape)
+    assert shape.box[:2] == (0, 0) if center[0] < 160 else shape.box[2:] == (320, 240)
 
 
 def test_a_ring_has_a_hole_and_a_disc_has_none():
     for seed in range(5):
         for name, center in (("disc", 1.0), ("ring", 0.0)):
-            patch = rasterize(outline(name, np.random.default_rng(seed)), 60.0, (50.0, 50.0))
-            assert patch.alpha[50 - patch.top, 50 - patch.left] == center
+            shape = rasterize(outline(name, np.random.default_rng(seed)), 60.0, (50.0, 50.0), 240, 320)
+            assert shape.alpha[50 - shape.place[0].start, 50 - shape.place[1].start] == center
 
 
 def test_writes_a_coco_folder(folder):

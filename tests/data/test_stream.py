@@ -157,15 +157,14 @@ def test_two_workers_read_every_image_once(shards, tars):
     assert sorted(itertools.chain(*epoch)) == list(itertools.chain(*keys))
 
 
-def test_missing_sizes_other_names_and_lists_of_dicts(tars):
-    record = {"things": [{"box": BOXES[0], "kind": "glove"}, {"box": BOXES[1], "kind": "mask"}]}
-    empty = {"things": []}
+def test_missing_sizes_and_lists_of_dicts(tars):
+    record = {"objects": [{"bbox": BOXES[0], "category": "glove"}, {"bbox": BOXES[1], "category": "mask"}]}
+    empty = {"objects": []}
     samples = [
         {"a/000005.photo.png": encoded(5), "a/000005.json": record, "a/000005.txt": b"passed over"},
         {"a/000006.json": empty, "a/000006.jpg": encoded(6, format="JPEG")},
     ]
-    names = {"objects": "things", "bbox": "box", "category": "kind"}
-    data = load_streaming_dataset(tars(samples), id2label=ID2LABEL, columns=names)
+    data = load_streaming_dataset(tars(samples), id2label=ID2LABEL)
     boxed, boxless = data
     assert (boxed["image_id"], boxed["width"], boxed["height"]) == (5, WIDTH, HEIGHT)
     assert boxed["objects"]["category"] == [1, 0]
@@ -175,15 +174,14 @@ def test_missing_sizes_other_names_and_lists_of_dicts(tars):
 
 
 def test_the_labels_of_a_given_model_are_used(parquet):
-    folder = parquet([row(1)], image="photo")
-    options = {"columns": {"image": "photo"}}
-    data = load_streaming_dataset(folder, id2label={0: "gown", 1: "hat", 2: "mask", 3: "glove"}, **options)
+    folder = parquet([row(1)])
+    data = load_streaming_dataset(folder, id2label={0: "gown", 1: "hat", 2: "mask", 3: "glove"})
     (only,) = data
     assert decode_image(only).size == (WIDTH, HEIGHT)
     assert only["objects"]["category"] == [0, 2]
     assert data.id2label[1] == "hat"
     with pytest.raises(ValueError, match="gown"):
-        load_streaming_dataset(folder, id2label={0: "mask", 1: "glove"}, **options)
+        load_streaming_dataset(folder, id2label={0: "mask", 1: "glove"})
 
 
 def test_classes_must_be_known(parquet):

@@ -222,17 +222,6 @@ def test_shuffled_and_formatted():
     assert sliced.dataset[1]["image"]["bytes"] == png(2)
 
 
-def test_renamed_columns():
-    data = rows()
-    data["photo"] = data.pop("image")
-    data["boxes"] = [{"xywh": row["bbox"], "label": row["category"]} for row in data.pop("objects")]
-    dataset = datasets.Dataset.from_dict(data).cast_column("photo", datasets.Image())
-    names = {"image": "photo", "objects": "boxes", "bbox": "xywh", "category": "label"}
-    assert objects_dataset(dataset, columns=names).dataset[2]["objects"]["category"] == [1]
-    with pytest.raises(ValueError, match="label"):
-        objects_dataset(dataset, columns={"label": "category"})
-
-
 def _split_dict():
     return datasets.DatasetDict(train=hub(), validation=hub().select([2, 0]))
 

@@ -1,4 +1,4 @@
-"""The comparison of a stock detector's own loss with the likelihood, and data sets under shift."""
+"""The comparisons of likelihood and matching, of a stock detector's own loss with it, and data sets under shift."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,11 @@ from PIL import Image
 from transformers.models.rf_detr import modeling_rf_detr
 
 import compare_detectors
+import compare_objectives
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from reproduction.shifts import SHIFTS, shifted_split
+
+LABELS = ["own loss", "own loss, isotonic", "D-RMM", "D-RMM, isotonic"]
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +56,32 @@ def test_both_sides_are_trained_and_measured(family, seeds, rates, scenes, tmp_p
     short = ["--start-images", "4", "--images", "4", "--size", "128", "160", "--shifts", "blur 2"]
     assert compare_detectors.main([*words, *short, "--seeds", *seeds, "--learning-rates", *rates]) == 0
     clean, shift = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("clean", "shift"))
-    assert list(clean) == ["start", *compare_detectors.LABELS]
-    assert list(shift) == [f"blur 2: {label}" for label in compare_detectors.LABELS]
+    assert list(clean) == ["start", *LABELS]
+    assert list(shift) == [f"blur 2: {label}" for label in LABELS]
     for row in (clean["D-RMM"], shift["blur 2: own loss"]):
         assert 0 <= row["ECE"]["mean"] <= 1
         assert list(row["AP"]["seeds"]) == seeds
     # what both began from is the stock detector
     assert json.loads((tmp_path / "start/model/detector/config.json").read_text())["model_type"] == family
+
+
+@pytest.mark.slow
+def test_likelihood_and_matching_are_compared_on_every_data_set(scenes, tmp_path):
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
+    foreign = tmp_path / "foreign"
+    generate_scenes(foreign, num_train=1, num_val=2, image_size=(64, 96), classes=["ring"])
+    (foreign / "annotations/instances_val.json").rename(foreign / "annotations/instances_test.json")
+    words = [str(scenes), "--backbone", str(tmp_path / "weights.pth"), "--output", str(tmp_path / "runs")]
+    words += ["--decoders", "adamixer", "--images", "4", "--seeds", "0", "1", "--learning-rates", "1e-5", "1e-4"]
+    words += ["--shifts", "blur 2", "--foreign", str(foreign), "--", "--config", "num_stages=1", "num_proposals=8"]
+    assert compare_objectives.main(words) == 0
+    clean, shift = (
+        json.loads((tmp_path / f"runs/{scenes.name}/{name}.json").read_text()) for name in ("clean", "shift")
+    )
+    labels = [f"AdaMixer, {side}{fitted}" for side in ("D-RMM", "matching") for fitted in ("", ", isotonic")]
+    assert list(clean["rows"]) == labels
+    assert list(shift["rows"]) == [f"blur 2: {label}" for label in labels]
+    assert clean["learning rates"]["AdaMixer, matching"]["chosen"] in (1e-5, 1e-4)
+    for row in clean["rows"].values():
+        assert list(row["AP"]["seeds"]) == ["0", "1"]
+        assert 0 <= row["foreign, scores above 0.5"]["mean"] <= 8

@@ -144,6 +144,7 @@ def test_gradient_checkpointing_accumulation_and_shortest_edge(stock, scenes, tm
     assert (size["shortest_edge"], size["longest_edge"]) == (96, 144)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("stock", "options"),
     [("rt_detr_v2", ["--format", "torch_export"]), ("detr", ["--format", "onnx", "--with-postprocessing"])],

@@ -1,12 +1,15 @@
 """COCO instances as columns and rows, and rows back to a json."""
 
 import logging
+import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote
 
 import datasets
 import numpy as np
@@ -17,12 +20,14 @@ from ..annotations import Records
 from ..configuration_drmm import shown
 from ..files import collection_paused, to_json, write_text
 from .images import ImageFrame, image_size
-from .layouts import Part, find_images
+from .layouts import shorten
 from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, Portion, build_detection_dataset, image_sizes
+from .splits import Part
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 1000
+_SHOWN = 3
 
 
 @collection_paused()
@@ -37,7 +42,7 @@ def load_part(
     if pictures is None:
         names = sections["images"].texts("file_name")
         sections["images"].require(["\0" not in name for name in names], "file_name", "a path")
-        images_dir, pictures = find_images(part, names)
+        images_dir, pictures = locate_images(part, names)
     columns = read_coco(sections, source, pictures, image_frame)
     dataset = build_detection_dataset(
         columns,
@@ -53,6 +58,81 @@ def load_part(
     if own and dataset.report.turned_images:  # where the file has their stored sizes
         own = dataset.dataset["width"][:] == columns.widths.tolist()
     return dataset if own else with_ground_truth(dataset, f"{part.annotations.parent.name}-{part.annotations.stem}")
+
+
+def locate_images(part: Part, names: Sequence[str]) -> tuple[Path, list[str]]:
+    """The image folder of a split and the path of every image, none of them outside the folders of the split.
+
+    Names that are not there as they stand may be written in another way: with backslashes, with %20 for a space, in
+    another Unicode form or case, or with other folders before the file. Of one that leads out of the folders (it is
+    absolute, has a drive or ..), what is left without that counts.
+
+    Raises:
+        FileNotFoundError: there is no folder, or images are missing: how many, and the first few.
+    """
+    written, names = names, [_without_way_out(name) for name in names]
+    existing = [folder for folder in part.images if folder.is_dir()]
+    if not existing:
+        looked = shorten([str(folder) for folder in part.images], 8)
+        raise FileNotFoundError(f"{part.annotations}: no image folder (looked for {looked}); give it as --images")
+    first = names[:_SHOWN]
+    folder = next((folder for folder in existing if any((folder / name).is_file() for name in first)), existing[0])
+    wanted = [os.path.join(folder, name) for name in names]
+    paths = [path if os.path.isfile(path) else None for path in wanted]
+    if None in paths:
+        similar = _files_by_name(existing)
+        guesses = [path or _similar(name, similar) for path, name in zip(paths, names, strict=True)]
+        often = Counter(guess for guess, _ in set(zip(guesses, names, strict=True)))  # of two names neither is it
+        paths = [path or (guess if often[guess] == 1 else None) for path, guess in zip(paths, guesses, strict=True)]
+    missing = [f"images[{index}].file_name {written[index]!r}" for index, path in enumerate(paths) if path is None]
+    if missing:
+        raise FileNotFoundError(
+            f"{part.annotations}: {len(missing)} of {len(names)} images are missing in {folder}, or may be several "
+            f"files: {shorten(missing, _SHOWN)}; restore or correct them, or give their folder as --images"
+        )
+    if foreign := [old for old, new in zip(written, names, strict=True) if old != new]:
+        logger.warning(
+            "%s: %d of %d file names lead out of the image folder, such as %r; files of the same names in it are taken",
+            *(part.annotations, len(foreign), len(names), foreign[0]),
+        )
+    return folder, [path for path in paths if path is not None]
+
+
+def _without_way_out(name: str) -> str:
+    """A file name without root, drive and `..`, on any operating system; others as they are."""
+    path = PureWindowsPath(name)  # splits on both kinds of slash
+    if not path.anchor and ".." not in path.parts:
+        return name
+    return "/".join(part for part in path.parts if part not in ("..", path.anchor))
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name).replace("\\", "/")).casefold()
+
+
+def _files_by_name(folders: Sequence[Path]) -> Mapping[str, list[str]]:
+    """Paths of all files below the folders by their plain names; of a folder that holds others, its own files alone."""
+    found: dict[str, dict[str, None]] = {}
+    for folder in folders:
+        holds_others = any(folder in other.parents for other in folders)
+        for parent, _, files in os.walk(folder):
+            for file in files:
+                found.setdefault(_plain(file), {})[os.path.join(parent, file)] = None
+            if holds_others:
+                break
+    return {name: list(paths) for name, paths in found.items()}
+
+
+def _similar(name: str, files: Mapping[str, Sequence[str]]) -> str | None:
+    """The one file that a name can mean, or None: of several, the one in folders of the same names."""
+    *parents, last = _plain(name).split("/")
+    # Label Studio puts eight digits before the name of an upload.
+    candidates = files.get(last) or files.get(re.sub("^[0-9a-f]{8}-", "", last), ())
+    while len(candidates) > 1 and parents:
+        ending = "/".join((*parents, last))
+        closer = [path for path in candidates if _plain(path).endswith("/" + ending)]
+        candidates, parents = closer or candidates, parents[1:]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[str, Records]:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .coco import load_part
 from .images import ImageFrame
-from .layouts import AnyPath, Part, choose_split, coco_part, find_parts
+from .layouts import coco_part, find_parts
 from .rows import DetectionDataset, Portion
+from .splits import AnyPath, Part, choose_split
 from .tables import is_objects_source, load_splits, objects_dataset
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """One generated scene: background, clutter, objects that cover each other, light and noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -30,60 +30,35 @@ SUPERSAMPLING = 2
 Point = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class SceneObject:
+class SceneObject(NamedTuple):
     """An object that was drawn.
 
     `box` is the tight `(x1, y1, x2, y2)` in pixels of the object's shape inside the image, covered parts included
-    (amodal), to half a pixel. `mask` (H, W) bool are the pixels that this shape touches, `visible` the share of them
-    that nearer objects do not touch, `area` the size of the shape in px².
+    (amodal), to half a pixel. `visible` is the share of this shape's pixels that nearer objects do not touch, `area`
+    the size of the shape in px².
     """
 
     name: str
-    box: tuple[float, float, float, float]
-    mask: np.ndarray
+    box: tuple[float, ...]
     visible: float
     area: float
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """`image` (H, W, 3) uint8 and its objects, farthest first (later ones cover earlier ones)."""
 
     image: np.ndarray
     objects: list[SceneObject]
 
 
-@dataclass(frozen=True)
-class Patch:
-    """One shape drawn on a small canvas.
-
-    `alpha` (h, w) float32 in 0..1 is the coverage of each pixel, `fine` (h·s, w·s) bool the shape on the grid that is
-    s = SUPERSAMPLING times finer. Their left top corner is pixel `(left, top)` of the image, which may be negative.
+class Shape(NamedTuple):
+    """What is drawn of a shape: `alpha` (h, w) float32 in 0..1, the coverage of the image's pixels in these rows and
+    columns, and the tight `box` as in `SceneObject`.
     """
 
+    place: tuple[slice, slice]
     alpha: np.ndarray
-    fine: np.ndarray
-    left: int
-    top: int
-
-    def overlap(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Rows and columns of an image that the patch covers, and those of the patch that lie there."""
-        top, left = max(self.top, 0), max(self.left, 0)
-        bottom = min(self.top + self.alpha.shape[0], height)
-        right = min(self.left + self.alpha.shape[1], width)
-        inside = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
-        return (slice(top, bottom), slice(left, right)), inside
-
-    def box(self, part: tuple[slice, slice]) -> tuple[float, float, float, float]:
-        """Tight `(x1, y1, x2, y2)` in image pixels of what lies in some rows and columns of `alpha`."""
-        rows, columns = (slice(axis.start * SUPERSAMPLING, axis.stop * SUPERSAMPLING) for axis in part)
-        fine = self.fine[rows, columns]
-        down, across = np.flatnonzero(fine.any(axis=1)), np.flatnonzero(fine.any(axis=0))
-        left, top = self.left + part[1].start, self.top + part[0].start
-        x1, x2 = (left + float(edge) / SUPERSAMPLING for edge in (across[0], across[-1] + 1))
-        y1, y2 = (top + float(edge) / SUPERSAMPLING for edge in (down[0], down[-1] + 1))
-        return x1, y1, x2, y2
+    box: tuple[float, ...]
 
 
 def render_scene(
@@ -102,11 +77,10 @@ def render_scene(
     cut at 12. Sizes (longer side of the box, pixels) are log-uniform in `min_size`..`max_size`. Objects of one class
     sometimes come in groups that overlap.
     """
-    placed = _place_objects(rng, height, width, min_size, max_size, mean_objects, classes)
-    kept = _drop_covered(placed, height, width)
+    kept = _drop_covered(_place_objects(rng, height, width, min_size, max_size, mean_objects, classes), height, width)
     canvas = _clutter(_background(rng, height, width), rng, int(rng.integers(1, 7)))
-    for _, patch in kept:
-        _paint(canvas, patch, rng)
+    for _, shape in kept:
+        _paint(canvas, shape, rng)
         if rng.random() < 0.06:
             canvas = _thin_line(canvas, rng)
     return Scene(_light_and_noise(canvas, rng), [item for item, _ in kept])
@@ -138,20 +112,23 @@ def outline(name: str, rng: np.random.Generator) -> list[np.ndarray]:
     return [_rotate(polygon, angle) for polygon in (points, *holes)]
 
 
-def rasterize(polygons: list[np.ndarray], size: float, center: Point) -> Patch:
+def rasterize(polygons: list[np.ndarray], size: float, center: Point, height: int, width: int) -> Shape:
     """Draw polygons so that their longer side is `size` pixels and their middle is at `center` (x, y)."""
     low, high = polygons[0].min(axis=0), polygons[0].max(axis=0)
     scale = size / (high - low).max()
-    middle = (low + high) / 2
-    left, top = (np.floor(np.array(center) - size / 2) - 1).astype(int).tolist()
-    side = (int(np.ceil(size)) + 4) * SUPERSAMPLING
-    canvas = PIL.Image.new("L", (side, side))
+    corner = (np.floor(np.array(center) - size / 2) - 1).astype(int)
+    side = int(np.ceil(size)) + 4
+    canvas = PIL.Image.new("L", (side * SUPERSAMPLING, side * SUPERSAMPLING))
     draw = PIL.ImageDraw.Draw(canvas)
     for index, polygon in enumerate(polygons):
-        points = ((polygon - middle) * scale + center - (left, top)) * SUPERSAMPLING
+        points = ((polygon - (low + high) / 2) * scale + center - corner) * SUPERSAMPLING
         draw.polygon(_tuples(points), fill=0 if index else 255)
-    alpha = np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255
-    return Patch(alpha, np.asarray(canvas) > 0, left, top)
+    (left, top), (right, bottom) = np.maximum(corner, 0), np.minimum(corner + side, (width, height))
+    x1, y1, x2, y2 = np.array([left, top, right, bottom]) - np.tile(corner, 2)
+    alpha = (np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float32) / 255)[y1:y2, x1:x2]
+    inside = canvas.crop((SUPERSAMPLING * x1, SUPERSAMPLING * y1, SUPERSAMPLING * x2, SUPERSAMPLING * y2))
+    box = np.array(inside.getbbox()) / SUPERSAMPLING + (left, top, left, top)
+    return Shape((slice(top, bottom), slice(left, right)), alpha, tuple(box.tolist()))
 
 
 def _place_objects(
@@ -162,11 +139,11 @@ def _place_objects(
     max_size: float,
     mean_objects: float,
     classes: Sequence[str],
-) -> list[tuple[str, Patch]]:
-    """Class, shape and place of the wanted objects, farthest first."""
+) -> list[tuple[str, Shape]]:
+    """Class and shape of the wanted objects, farthest first."""
     if rng.random() < BOXLESS_SHARE:
         return []
-    placed: list[tuple[str, Patch]] = []
+    placed: list[tuple[str, Shape]] = []
     shares = np.array([share if kind in classes else 0.0 for kind, share in zip(CATEGORIES, FREQUENCIES, strict=True)])
     name, size, x, y = "", 0.0, 0.0, 0.0
     for index in range(min(MAX_OBJECTS, 1 + int(rng.exponential(mean_objects - 1)))):
@@ -181,35 +158,30 @@ def _place_objects(
         # At most a fifth of the longer side sticks out of the image.
         margin = 0.3 * size
         x, y = float(np.clip(x, margin, width - margin)), float(np.clip(y, margin, height - margin))
-        placed.append((name, rasterize(outline(name, rng), size, (x, y))))
+        placed.append((name, rasterize(outline(name, rng), size, (x, y), height, width)))
     return placed
 
 
-def _drop_covered(placed: list[tuple[str, Patch]], height: int, width: int) -> list[tuple[SceneObject, Patch]]:
+def _drop_covered(placed: list[tuple[str, Shape]], height: int, width: int) -> list[tuple[SceneObject, Shape]]:
     """Leave out objects that nearer ones would hide; an object left out hides nothing itself."""
     covered = np.zeros((height, width), dtype=bool)
     kept = []
-    for name, patch in reversed(placed):
-        place, inside = patch.overlap(height, width)
-        shape = patch.alpha[inside] > 0
-        visible = float((shape & ~covered[place]).sum() / shape.sum()) if shape.any() else 0.0
-        if visible < MIN_VISIBLE:
-            continue
-        covered[place] |= shape
-        mask = np.zeros((height, width), dtype=bool)
-        mask[place] = shape
-        kept.append((SceneObject(name, patch.box(inside), mask, visible, float(patch.alpha[inside].sum())), patch))
+    for name, shape in reversed(placed):
+        touched = shape.alpha > 0
+        visible = float((touched & ~covered[shape.place]).sum() / touched.sum())
+        if visible >= MIN_VISIBLE:
+            covered[shape.place] |= touched
+            kept.append((SceneObject(name, shape.box, visible, float(shape.alpha.sum())), shape))
     return kept[::-1]
 
 
-def _paint(canvas: np.ndarray, patch: Patch, rng: np.random.Generator) -> None:
-    """Blend a textured patch into the canvas, in colors that differ from what is below it."""
-    place, inside = patch.overlap(*canvas.shape[:2])
-    region, alpha = canvas[place], patch.alpha[inside][..., None]
+def _paint(canvas: np.ndarray, shape: Shape, rng: np.random.Generator) -> None:
+    """Blend a textured shape into the canvas, in colors that differ from what is below it."""
+    region, alpha = canvas[shape.place], shape.alpha[..., None]
     below = (region * alpha).sum(axis=(0, 1)) / max(float(alpha.sum()), 1.0)
     color, second = _color_unlike(below, rng, 70.0), _color_unlike(below, rng, 50.0)
     surface = color + _texture(region.shape[0], region.shape[1], rng)[..., None] * (second - color)
-    canvas[place] = region + alpha * (surface - region)
+    canvas[shape.place] = region + alpha * (surface - region)
 
 
 def _texture(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,9 +13,9 @@ from torch.utils.data import IterableDataset
 
 from ..annotations import Records, frame_problem
 from .images import ImageFrame, Size, read_header
-from .layouts import AnyPath, choose_split
 from .rows import MAX_SIDE, PIXELS, DatasetReport, DetectionDataset, check_known, ordered_labels, row_features
-from .tables import Schema, is_saved, objects_dataset, reason_of, unreadable
+from .splits import AnyPath, choose_split
+from .tables import COLUMNS, class_names_of, is_saved, objects_dataset, read_objects, reason_of, unreadable
 from .tars import TarError, read_tars
 
 _CHECKED_BOXES = 100
@@ -32,11 +32,10 @@ class StreamingDetectionDataset(IterableDataset):
     own shards; workers beyond the number of shards get nothing.
 
     Attributes:
-        id2label, label2id: labels 0..C-1 and names.
-        class_names: names that the stream's own schema gives its category numbers, or None.
-        name: what messages call the data set.
-        schema: what its rows are called and hold.
         rows: the `datasets.IterableDataset` below.
+        id2label, label2id: labels 0..C-1 and names.
+        name: what messages call the data set.
+        class_names: names that the stream's own schema gives its category numbers, or None.
         image_frame: as in `load_streaming_dataset`.
         report: counts of what was iterated over so far in this process, and of what was changed.
     """
@@ -45,10 +44,11 @@ class StreamingDetectionDataset(IterableDataset):
         self,
         rows: datasets.IterableDataset,
         id2label: Mapping[int, str],
-        schema: Schema,
+        name: str,
+        class_names: Sequence[str] | None = None,
         image_frame: ImageFrame = "upright",
     ):
-        self.rows, self.schema, self.name, self.class_names = rows, schema, schema.name, schema.class_names
+        self.rows, self.name, self.class_names = rows, name, class_names
         self.id2label = dict(enumerate(ordered_labels(id2label)))
         self.label2id = {label_name: label for label, label_name in self.id2label.items()}
         self.image_frame, self.report = image_frame, DatasetReport()
@@ -113,7 +113,7 @@ class StreamingDetectionDataset(IterableDataset):
 
     def _clean(self, raw: Mapping[str, Any], number: int) -> tuple[dict[str, Any], np.ndarray]:
         """The row, and its boxes (n, 4) as they came."""
-        row = {key: raw.get(column) for key, column in self.schema.columns.items()}
+        row = {key: raw.get(key) for key in COLUMNS}
         image_id = _first_id(row["image_id"], raw.get("__key__"))
         label = f"{self.name}: " + (f"image {image_id}" if image_id >= 0 else f"example {number} of the stream")
         picture = row["image"]
@@ -125,7 +125,9 @@ class StreamingDetectionDataset(IterableDataset):
         height, width = size or (None, None)
         sizes = np.array([width or MAX_SIDE]), np.array([height or MAX_SIDE])
         ids = np.zeros(1, dtype=np.int64)
-        annotations = self.schema.read([row["objects"]], ids, sizes, self.id2label, lambda _: label)
+        annotations = read_objects(
+            self.name, [row["objects"]], ids, sizes, self.class_names, self.id2label, lambda _: label
+        )
         labels = list(self.label2id)
         check_known(annotations.category_names, labels, label)
         _, clean, report = annotations.clean(labels)
@@ -138,7 +140,7 @@ class StreamingDetectionDataset(IterableDataset):
 
     def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[Size | None, bool]:
         """(height, width) in the frame, if it is known, and whether the image has an EXIF orientation."""
-        given = Records([row], lambda _: label, self.schema.columns)
+        given = Records([row], lambda _: label)
         height, width = (
             None if row[side] is None else int(given.integers(side, PIXELS, 1, MAX_SIDE)[0])
             for side in ("height", "width")
@@ -158,7 +160,6 @@ def load_streaming_dataset(
     split: str = "train",
     *,
     id2label: Mapping[int, str] | None = None,
-    columns: Mapping[str, str] | None = None,
     image_frame: ImageFrame = "upright",
 ) -> StreamingDetectionDataset:
     """Open one split of a sharded data set; only what is iterated over is read, and nothing is kept on disk.
@@ -171,7 +172,6 @@ def load_streaming_dataset(
         split: name of the split; "val" also finds "validation" and vice versa.
         id2label: labels 0..C-1 and names. Needed unless the category is a ClassLabel, whose names must be in it;
             integer categories are labels, texts are names.
-        columns: names of the data set by those of the schema, as in `objects_dataset`.
         image_frame: as in `load_detection_dataset`.
 
     Raises:
@@ -189,7 +189,6 @@ def load_streaming_dataset(
             found, _ = choose_split(tars, split, 0, str(path))
             # A list in `gen_kwargs` is what `datasets` splits between processes.
             rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": tars[found]})
-            columns = {**(columns or {}), "image": "image"}
         else:
             streams: Any = {str(key): value for key, value in builder.as_streaming_dataset().items()}
             found, _ = choose_split(streams, split, 0, str(path))
@@ -200,14 +199,15 @@ def load_streaming_dataset(
     present: Any = rows.features if rows.features is not None else next(iter(rows), None)  # a row of a tar, or json
     if present is None:
         raise ValueError(f"{name}: has no rows; a data set needs at least one image")
-    schema = Schema.of(present, columns, name)
-    if rows.features is not None:
-        rows = schema.select(rows)
-    if id2label is None and schema.class_names is None:
-        raise ValueError(f"{name}: objects.{schema.columns['category']} is no ClassLabel; give `id2label` (--classes)")
-    labels = dict(enumerate(schema.class_names or ())) if id2label is None else id2label
-    result = StreamingDetectionDataset(rows, labels, schema, image_frame)
-    check_known(schema.class_names or (), list(result.label2id), name)
+    class_names = class_names_of(present, name)
+    if rows.features is not None:  # without further columns, which would only fill the memory
+        rows = rows.select_columns([key for key in COLUMNS if key in rows.features])
+        rows = rows.cast_column("image", datasets.Image(decode=False))
+    if id2label is None and class_names is None:
+        raise ValueError(f"{name}: objects.category is no ClassLabel; give `id2label` (--classes)")
+    labels = dict(enumerate(class_names or ())) if id2label is None else id2label
+    result = StreamingDetectionDataset(rows, labels, name, class_names, image_frame)
+    check_known(class_names or (), list(result.label2id), name)
     return result
 
 

@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from ..configuration_drmm import shown
 from ..files import collection_paused
 from .coco import with_ground_truth
 from .images import ImageFrame, image_size
-from .layouts import AnyPath
 from .rows import (
     OBJECT_FIELDS,
     Annotations,
@@ -28,14 +26,14 @@ from .rows import (
     image_sizes,
     ordered_labels,
 )
+from .splits import AnyPath
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_COLUMNS = ("image", "image_id", "width", "height", "objects")
+COLUMNS = ("image", "image_id", "width", "height", "objects")
 _SCHEMA = (
     "`image` and `objects` with `bbox` ([x, y, width, height] in pixels) and `category`; `image_id`, `width`, "
-    "`height`, `objects.id`, `objects.area` and `objects.iscrowd` may be left out; rename the columns (in "
-    "Python, `columns=` names them)"
+    "`height`, `objects.id`, `objects.area` and `objects.iscrowd` may be left out; rename the columns"
 )
 _MAX_CLASSES = 10_000
 """Integer categories above this are category ids or a mistake, not labels 0..C-1."""
@@ -49,7 +47,6 @@ def objects_dataset(
     *,
     id2label: Mapping[int, str] | None = None,
     name: str = "dataset",
-    columns: Mapping[str, str] | None = None,
     portion: Portion | None = None,
     image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
@@ -70,8 +67,6 @@ def objects_dataset(
         dataset: one split.
         id2label: labels 0..C-1 and names of an existing model; every category of the data must be in it.
         name: what messages call the data set.
-        columns: names of the data set by those of the schema, where they differ: `{"image": "photo",
-            "bbox": "boxes"}`.
         portion: which of the images; None for all.
         image_frame: as in `load_detection_dataset`.
 
@@ -81,23 +76,21 @@ def objects_dataset(
     """
     if not isinstance(dataset, datasets.Dataset):
         raise ValueError(f"{name}: is a {type(dataset).__name__}; give a `datasets.Dataset`, one split")
-    schema = Schema.of(dataset.features, columns, name)
+    names = class_names_of(dataset.features, name)
     if not len(dataset):
         raise ValueError(f"{name}: has no rows; a data set needs at least one image")
-    present = {schema.columns[key]: key for key in _IMAGE_COLUMNS if schema.columns[key] in dataset.column_names}
-    dataset = dataset.with_format(None).select_columns(list(present))
-    dataset = dataset.rename_columns({old: new for old, new in present.items() if old != new})
+    dataset = dataset.with_format(None).select_columns([key for key in COLUMNS if key in dataset.column_names])
     pictures = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     _check_pictures(pictures, name)
-    table = dataset.select_columns([column for column in dataset.column_names if column != "image"])
+    table = dataset.remove_columns("image")
     with collection_paused():
-        rows = table.with_format("arrow")[:].to_pylist()
-        images = Records(rows, lambda row: f"{name}: row {row}", schema.columns)
+        images = Records(table.with_format("arrow")[:].to_pylist(), lambda row: f"{name}: row {row}")
         sizes = image_sizes(images, lambda row: image_size({**pictures[row], "image_frame": image_frame}))
         image_ids, given = images.ids_or_numbers("image_id")
         if not given and "image_id" in table.column_names:
             logger.warning("%s: image_id are not different integers; row numbers are used instead", name)
-        annotations = schema.read(images.values("objects"), image_ids, sizes, id2label, images.where)
+        objects = images.values("objects")
+        annotations = read_objects(name, objects, image_ids, sizes, names, id2label, images.where)
     cache = Path(datasets.config.HF_DATASETS_CACHE).absolute() / "drmm_hf"
     builder = dataset.info.builder_name
     result = build_detection_dataset(
@@ -170,137 +163,113 @@ def reason_of(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
-@dataclass(frozen=True)
-class Schema:
-    """What the rows of a data set are called and hold.
+def class_names_of(present: Mapping[str, Any], name: str) -> list[str] | None:
+    """The names that a ClassLabel gives the numbers of the category, if it is one.
 
-    Attributes:
+    Args:
+        present: features of a data set, or a row where these are not known.
         name: what messages call the data set.
-        columns: the data set's name of every column and field of the schema.
-        class_names: names that a ClassLabel gives the numbers of the category, or None.
+
+    Raises:
+        ValueError: it has no images or objects.
     """
-
-    name: str
-    columns: Mapping[str, str]
-    class_names: Sequence[str] | None
-
-    @classmethod
-    def of(cls, present: Mapping[str, Any], columns: Mapping[str, str] | None, name: str) -> "Schema":
-        """The schema of a data set.
-
-        Args:
-            present: its features, or a row where these are not known.
-            columns: its names by those of the schema, where they differ.
-
-        Raises:
-            ValueError: it has no images or objects, or `columns` are no names of the schema.
-        """
-        known = _IMAGE_COLUMNS + OBJECT_FIELDS
-        if unknown := sorted(set(columns or {}) - set(known)):
-            raise ValueError(f"{name}: columns={columns}: {unknown} are not in the schema; the keys must be of {known}")
-        names = {**{key: key for key in known}, **(columns or {})}
-        if missing := [names[key] for key in ("image", "objects") if names[key] not in present]:
-            raise ValueError(f"{name}: has no column {missing}, only {sorted(present)}; needed are {_SCHEMA}")
-        if not isinstance(present, datasets.Features):
-            return cls(name, names, None)
-        kind = present[names["image"]]
-        plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # not written by `datasets`
-        if not isinstance(kind, datasets.Image) and kind != plain:
-            raise ValueError(f"{name}: `{names['image']}` is {kind}, not a `datasets.Image`; cast the column to it")
-        feature = present[names["objects"]]
-        for _ in range(3):  # inside lists, in whichever order
-            if isinstance(feature, (datasets.List, datasets.LargeList)):
-                feature = feature.feature
-            elif isinstance(feature, Mapping):
-                feature = feature.get(_category_name(feature, names))
-        return cls(name, names, list(feature.names) if isinstance(feature, datasets.ClassLabel) else None)
-
-    def select(self, rows: datasets.IterableDataset) -> datasets.IterableDataset:
-        """A stream of rows without further columns, which would only fill the memory, and with encoded images."""
-        names = [self.columns[key] for key in _IMAGE_COLUMNS if self.columns[key] in rows.features]
-        return rows.select_columns(names).cast_column(self.columns["image"], datasets.Image(decode=False))
-
-    def read(
-        self,
-        objects: Sequence[Any],
-        image_ids: np.ndarray,
-        sizes: tuple[np.ndarray, np.ndarray],
-        id2label: Mapping[int, str] | None,
-        where: Callable[[int], str],
-    ) -> Annotations:
-        """The objects of rows as columns.
-
-        Args:
-            objects: of each row, a dict of lists, a list of dicts, or None.
-            image_ids: of the rows (I,).
-            sizes: widths and heights (I,) in pixels.
-            id2label: names of integer categories, where `class_names` are not known.
-            where: what messages call a row.
-        """
-        of_rows = [self._records(row, where(index)) for index, row in enumerate(objects)]
-        image_index = np.repeat(np.arange(len(of_rows)), [len(records) for records in of_rows])
-        first = np.searchsorted(image_index, image_index)  # the first box of the same row
-        records = Records(
-            [record for records in of_rows for record in records],
-            lambda index: f"{where(int(image_index[index]))}, {self.columns['objects']}[{index - first[index]}]",
-            self.columns,
-        )
-        category_index, names = self._categories(records, id2label)
-        return Annotations(
-            source=self.name,
-            image_ids=image_ids,
-            widths=sizes[0],
-            heights=sizes[1],
-            category_ids=range(len(names)),
-            category_names=names,
-            ids=records.ids_or_numbers("id")[0],
-            image_index=image_index,
-            category_index=category_index,
-            boxes=records.boxes(),
-            areas=records.areas(),
-            is_crowd=records.flags("iscrowd"),
-        )
-
-    def _records(self, row: Any, where: str) -> list[dict[str, Any]]:
-        """The objects of one row under the names of the schema."""
-        where = f"{where}, {self.columns['objects']}"
-        if isinstance(row, Mapping):
-            names = {**self.columns, "category": _category_name(row, self.columns)}
-            lists = {field: row[names[field]] for field in OBJECT_FIELDS if row.get(names[field]) is not None}
-            for field in ("bbox", "category"):
-                if names[field] not in row:
-                    raise ValueError(f"{where} has no `{names[field]}`, only {sorted(row)}; needed are {_SCHEMA}")
-            count = len(row[names["bbox"]] or ())
-            for field, values in lists.items():
-                if not isinstance(values, list) or len(values) != count:
-                    wanted = f"a list of {count}, as the boxes"
-                    raise ValueError(f"{where}: `{names[field]}` is {shown(values)}; it must be {wanted}")
-            return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
-        if row is None or (isinstance(row, list) and all(isinstance(entry, Mapping) for entry in row)):
-            fields = {**self.columns, "category": _category_name(row[0] if row else (), self.columns)}
-            return [{field: entry.get(fields[field]) for field in OBJECT_FIELDS} for entry in row or ()]
-        raise ValueError(f"{where} is {shown(row)}; it must be a dict of lists or a list of dicts")
-
-    def _categories(self, records: Records, id2label: Mapping[int, str] | None) -> tuple[np.ndarray, list[str]]:
-        """Category (M,) of every box, and the names that it points into."""
-        known = self.class_names
-        if known is None and len(records) and isinstance(records.records[0].get("category"), str):
-            texts = records.texts("category")
-            place = {text: index for index, text in enumerate(sorted(set(texts)))}
-            return np.array([place[text] for text in texts], dtype=np.int64), list(place)
-        if known is None and id2label is not None:
-            known = ordered_labels(id2label)
-        limit = _MAX_CLASSES if known is None else len(known)
-        labels = records.integers("category", f"a label from 0 to {limit - 1}, or all must be texts", 0, limit)
-        if known is None and not len(labels):
-            raise ValueError(f"{self.name}: has no boxes to tell the classes from; give `id2label`")
-        return labels, [f"class_{label}" for label in range(int(labels.max()) + 1)] if known is None else list(known)
+    if missing := [column for column in ("image", "objects") if column not in present]:
+        raise ValueError(f"{name}: has no column {missing}, only {sorted(present)}; needed are {_SCHEMA}")
+    if not isinstance(present, datasets.Features):
+        return None
+    kind = present["image"]
+    plain = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # not written by `datasets`
+    if not isinstance(kind, datasets.Image) and kind != plain:
+        raise ValueError(f"{name}: `image` is {kind}, not a `datasets.Image`; cast the column to it")
+    feature = present["objects"]
+    for _ in range(3):  # inside lists, in whichever order
+        if isinstance(feature, (datasets.List, datasets.LargeList)):
+            feature = feature.feature
+        elif isinstance(feature, Mapping):
+            feature = feature.get("category", feature.get("categories"))
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _category_name(fields: Any, names: Mapping[str, str]) -> str:
-    """The name of the field `category`, which imagefolder's documentation calls `categories`."""
-    name = names["category"]
-    return "categories" if name == "category" and name not in fields and "categories" in fields else name
+def read_objects(
+    source: str,
+    objects: Sequence[Any],
+    image_ids: np.ndarray,
+    sizes: tuple[np.ndarray, np.ndarray],
+    class_names: Sequence[str] | None,
+    id2label: Mapping[int, str] | None,
+    where: Callable[[int], str],
+) -> Annotations:
+    """The objects of rows as columns.
+
+    Args:
+        source: what messages call the data set.
+        objects: of each row, a dict of lists, a list of dicts, or None.
+        image_ids: of the rows (I,).
+        sizes: widths and heights (I,) in pixels.
+        class_names: of integer categories, if the data set has them; else those of `id2label` are meant.
+        where: what messages call a row.
+    """
+    of_rows = [_records(row, f"{where(index)}, objects") for index, row in enumerate(objects)]
+    image_index = np.repeat(np.arange(len(of_rows)), [len(records) for records in of_rows])
+    first = np.searchsorted(image_index, image_index)  # the first box of the same row
+    records = Records(
+        [record for records in of_rows for record in records],
+        lambda index: f"{where(int(image_index[index]))}, objects[{index - first[index]}]",
+    )
+    known = class_names if class_names is not None or id2label is None else ordered_labels(id2label)
+    category_index, names = _categories(records, class_names is None, known, source)
+    return Annotations(
+        source=source,
+        image_ids=image_ids,
+        widths=sizes[0],
+        heights=sizes[1],
+        category_ids=range(len(names)),
+        category_names=names,
+        ids=records.ids_or_numbers("id")[0],
+        image_index=image_index,
+        category_index=category_index,
+        boxes=records.boxes(),
+        areas=records.areas(),
+        is_crowd=records.flags("iscrowd"),
+    )
+
+
+def _records(row: Any, where: str) -> list[dict[str, Any]]:
+    """The objects of one row, each a dict."""
+    if isinstance(row, Mapping):
+        lists = {field: values for field, values in _named(row).items() if values is not None}
+        for field in ("bbox", "category"):
+            if field not in _named(row):
+                raise ValueError(f"{where} has no `{field}`, only {sorted(row)}; needed are {_SCHEMA}")
+        count = len(lists.get("bbox", ()))
+        for field, values in lists.items():
+            if not isinstance(values, list) or len(values) != count:
+                raise ValueError(f"{where}: `{field}` is {shown(values)}; it must be a list of {count}, as the boxes")
+        return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+    if row is None or (isinstance(row, list) and all(isinstance(entry, Mapping) for entry in row)):
+        return [_named(entry) for entry in row or ()]
+    raise ValueError(f"{where} is {shown(row)}; it must be a dict of lists or a list of dicts")
+
+
+def _named(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The known fields; imagefolder's documentation calls the category `categories`."""
+    known = {field: fields[field] for field in OBJECT_FIELDS if field in fields}
+    return {"category": fields["categories"], **known} if "categories" in fields else known
+
+
+def _categories(
+    records: Records, may_be_texts: bool, known: Sequence[str] | None, source: str
+) -> tuple[np.ndarray, list[str]]:
+    """Category (M,) of every box, and the names that it points into."""
+    if may_be_texts and len(records) and isinstance(records.records[0].get("category"), str):
+        texts = records.texts("category")
+        names = sorted(set(texts))
+        return np.searchsorted(names, texts), names
+    limit = _MAX_CLASSES if known is None else len(known)
+    labels = records.integers("category", f"a label from 0 to {limit - 1}, or all must be texts", 0, limit)
+    if known is None and not len(labels):
+        raise ValueError(f"{source}: has no boxes to tell the classes from; give `id2label`")
+    return labels, [f"class_{label}" for label in range(int(labels.max()) + 1)] if known is None else list(known)
 
 
 def _check_pictures(pictures: datasets.Dataset, name: str) -> None:

@@ -18,14 +18,14 @@ from ..configuration_drmm import DrmmConfig
 from ..conversion import warm_start
 from ..data import DetectionDataset, PaperTransform, TrainTransform
 from ..data.check import check_data, format_check
-from ..data.loader import TableData, TrainingData
-from ..data.stream_loader import StreamData
 from ..data.transforms import canvas_size, scaled_size
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_to_train, model_type
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
+from .batches import TableData, TrainingData
 from .config import TrainConfig
+from .stream_batches import StreamData
 
 _CACHE_BYTES = 1 << 30
 _SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # what Accelerate's launcher sets as ACCELERATE_USE_...
@@ -71,28 +71,8 @@ def open_data(config: TrainConfig, accelerator: Accelerator) -> TrainingData:
     Raises:
         FileNotFoundError, ValueError: it cannot be read, or has no known length where `config` counts in epochs.
     """
-    data = (StreamData if config.streaming else TableData)(
-        config.data,
-        config.train_split,
-        config.batch_size,
-        accumulation=config.gradient_accumulation,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
-        eval_split=config.eval_split,
-        annotations=config.annotations,
-        images=config.images,
-        eval_annotations=config.eval_annotations,
-        eval_images=config.eval_images,
-        seed=config.seed,
-        num_workers=config.num_workers,
-        labels=None if config.classes is None else dict(enumerate(config.classes)),
-        epoch_images=config.epoch_images,
-        shuffle_buffer=config.shuffle_buffer,
-        skip_empty=config.skip_empty_images,
-        by_orientation=config.aspect_ratio_batches,
-        strict=config.max_bad_images == 0,
-        image_frame=config.image_frame,
-    )
+    kind = StreamData if config.streaming else TableData
+    data = kind(config, accelerator.num_processes, accelerator.process_index)
     if data.epoch_images is None and not (config.epochs is None and config.eval_every_epochs is None):
         raise ValueError(
             f"{config.data}: nothing tells how many images a stream has, so it has no --epochs or "
@@ -123,7 +103,7 @@ def check_training_data(
         print(format_check(report[0]), flush=True)
     found = broadcast_object_list(report)[0]
     if found["problem"]:
-        raise ValueError(f"{data.path or data.annotations}: {found['problem']}")
+        raise ValueError(f"{data.config.data or data.config.annotations}: {found['problem']}")
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
-from .loader import Place, TrainingData, Transform, make_batch
-from .rows import DatasetReport, DetectionDataset, turned_notice
-from .stream import load_streaming_dataset, mixed_seed, store_split
+from ..data import DatasetReport, DetectionDataset, load_streaming_dataset
+from ..data.rows import turned_notice
+from ..data.stream import mixed_seed, store_split
+from .batches import Place, TrainingData, Transform, make_batch
 
 logger = logging.getLogger(__name__)
 
@@ -29,23 +30,26 @@ class StreamData(TrainingData):
     seen, without decoding them. With other numbers it goes on at the beginning of the epoch.
     """
 
-    def _open(self) -> dict[int, str]:
-        labels, frame = self.labels, self.image_frame
-        self.stream = load_streaming_dataset(self.path, self.split, id2label=labels, image_frame=frame)
+    def _open(self, id2label: dict[int, str] | None) -> dict[int, str]:
+        config = self.config
+        self.stream = load_streaming_dataset(
+            config.data, config.train_split, id2label=id2label, image_frame=config.image_frame
+        )
         self.epoch_images = self.epoch_images or self.stream.listed_images
         # The places in the stream where each reader goes on: of rows that wait for their batch, and of the next one.
         self._positions: dict[int, list[Place]] = {}
         even = self.stream.num_shards % self.num_processes == 0
         shards = self.stream.num_shards // self.num_processes if even else self.stream.num_shards
-        wanted, self.num_workers = self.num_workers, min(self.num_workers, shards)
+        self.num_workers = min(config.num_workers, shards)
         if not even:
             self._warn(
                 f"{shards} shards cannot be dealt evenly to {self.num_processes} processes: each reads all shards for "
                 "its images"
             )
-        if self.num_workers < wanted:
+        if self.num_workers < config.num_workers:
             self._warn(
-                f"--num-workers {wanted}, but only {shards} shards for each process; the other workers are left out"
+                f"--num-workers {config.num_workers}, but only {shards} shards for each process; the other workers are "
+                "left out"
             )
         return self.stream.id2label
 
@@ -62,7 +66,7 @@ class StreamData(TrainingData):
 
     def evaluation_dataset(self) -> DetectionDataset:
         """The split is read once and stored in the cache folder of `datasets`."""
-        return store_split(self.path, self.eval_split or "val", self.id2label, self.image_frame)
+        return store_split(self.config.data, self.config.eval_split, self.id2label, self.config.image_frame)
 
     def position(self) -> Any:
         """The readers of every process and their positions."""
@@ -74,13 +78,13 @@ class StreamData(TrainingData):
             self._positions[batch.pop("reader")] = batch.pop("position")
             before, self.report = self.report.turned_images, self.report + batch.pop("report")
             if self.report.turned_images and not before:
-                self._warn(turned_notice(self.report, self.image_frame))
+                self._warn(turned_notice(self.report, self.config.image_frame))
             yield batch
 
     def _start(self, first_step: int, position: Any) -> tuple[int, int]:
         """The epoch in which readers without a position begin, and how many of the readers had their turn already."""
         readers = max(self.num_workers, 1)
-        idle = first_step * self.accumulation % readers
+        idle = first_step * self.config.gradient_accumulation % readers
         if position is None:
             return 0, idle
         saved = [process["readers"] for process in position]
@@ -105,9 +109,9 @@ class StreamData(TrainingData):
         waiting: defaultdict[bool, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
         rows = self._rows(self._positions.get(reader, [(first_epoch, 0)]), reader)
         for place, row, sample in self._samples(rows, transform):
-            group = waiting[self.by_orientation and _is_wide(row)]
+            group = waiting[self.config.aspect_ratio_batches and _is_wide(row)]
             group.append((place, sample))
-            if len(group) == self.batch_size:
+            if len(group) == self.config.batch_size:
                 batch = make_batch([entry for _, entry in group])
                 group.clear()
                 others = sorted(other for entries in waiting.values() for other, _ in entries)
@@ -122,21 +126,21 @@ class StreamData(TrainingData):
         for epoch in itertools.count(position[0][0]):
             rows = self.stream.epoch(
                 epoch,
-                self.seed,
-                buffer_size=self.shuffle_buffer,
+                self.config.seed,
+                buffer_size=self.config.shuffle_buffer,
                 num_processes=self.num_processes,
                 process_index=self.process_index,
             )
             empty += 1
             for number, row in enumerate(rows):
-                if self.skip_empty and all(row["objects"]["iscrowd"]):
+                if self.config.skip_empty_images and all(row["objects"]["iscrowd"]):
                     continue
                 empty = 0
                 place = epoch, number
                 if place >= first or place in held:
                     known = row["image_id"] >= 0
                     which = (0, row["image_id"]) if known else (1, self.process_index, reader, number)
-                    yield place, row, mixed_seed(self.seed, epoch, *which)
+                    yield place, row, mixed_seed(self.config.seed, epoch, *which)
             if empty == _MAX_EMPTY_EPOCHS:
                 raise ValueError(
                     f"{self.stream.name}: process {self.process_index}, reader {reader}, finds no image to train on in "

@@ -7,7 +7,7 @@ import itertools
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
-from .images import ImageFrame
-from .layouts import SPLITS, AnyPath
-from .load import VALIDATION_SHARE, load_detection_dataset
-from .rows import DatasetReport, DetectionDataset
-from .stream import mixed_seed
+from ..data import DatasetReport, DetectionDataset, load_detection_dataset
+from ..data.load import VALIDATION_SHARE
+from ..data.splits import SPLITS
+from ..data.stream import mixed_seed
+from .config import TrainConfig
 
 Transform = Callable[[Mapping[str, Any], torch.Generator], dict[str, Any]]
 Place = tuple[int, int]
@@ -30,67 +30,32 @@ _MAX_REPLACEMENTS = 10
 """So many unreadable images in a row are no accident."""
 
 
-@dataclass
 class TrainingData(ABC):
     """The training split, as one process of a training sees it: a `TableData` or a `StreamData`.
 
     Args:
-        path, split: as in `load_detection_dataset`, or of a stream in `load_streaming_dataset`.
-        batch_size: images of a batch of one process.
-        accumulation: batches of a process per step of the optimizer.
+        config: says what is read and how it is divided.
         num_processes, process_index: how many share the training, and which of them this is.
-        eval_split: the split of `evaluation_dataset`. Where the data have none for validation, a share of the training
-            images is held out for it.
-        annotations, images, eval_annotations, eval_images: COCO json and image folder of the splits of a table, where
-            they are elsewhere.
-        labels: labels 0..C-1 and names, where they are not the data's own.
-        seed: of the order and the augmentation.
-        num_workers: processes that read images.
-        epoch_images: images of an epoch of a stream, where its card does not tell it.
-        shuffle_buffer: rows of a stream that every reader shuffles at a time.
-        skip_empty: leave out images without a box that is no crowd.
-        by_orientation: a batch has only images at least as wide as tall, or only taller ones, as in mmdet.
-        strict: an image that cannot be read is an error; otherwise the next one replaces it.
-        image_frame: as in `load_detection_dataset`.
 
     Attributes:
         id2label, label2id: labels 0..C-1 and names.
         report: what was changed in the boxes while reading; of a stream, in those that this process has read so far.
         epoch_images: images of an epoch of all processes; None where nothing tells.
+        num_workers: processes that read images.
 
     Raises:
         FileNotFoundError, ValueError: the data cannot be read, or have no boxes.
     """
 
-    path: AnyPath
-    split: str
-    batch_size: int
-    accumulation: int = 1
-    num_processes: int = 1
-    process_index: int = 0
-    eval_split: str | None = "val"
-    annotations: str | None = None
-    images: str | None = None
-    eval_annotations: str | None = None
-    eval_images: str | None = None
-    labels: Mapping[int, str] | None = None
-    seed: int = 0
-    num_workers: int = 0
-    epoch_images: int | None = None
-    shuffle_buffer: int = 1000
-    skip_empty: bool = False
-    by_orientation: bool = False
-    strict: bool = False
-    image_frame: ImageFrame = "upright"
-
-    def __post_init__(self) -> None:
-        self.report = DatasetReport()
-        self.id2label = self._open()
+    def __init__(self, config: TrainConfig, num_processes: int = 1, process_index: int = 0) -> None:
+        self.config, self.num_processes, self.process_index = config, num_processes, process_index
+        self.report, self.epoch_images, self.num_workers = DatasetReport(), config.epoch_images, config.num_workers
+        self.id2label = self._open(None if config.classes is None else dict(enumerate(config.classes)))
         self.label2id = {name: label for label, name in self.id2label.items()}
 
     @abstractmethod
-    def _open(self) -> dict[int, str]:
-        """Open the split; the names of its labels."""
+    def _open(self, id2label: dict[int, str] | None) -> dict[int, str]:
+        """Open the split; the names of its labels, which are those of `id2label` where it is given."""
 
     @abstractmethod
     def landscape_share(self) -> float:
@@ -172,7 +137,7 @@ class TrainingData(ABC):
             try:
                 sample = transform(row, torch.Generator().manual_seed(seed))
             except (ValueError, OSError) as error:
-                if self.strict:
+                if not self.config.max_bad_images:
                     raise
                 skipped.append(str(error))
                 if len(skipped) == _MAX_REPLACEMENTS:
@@ -185,32 +150,32 @@ class TrainingData(ABC):
 class TableData(TrainingData):
     """A data set that can be read in any order."""
 
-    def _open(self) -> dict[int, str]:
-        held_out = self.eval_split in SPLITS["val"] and not self.eval_annotations
-        dataset = load_detection_dataset(
-            self.path or ".",
-            self.split,
-            annotations=self.annotations,
-            images=self.images,
-            id2label=self.labels,
+    def _open(self, id2label: dict[int, str] | None) -> dict[int, str]:
+        config = self.config
+        held_out = config.eval_split in SPLITS["val"] and not config.eval_annotations
+        self.dataset = load_detection_dataset(
+            config.data or ".",
+            config.train_split,
+            annotations=config.annotations,
+            images=config.images,
+            id2label=id2label,
             validation_share=VALIDATION_SHARE if held_out else None,
-            image_frame=self.image_frame,
+            image_frame=config.image_frame,
         )
-        if dataset.report.boxes == dataset.report.crowd:  # crowd is not trained on
-            why = "all are `iscrowd`, regions that are neither trained on nor counted"
-            file, folder = dataset.annotations_path.absolute(), Path(self.path or ".").expanduser().absolute()
-            source = self.annotations or (file if file.is_relative_to(folder) else self.path)  # no file of the cache
-            raise ValueError(
-                f"{source}: no boxes to learn from in the split {self.split!r}: "
-                f"{why if dataset.report.crowd else 'none'}"
-            )
-        self.dataset = dataset
-        if self.skip_empty:
-            keep = [i for i, objects in enumerate(dataset.dataset["objects"]) if not all(objects["iscrowd"])]
-            dataset = replace(dataset, dataset=dataset.dataset.select(keep))
-        self.rows = dataset.dataset
-        self.epoch_images, self.report = len(dataset), dataset.report
-        return dataset.id2label
+        self.report, self.rows = self.dataset.report, self.dataset.dataset
+        if self.report.boxes == self.report.crowd:  # crowd is not trained on
+            why = "all are `iscrowd`, regions that are neither trained on nor counted" if self.report.crowd else "none"
+            file = self.dataset.annotations_path.absolute()
+            folder = Path(config.data or ".").expanduser().absolute()
+            source = config.annotations or (
+                file if file.is_relative_to(folder) else config.data
+            )  # no file of the cache
+            raise ValueError(f"{source}: no boxes to learn from in the split {config.train_split!r}: {why}")
+        if config.skip_empty_images:
+            crowd = (objects["iscrowd"] for objects in self.rows["objects"])
+            self.rows = self.rows.select([i for i, flags in enumerate(crowd) if not all(flags)])
+        self.epoch_images = len(self.rows)
+        return self.dataset.id2label
 
     def landscape_share(self) -> float:
         return float(self._wide().mean())
@@ -219,14 +184,15 @@ class TableData(TrainingData):
         return {"training images": len(self.rows)}
 
     def evaluation_dataset(self) -> DetectionDataset:
+        config = self.config
         return load_detection_dataset(
-            self.path or ".",
-            self.eval_split or "val",
-            annotations=self.eval_annotations,
-            images=self.eval_images,
+            config.data or ".",
+            config.eval_split,
+            annotations=config.eval_annotations,
+            images=config.eval_images,
             id2label=self.id2label,
-            validation_share=0 if self.annotations else None,
-            image_frame=self.image_frame,
+            validation_share=0 if config.annotations else None,
+            image_frame=config.image_frame,
         )
 
     def _wide(self) -> np.ndarray:
@@ -235,12 +201,12 @@ class TableData(TrainingData):
 
     def read(self, transform: Transform, start: int, reader: int, readers: int) -> Iterator[dict[str, Any]]:
         order = training_order(
-            self._wide() if self.by_orientation else np.zeros(len(self.rows), dtype=bool),
-            self.batch_size,
-            self.seed,
+            self._wide() if self.config.aspect_ratio_batches else np.zeros(len(self.rows), dtype=bool),
+            self.config.batch_size,
+            self.config.seed,
             num_processes=self.num_processes,
             process_index=self.process_index,
-            accumulation=self.accumulation,
+            accumulation=self.config.gradient_accumulation,
             first_step=start,
         )
         for places in itertools.islice(order, reader, None, readers):
@@ -248,7 +214,7 @@ class TableData(TrainingData):
 
     def _sample(self, place: Place, transform: Transform) -> dict[str, Any]:
         """The sample of an image, or of the next one that can be read: of its place and the seed alone."""
-        seed = mixed_seed(self.seed, *place)
+        seed = mixed_seed(self.config.seed, *place)
         candidates = ((place, self.rows[i % len(self.rows)], seed) for i in itertools.count(place[1]))
         return next(self._samples(candidates, transform))[2]
 
@@ -271,7 +237,8 @@ def training_order(
 
     Args:
         groups: (num_images,) group of each image; a batch has images of one group only.
-        batch_size, num_processes, process_index, accumulation: as in `TrainingData`.
+        batch_size, accumulation: images of a batch, and batches of a process per step of the optimizer.
+        num_processes, process_index: as in `TrainingData`.
         first_step: steps already done.
     """
 

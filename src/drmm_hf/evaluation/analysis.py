@@ -27,7 +27,7 @@ def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], pa
     """Parts of an `analysis.json`: what it says of one checkpoint, and of the data.
 
     Args:
-        path: written by `drmm analyze`, or taken out of such a file by `drmm cards --extract`.
+        path: written by `drmm analyze`.
         checkpoint: as it was given to the analysis; one of a single checkpoint may be about any folder or Hub id, since
             checkpoints are moved and published.
         parts: names of those that are needed.

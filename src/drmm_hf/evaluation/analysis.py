@@ -133,7 +133,7 @@ def analyze_intervals(
         return {**part, "note": "Not measured: the detections have no known density of their edges."}
     found = prepare_results(results, truth)
     if found.rows and not found.have("scales"):
-        return {**part, "note": "Not measured: the results have no scales; leave out --reuse to predict again."}
+        return {**part, "note": "Not measured: the results have no scales."}
     matches = match_detections(truth, found)
     options: dict[str, Any] = {"density": density, "student_t_dof": student_t_dof}
     report = interval_report(matches, levels=LEVELS, min_scale_ratio=min_scale_ratio, **options)

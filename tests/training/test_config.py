@@ -22,6 +22,8 @@ from drmm_hf.training import TrainConfig, parse_config, read_recipe, recipe_name
         ({"batch_size": "2"}, "batch_size"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"warmup_ratio": 1.0}, "warmup_ratio"),
+        ({"horizontal_flip": 1.5}, "horizontal_flip"),
+        ({"scale_min": 1.2}, "scale_min"),
         ({"schedule": "cosin"}, "schedule"),
         ({"schedule": "multi_step"}, "milestones"),
         ({"mixed_precision": "int8"}, "mixed_precision"),

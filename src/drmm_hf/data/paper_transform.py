@@ -5,7 +5,7 @@ from typing import Any
 
 from ..image_processing_drmm import keep_ratio_size
 from .images import DecodedImage, Size, decode_image_at_least
-from .transforms import Augmentation, View, are_pixels, check_argument, check_shares, round_up
+from .transforms import Augmentation, View, round_up
 
 
 class PaperTransform(Augmentation):
@@ -36,9 +36,6 @@ class PaperTransform(Augmentation):
             height and width are drawn independently.
         crop_probability: probability of branch 2.
         horizontal_flip: probability.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
 
     def __init__(
@@ -52,15 +49,6 @@ class PaperTransform(Augmentation):
         crop_probability: float = 0.5,
         horizontal_flip: float = 0.5,
     ) -> None:
-        check_argument("multi_scale", multi_scale, type(multi_scale) is bool, "True or False")
-        check_argument("longest_edge", longest_edge, are_pixels([longest_edge]), "a positive whole number of pixels")
-        edges = {"shortest_edges": shortest_edges, "crop_shortest_edges": crop_shortest_edges}
-        for name, sides in edges.items():
-            good = are_pixels(sides) and len(sides) > 0 and max(sides) <= longest_edge
-            check_argument(name, sides, good, f"one or more whole numbers of pixels up to {longest_edge=}")
-        ordered = are_pixels(crop_size) and len(crop_size) == 2 and crop_size[0] <= crop_size[1]
-        check_argument("crop_size", crop_size, ordered, "(least, greatest) side in whole pixels, both positive")
-        check_shares(crop_probability=crop_probability, horizontal_flip=horizontal_flip)
         self.multi_scale = multi_scale
         self.shortest_edges, self.longest_edge = tuple(shortest_edges), longest_edge
         self.crop_shortest_edges, self.crop_size = tuple(crop_shortest_edges), crop_size

@@ -30,7 +30,8 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
 _LARGEST = 1e18
-_SHARES = ("warmup_ratio", "ema_decay")  # in [0, 1)
+_SHARES = ("horizontal_flip", "vertical_flip", "translate", "color_jitter")  # in [0, 1]
+_BELOW_ONE = ("warmup_ratio", "ema_decay")  # in [0, 1)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -168,7 +169,9 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name}={shown(value)} must be greater than 0, and below 1e18.")
             if name in _NOT_NEGATIVE and not 0 <= value < _LARGEST:
                 raise ValueError(f"TrainConfig.{name}={shown(value)} must not be negative, and below 1e18.")
-            if name in _SHARES and not 0 <= value < 1:
+            if name in _SHARES and not 0 <= value <= 1:
+                raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1].")
+            if name in _BELOW_ONE and not 0 <= value < 1:
                 raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
         drops = self.milestones or []
         for wrong, message in (
@@ -182,6 +185,10 @@ class TrainConfig:
             ((self.schedule == "multi_step") != bool(drops), "schedule multi_step, and no other, needs milestones"),
             (drops and self.epochs is None, "milestones are epochs; set the length of the training by epochs, too"),
             (drops != sorted(set(drops)), f"milestones={drops} must be ascending"),
+            (
+                self.scale_min > self.scale_max,
+                f"scale_min={self.scale_min} must not be above scale_max={self.scale_max}",
+            ),
             (
                 self.image_size and (len(self.image_size) > 2 or min(self.image_size) < 32),
                 f"image_size={self.image_size} must be one or two numbers of at least 32 pixels",

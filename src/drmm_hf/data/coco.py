@@ -32,12 +32,12 @@ _SHOWN = 3
 
 @collection_paused()
 def load_part(
-    part: Part, id2label: Mapping[int, str] | None, boxless: bool, portion: Portion | None, image_frame: ImageFrame
+    part: Part, id2label: Mapping[int, str] | None, portion: Portion | None, image_frame: ImageFrame
 ) -> DetectionDataset:
     """Read one split of a folder, as `load_detection_dataset` says."""
     source = str(part.annotations)
     content, pictures = part.read(image_frame)
-    sections = read_sections(content, source, boxless=boxless)
+    sections = read_sections(content, source)
     images_dir = part.images[0]
     if pictures is None:
         names = sections["images"].texts("file_name")
@@ -135,12 +135,11 @@ def _similar(name: str, files: Mapping[str, Sequence[str]]) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[str, Records]:
+def read_sections(content: Any, source: str) -> dict[str, Records]:
     """`images`, `annotations` and `categories` of the content of a COCO instances file.
 
     Args:
         source: what messages call the file.
-        boxless: accept one without `annotations`, such as COCO's image_info_test-dev2017.json.
 
     Raises:
         ValueError: it is no COCO instances file.
@@ -151,7 +150,7 @@ def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[s
         raise ValueError(f"{source}: {what}, not COCO annotations; give the instances file")
     sections = {}
     for name in ("images", "annotations", "categories"):
-        records = content.get(name, [] if name == "annotations" and boxless else None)
+        records = content.get(name)
         if not isinstance(records, list) or not (records or name == "annotations"):
             raise ValueError(f"{source}: `{name}` is missing, empty or no list; a COCO instances file has this list")
         sections[name] = Records(records, f"{source}: {name}")

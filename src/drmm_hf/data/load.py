@@ -25,9 +25,7 @@ def load_detection_dataset(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
     id2label: Mapping[int, str] | None = None,
-    boxless: bool = False,
     validation_share: float | None = None,
-    split_seed: int = 0,
     image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
     """Read one split of a data set as the usual tools write it.
@@ -62,10 +60,8 @@ def load_detection_dataset(
             working directory or to `path`.
         id2label: labels 0..C-1 and names of an existing model, to evaluate or fine-tune it. Every category with boxes
             must be in it; it may have more.
-        boxless: accept a json with images and categories but without `annotations`, as of COCO's test sets.
         validation_share: share of the images that is held out for validation where there is no split for it; 0.15 for
             the split "val" where it is not given; 0 for none.
-        split_seed: chooses them.
         image_frame: in what pixels boxes and sizes are. `"upright"`: of images turned by their EXIF orientation, as
             annotation tools show them; sizes may be the stored ones all the same. `"stored"`: of the pixels as they lie
             in the file. The images are read accordingly, and the log says how many have an orientation.
@@ -76,7 +72,7 @@ def load_detection_dataset(
     """
 
     def portion(held_out: bool | None) -> Portion | None:
-        return None if held_out is None else Portion(held_out, validation_share or VALIDATION_SHARE, split_seed)
+        return None if held_out is None else Portion(held_out, validation_share or VALIDATION_SHARE)
 
     if annotations is None and images is None and is_objects_source(path):
         splits = load_splits(path)
@@ -87,7 +83,7 @@ def load_detection_dataset(
         )
     else:
         part, held_out = find_part(path, split, annotations, images, validation_share)
-        dataset = load_part(part, id2label, boxless, portion(held_out), image_frame)
+        dataset = load_part(part, id2label, portion(held_out), image_frame)
     logger.info("%s: %s, %d images of the split %r", path, dataset.kind, len(dataset), split)
     return dataset
 

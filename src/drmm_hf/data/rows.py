@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
 from ..annotations import ARE_THEY_CORNERS, CLIP_TOLERANCE, MIN_SIDE, Records, clean_boxes, frame_problem
+from ..configuration_drmm import class_names
 from .images import ImageFrame, ImageHeader, Size, read_header
 
 logger = logging.getLogger(__name__)
@@ -97,14 +99,13 @@ def _warn_once(message: str) -> None:
 
 @dataclass(frozen=True)
 class Portion:
-    """A share of a split's images, chosen by a seed, that is held out for validation; or the others.
+    """A share of a split's images that is held out for validation; or the others.
 
-    Every command that asks for it gets the same images, since they follow from the seed and their number alone.
+    Every command that asks for it gets the same images, since they follow from their number alone.
     """
 
     held_out: bool
     share: float
-    seed: int
 
     def indices(self, images: int, source: str) -> np.ndarray:
         """Of so many images those of the portion, in order."""
@@ -112,10 +113,9 @@ class Portion:
         if count < 1:
             raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
         _warn_once(
-            f"{source}: no split for validation; {count} of its {images} images, chosen by seed {self.seed}, are held "
-            "out for it"
+            f"{source}: no split for validation; {count} of its {images} images, chosen at random, are held out for it"
         )
-        order = np.random.default_rng(self.seed).permutation(images)
+        order = np.random.default_rng(0).permutation(images)
         return np.sort(order[:count] if self.held_out else order[count:])
 
 
@@ -327,19 +327,13 @@ def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> Non
         )
 
 
-def ordered_labels(id2label: Mapping[int, str]) -> list[str]:
+def ordered_labels(id2label: Mapping[Any, str]) -> list[str]:
     """Names of labels 0..C-1.
 
     Raises:
         ValueError: the keys are not 0..C-1, or two names are equal.
     """
-    try:
-        names = {int(label): name for label, name in id2label.items()}
-    except (TypeError, ValueError):
-        raise ValueError(f"id2label: the keys must be integers, got {list(id2label)[:5]}") from None
-    if sorted(names) != list(range(len(id2label))):
-        raise ValueError(f"id2label: the keys must be 0..{len(id2label) - 1}, each once, got {sorted(names)[:10]}")
-    labels = [names[label] for label in range(len(names))]
+    labels = list(class_names(id2label).values())
     if len(set(labels)) != len(labels):
         raise ValueError("id2label: two labels have the same name; make the names different")
     return labels

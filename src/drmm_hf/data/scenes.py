@@ -30,15 +30,11 @@ def generate_scenes(
 ) -> Path:
     """Write a COCO-format folder: `annotations/instances_{train,val}.json` and `images/`.
 
-    Seven classes with gaps in their category ids, two pairs of which look alike (disc and ring, rectangle and
-    rhombus), 0 to 12 objects an image (about 8% have none) of varied size, shape, rotation, color and
-    texture, over clutter that is no class. Objects cover each other; boxes are those of the whole shape
-    inside the image, covered parts included. An object of which less than 25% would be visible is neither
-    drawn nor annotated.
-
-    Scene i of a split depends on `seed`, the sizes and i only, not on the number of images. The same
-    arguments give the same json bytes and, with the same versions of numpy and Pillow, the same pixels. A
-    folder that already holds exactly this data set is left as it is.
+    Seven classes with gaps in their category ids, two pairs of which look alike, 0 to 12 objects an image over clutter
+    that is no class. Objects cover each other; boxes are those of the whole shape inside the image, covered parts
+    included. Scene i of a split depends on `seed`, the sizes and i only: the same arguments give the same json bytes
+    and, with the same versions of numpy and Pillow, the same pixels. A folder that already holds exactly this data set
+    is left as it is.
 
     Args:
         output_dir: folder to write; made where it does not exist.

@@ -130,15 +130,12 @@ class Augmentation(ABC):
 class TrainTransform(Augmentation):
     """An example of a data set to a training sample on a canvas of fixed size.
 
-    The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it,
-    shifted, cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear,
-    anti-aliased resample of the decoded image. Without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that
-    is still at least as large as needed; with one the whole image is decoded, and one that is larger than any zoom
-    needs is resampled once more before it is kept.
+    The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it, shifted,
+    cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear, anti-aliased resample of
+    the decoded image; without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is large enough.
 
-    Boxes follow the resample exactly and are clipped to the canvas. A box is removed where less than
-    `min_visibility` of its area remains, or a side is shorter than `min_box_size` canvas pixels. Crowd boxes
-    are removed. Images may end without boxes.
+    Boxes are clipped to the canvas. One is removed where less than `min_visibility` of its area remains, or a side is
+    shorter than `min_box_size` canvas pixels, and so are crowd boxes. Images may end without boxes.
 
     Args:
         size: `(height, width)` of the canvas, pixels.
@@ -221,12 +218,8 @@ class PaperTransform(Augmentation):
        resize that so that its shorter side is one of `shortest_edges`.
 
     Every resize keeps the aspect ratio and, where the longer side would exceed `longest_edge`, makes that
-    `longest_edge` instead. All choices are uniform. Sizes are rounded as in mmdet. The steps are done as one
-    bilinear, anti-aliased resample of the image pixels; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that
-    is still at least as large as needed.
-
-    Boxes are clipped to what the sample shows, and removed where nothing is left. Crowd boxes are removed.
-    Images may end without boxes.
+    `longest_edge` instead. All choices are uniform. Sizes are rounded as in mmdet. The steps are done as one resample,
+    as in `TrainTransform`. Boxes are clipped to what the sample shows, and removed where nothing is left.
 
     Args:
         multi_scale: False for the 1x schedule: no branches, only the flip and a resize to the greatest of

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 
@@ -44,10 +45,13 @@ def load_part(
         sections["images"].require(["\0" not in name for name in names], "file_name", "a path")
         images_dir, pictures = locate_images(part, names)
     columns = read_coco(sections, source, pictures, image_frame)
+    paths = pa.array(pictures, type=pa.string())
+    files = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
+    image = datasets.Features({"image": datasets.Image(decode=False)})
     dataset = build_detection_dataset(
         columns,
         id2label,
-        pictures=pictures,
+        pictures=datasets.Dataset.from_dict({"image": files}, features=image),
         annotations_path=part.annotations,
         images_dir=images_dir,
         kind=f"{part.kind}, {part.annotations}",

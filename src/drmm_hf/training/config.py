@@ -18,8 +18,6 @@ from ..configuration_drmm import shown
 from ..files import write_text
 
 _RECIPES = resources.files("drmm_hf.training") / "recipes"
-# Fields of one call, not of the recipe of a model.
-_NOT_IN_RECIPES = ("resume",)
 # Of two fields that exclude each other, one that is given replaces the other one of the recipe.
 _RIVALS = (("epochs", "train_images"), ("train_images", "epochs"), ("model", "warm_start"), ("warm_start", "model"))
 # Ranges; what may be None is only checked otherwise.
@@ -49,7 +47,7 @@ class TrainConfig:
     # The model
     model: str | None = _option(None, "fine-tune this checkpoint (folder or Hub id) instead of a preset")
     preset: str = _option("drmm-sparse-rcnn-tiny", "named configuration to start from")
-    config: dict[str, Any] | None = field(default=None, metadata={"help": "fields of DrmmConfig to change"})
+    config: dict[str, Any] | None = _option(None, "fields of DrmmConfig to change")
     warm_start: str | None = _option(
         None,
         "start from all weights of this Sparse R-CNN, AdaMixer or D-RMM checkpoint (folder or Hub id) but the output "
@@ -78,9 +76,8 @@ class TrainConfig:
     images: str | None = _option(None, "its image folder, likewise")
     eval_annotations: str | None = _option(None, "COCO json to evaluate on, likewise")
     eval_images: str | None = _option(None, "its image folder, likewise")
-    classes: list[str] | None = field(
-        default=None,
-        metadata={"help": "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"},
+    classes: list[str] | None = _option(
+        None, "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"
     )
     skip_empty_images: bool = _option(False, "leave out training images without boxes, as the paper does")
     aspect_ratio_batches: bool = _option(False, "batches of wide or of tall images only: less padding")
@@ -91,13 +88,10 @@ class TrainConfig:
         None, "streaming: images of the training split, so that the length can be given in --epochs"
     )
     shuffle_buffer: int = _option(1000, "streaming: encoded images that each reading process mixes in memory")
-    image_size: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "network input in pixels: one number for the shorter side, with the aspect ratio kept, or height "
-            "and width, to which every image is stretched; that of the preset or --model if not given",
-            "metavar": ("N", "N"),
-        },
+    image_size: list[int] | None = _option(
+        None,
+        "network input in pixels: one number for the shorter side, with the aspect ratio kept, or height and width, to "
+        "which every image is stretched; that of the preset or --model if not given",
     )
     num_workers: int = _option(0, "processes that read and augment images; 0 does it in the main process")
     cache_images: bool = _option(True, "affine: keep decoded images in memory, up to 1 GiB per worker")
@@ -129,9 +123,7 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "constant_with_warmup", "multi_step"] = _option(
         "cosine", "learning rate after warm-up"
     )
-    milestones: list[float] | None = field(
-        default=None, metadata={"help": "multi_step: epochs at which to divide by ten"}
-    )
+    milestones: list[float] | None = _option(None, "multi_step: epochs at which to divide by ten")
     warmup_ratio: float = _option(0.05, "share of the steps with a linearly rising learning rate")
     warmup_steps: int | None = _option(None, "the same as a number of steps; overrides the share")
     max_grad_norm: float = _option(1.0, "clip the gradient to this global norm")
@@ -326,10 +318,9 @@ def read_recipe(source: str, above: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds no fields; write lines such as `epochs: 12`")
     base = content.pop("base", None)
-    known = [name for name in _HINTS if name not in _NOT_IN_RECIPES]
     for name in content:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
+        if name not in _HINTS:
+            near = difflib.get_close_matches(str(name), _HINTS, n=1, cutoff=0.3)
             raise ValueError(f"{where}: unknown field {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else ""))
     fields = {name: _typed(value, _HINTS[name], f"{where}: field {name!r}") for name, value in content.items()}
     return fields if base is None else _merged(read_recipe(str(base), (*above, source)), fields)
@@ -348,6 +339,5 @@ def _recipe_text(source: str) -> str:
 
 
 def write_recipe(config: TrainConfig, path: Path) -> None:
-    """The resolved settings as a recipe that repeats the run."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_IN_RECIPES}
-    write_text(path, yaml.safe_dump(fields, sort_keys=False))
+    """The resolved settings as a recipe that repeats the run from its beginning."""
+    write_text(path, yaml.safe_dump({**config.to_dict(), "resume": False}, sort_keys=False))

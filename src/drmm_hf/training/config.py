@@ -47,7 +47,7 @@ class TrainConfig:
     # The model
     model: str | None = _option(None, "fine-tune this checkpoint (folder or Hub id) instead of a preset")
     preset: str = _option("drmm-sparse-rcnn-tiny", "named configuration to start from")
-    config: dict[str, Any] | None = _option(None, "fields of DrmmConfig to change")
+    config: dict[str, Any] | None = field(default=None, metadata={"help": "fields of DrmmConfig to change"})
     warm_start: str | None = _option(
         None,
         "start from all weights of this Sparse R-CNN, AdaMixer or D-RMM checkpoint (folder or Hub id) but the output "
@@ -76,8 +76,9 @@ class TrainConfig:
     images: str | None = _option(None, "its image folder, likewise")
     eval_annotations: str | None = _option(None, "COCO json to evaluate on, likewise")
     eval_images: str | None = _option(None, "its image folder, likewise")
-    classes: list[str] | None = _option(
-        None, "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"
+    classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "names of labels 0, 1, ... where the data do not tell them, as tars and integer categories"},
     )
     skip_empty_images: bool = _option(False, "leave out training images without boxes, as the paper does")
     aspect_ratio_batches: bool = _option(False, "batches of wide or of tall images only: less padding")
@@ -88,10 +89,13 @@ class TrainConfig:
         None, "streaming: images of the training split, so that the length can be given in --epochs"
     )
     shuffle_buffer: int = _option(1000, "streaming: encoded images that each reading process mixes in memory")
-    image_size: list[int] | None = _option(
-        None,
-        "network input in pixels: one number for the shorter side, with the aspect ratio kept, or height and width, to "
-        "which every image is stretched; that of the preset or --model if not given",
+    image_size: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "network input in pixels: one number for the shorter side, with the aspect ratio kept, or height "
+            "and width, to which every image is stretched; that of the preset or --model if not given",
+            "metavar": ("N", "N"),
+        },
     )
     num_workers: int = _option(0, "processes that read and augment images; 0 does it in the main process")
     cache_images: bool = _option(True, "affine: keep decoded images in memory, up to 1 GiB per worker")
@@ -123,7 +127,9 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "constant_with_warmup", "multi_step"] = _option(
         "cosine", "learning rate after warm-up"
     )
-    milestones: list[float] | None = _option(None, "multi_step: epochs at which to divide by ten")
+    milestones: list[float] | None = field(
+        default=None, metadata={"help": "multi_step: epochs at which to divide by ten"}
+    )
     warmup_ratio: float = _option(0.05, "share of the steps with a linearly rising learning rate")
     warmup_steps: int | None = _option(None, "the same as a number of steps; overrides the share")
     max_grad_norm: float = _option(1.0, "clip the gradient to this global norm")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from drmm_hf.visualization import require_matplotlib
+from drmm_hf.files import require
 from markdown_table import markdown_table
 
 from .measure import steady_clock
@@ -157,7 +157,7 @@ def _number(value: Any) -> str:
 
 def draw(path: Path, figures: Sequence[dict[str, Any]]) -> Path:
     """The curves on logarithmic axes, side by side, as a PNG."""
-    canvas = require_matplotlib().figure.Figure(figsize=(6 * len(figures), 4.5), layout="constrained")
+    canvas = require("matplotlib.figure", "plots").Figure(figsize=(6 * len(figures), 4.5), layout="constrained")
     for axes, figure in zip(canvas.subplots(1, len(figures), squeeze=False)[0], figures, strict=True):
         for name, points in figure["curves"].items():
             axes.loglog(*zip(*points, strict=True), marker="o", label=name)

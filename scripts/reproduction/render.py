@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.page import processor_name
 from drmm_hf.evaluation import save_reliability_diagram
-from drmm_hf.visualization import require_matplotlib
+from drmm_hf.files import require
 from markdown_table import PAPER, markdown_table, reproduced_table, spread
 
 from .measurements import NMS_BEST, part_reports, reliability_reports, table_runs
@@ -91,7 +91,7 @@ def _draw_lines(rows: dict[str, Any], title: str, unit: str, path: Path) -> None
     """One line for each column of AP, or whatever else; the standard deviation over seeds is a band."""
     rows = {row: columns for row, columns in rows.items() if row != NMS_BEST}
     names = dict.fromkeys(name for columns in rows.values() for name in columns if not name.startswith("AP50"))
-    figure = require_matplotlib().figure.Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = require("matplotlib.figure", "plots").Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(names):
         cells, color = [columns.get(name, {}) for columns in rows.values()], _COLORS[index % len(_COLORS)]

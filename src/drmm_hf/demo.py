@@ -1,7 +1,6 @@
 """A page in the browser that shows detections, their uncertainty, and how much of them to expect to be right.
 
-What it shows comes from `detect`, `load_measured` and `show`, which need no browser; `build_app` puts it on a page of
-gradio's.
+What it shows comes from `load_measured` and `show`, which need no browser; `build_app` puts it on a page of gradio's.
 """
 
 import math
@@ -20,8 +19,9 @@ from .configuration_drmm import DrmmConfig
 from .data import open_image
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
+from .evaluation.analysis import read_analysis
 from .evaluation.uncertainty import LEVELS
-from .files import read_json
+from .files import require
 from .loading import predicted
 from .modeling_drmm import DrmmForObjectDetection
 from .postprocessing import box_intervals
@@ -43,32 +43,20 @@ _STYLE = """
 footer { display: none !important; }
 """
 
-Detections = Mapping[str, torch.Tensor]
-
 
 @dataclass(frozen=True)
 class Measured:
-    """What a report of `drmm analyze` measured of one checkpoint on one data set.
+    """What a report of `drmm analyze` measured of one checkpoint on one data set."""
 
-    Attributes:
-        edges: (M+1,) edges of the bins of scores over [0, 1].
-        counts: (M,) detections in each bin; confidences: (M,) their mean score; precisions: (M,) the share of them
-            that was right. nan in empty bins.
-        thresholds: best threshold of each class by name (LRP), None where there is none.
-        factor: on γ, for intervals of the edges; 1 if none was fitted.
-        coverage: share of edges inside their interval, by level, with that factor on γ.
-        images: number of images it was measured on; settings: of the precision, in words.
-    """
-
-    edges: np.ndarray
-    counts: np.ndarray
-    confidences: np.ndarray
-    precisions: np.ndarray
-    thresholds: dict[str, float | None]
-    factor: float
-    coverage: dict[float, float]
-    images: int
-    settings: str
+    edges: np.ndarray  # (M+1,) of the bins of scores over [0, 1]
+    counts: np.ndarray  # (M,) detections in each bin
+    confidences: np.ndarray  # (M,) their mean score; nan in empty bins
+    precisions: np.ndarray  # (M,) the share of them that was right; nan in empty bins
+    thresholds: dict[str, float | None]  # best one of each class by name (LRP)
+    factor: float  # on γ, for intervals of the edges; 1 if none was fitted
+    coverage: dict[float, float]  # share of edges inside their interval, by level, with that factor on γ
+    images: int  # number of those it was measured on
+    iou_threshold: float  # of a right detection
 
     def precision_above(self, threshold: float) -> float:
         """Share of right detections among those with a score above `threshold`; nan if the report has none there.
@@ -95,58 +83,35 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
     """Read the part of an `analysis.json` that is about one checkpoint.
 
     Args:
-        path: written by `drmm analyze`.
-        checkpoint: as it was given there; a report on a single checkpoint may be about any folder or Hub id, since
-            checkpoints are moved and published.
+        path, checkpoint: as in `read_analysis`.
         classes: names of the model's classes, which the report must know.
 
     Raises:
         FileNotFoundError, ValueError: the file is no such report, or one of another model.
     """
-    content = read_json(path)
-    try:
-        entries = {Path(entry["checkpoint"]): entry for entry in content["checkpoints"]}
-        only = next(iter(entries.values())) if len(entries) == 1 else None
-        if (entry := entries.get(Path(checkpoint), only)) is None:
-            raise ValueError(
-                f"{path}: is about {', '.join(map(str, entries)) or 'nothing'}, not about {checkpoint}; name the "
-                "checkpoint as it was named there, or write a report about it alone"
-            )
-        bins, uncertainty = entry["calibration"]["reliability"], entry["uncertainty"]
-        fitted = uncertainty["factor"] is not None and uncertainty["coverage_after"] is not None
-        covered = zip(uncertainty["levels"], uncertainty["coverage_after" if fitted else "coverage"], strict=True)
-        # an empty bin has None, which becomes nan
-        edges, counts, confidences, precisions = (
-            np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies")
-        )
-        measured = Measured(
-            edges,
-            counts,
-            confidences,
-            precisions,
-            thresholds={name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()},
-            factor=float(uncertainty["factor"]) if fitted else 1.0,
-            coverage={float(level): float(share) for level, share in covered if share is not None},
-            images=int(content["data"]["images"]),
-            settings=f"IoU {bins['iou_threshold']:g}",
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no report of drmm analyze ({type(error).__name__}: {error})") from error
-    if not set(classes) <= set(measured.thresholds):
+    entry = read_analysis(path, checkpoint, ("data", "calibration", "thresholds", "uncertainty"))
+    bins, intervals = entry["calibration"]["reliability"], entry["uncertainty"]
+    thresholds = {name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()}
+    if not set(classes) <= set(thresholds):
         raise ValueError(
-            f"{path}: is about the classes {', '.join(measured.thresholds)}, the model knows {', '.join(classes)}; "
+            f"{path}: is about the classes {', '.join(thresholds)}, the model knows {', '.join(classes)}; "
             "give the report of this model"
         )
-    return measured
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose."""
-
-    threshold: float = 0.3  # scores above it are shown, in [0, 1]
-    level: float | None = 0.8  # probability that the bands of the edges stand for; None for no bands
-    nms: bool = False  # whether to show what NMS would remove
+    fitted = intervals["factor"] is not None
+    covered = zip(intervals["levels"], intervals["coverage_after" if fitted else "coverage"], strict=True)
+    # an empty bin has None, which becomes nan
+    columns = [np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies")]
+    return Measured(
+        edges=columns[0],
+        counts=columns[1],
+        confidences=columns[2],
+        precisions=columns[3],
+        thresholds=thresholds,
+        factor=intervals["factor"] if fitted else 1.0,
+        coverage={level: share for level, share in covered if share is not None},
+        images=entry["data"]["images"],
+        iou_threshold=bins["iou_threshold"],
+    )
 
 
 @dataclass(frozen=True)
@@ -159,46 +124,55 @@ class View:
     text: str
 
 
-def detect(model: DrmmForObjectDetection, processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
-    """The 100 best detections of one image of any mode, on the CPU and best first, as `predict_images` gives them."""
-    return predict_images(model, processor, [image.convert("RGB")])[0]
-
-
 def show(
-    image: Image.Image, detections: Detections, config: DrmmConfig, options: Options, measured: Measured | None = None
+    image: Image.Image,
+    detections: Mapping[str, torch.Tensor],
+    config: DrmmConfig,
+    measured: Measured | None = None,
+    *,
+    threshold: float = 0.3,
+    level: float | None = 0.8,
+    nms: bool = False,
 ) -> View:
     """Everything the page shows of one image.
 
     Args:
-        image, detections: what `detect` was given, and what it returned.
+        image, detections: what `predict_images` was given, and what it returned.
         config: of the model.
-        options: the user's choice.
         measured: of the model's report, if there is one; its factor widens or narrows the bands.
+        threshold: scores above it are shown, in [0, 1].
+        level: probability that the bands of the edges stand for; None for no bands.
+        nms: whether to show what NMS would remove.
     """
-    found = {name: values[detections["scores"] > options.threshold] for name, values in detections.items()}
+    found = {name: values[detections["scores"] > threshold] for name, values in detections.items()}
     names = {int(label): name for label, name in (config.id2label or {}).items()}
     labels, scores = found["labels"].tolist(), found["scores"].tolist()
-    text = [f"**No detection** has a score above {options.threshold:.2f}."]
+    text = [f"**No detection** has a score above {threshold:.2f}."]
     if scores:
         text = [
-            f"**{len(scores)} detection{'s' * (len(scores) > 1)}** above {options.threshold:.2f}. Their scores add up "
+            f"**{len(scores)} detection{'s' * (len(scores) > 1)}** above {threshold:.2f}. Their scores add up "
             f"to {sum(scores):.1f}: so many of them are right, if the scores are calibrated."
         ]
-    columns = {"class": [names.get(label, str(label)) for label in labels], "score": [f"{s:.2f}" for s in scores]}
+    columns = {"class": [names[label] for label in labels], "score": [f"{score:.2f}" for score in scores]}
     if measured:
         columns["expected precision"] = [f"{measured.precision_at(score):.0%}" for score in scores]
     removed = intervals = None
-    if options.nms:
+    if nms:
         removed = torch.ones(len(scores), dtype=torch.bool)
         removed[batched_nms(found["boxes"], found["scores"], found["labels"], NMS_IOU)] = False
         crossed = int(removed.sum())
         outcome = f"remove {crossed} of them, crossed out in gray" if crossed else "change nothing here"
         text.append(f"NMS at IoU {NMS_IOU:g} would {outcome}.")
-    if options.level is not None and "scales" in found:
+    if level is not None and "scales" in found:
         scales = (measured.factor if measured else 1.0) * found["scales"]
-        ends = box_intervals(found["boxes"], scales, options.level, config.density, config.student_t_dof)
+        ends = box_intervals(found["boxes"], scales, level, config.density, config.student_t_dof)
         intervals = torch.stack(ends, dim=1)
-        text.append(_band_text(options.level, measured))
+        bands = f"The bands hold each edge with a probability of {level:.0%}, says the predicted density"
+        if measured and measured.factor != 1.0:
+            bands += f" with γ times {measured.factor:.2f}, which the report fitted"
+        if measured and level in measured.coverage:
+            bands += f". Measured: {measured.coverage[level]:.0%} of the edges inside"
+        text.append(f"{bands}.")
     for edge, name in enumerate(("left", "top", "right", "bottom")):
         places = found["boxes"][:, edge]
         columns[name] = [f"{place:.1f}" for place in places.tolist()]
@@ -208,17 +182,8 @@ def show(
     if removed is not None:
         columns["NMS"] = ["removed" if one else "kept" for one in removed.tolist()]
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
-    return View(
-        draw_view(image, found, names, intervals=intervals, removed=removed), list(columns), rows, "\n\n".join(text)
-    )
-
-
-def _band_text(level: float, measured: Measured | None) -> str:
-    text = f"The bands hold each edge with a probability of {level:.0%}, says the predicted density"
-    if measured and measured.factor != 1.0:
-        text += f" with γ times {measured.factor:.2f}, which the report fitted"
-    covered = measured.coverage.get(level) if measured else None
-    return f"{text}." if covered is None else f"{text}. Measured: {covered:.0%} of the edges inside."
+    picture = draw_view(image, found, names, intervals=intervals, removed=removed)
+    return View(picture, list(columns), rows, "\n\n".join(text))
 
 
 def threshold_text(threshold: float, measured: Measured | None) -> str:
@@ -229,7 +194,7 @@ def threshold_text(threshold: float, measured: Measured | None) -> str:
             "80% are right. No report is given that says how well it is."
         )
     precision = measured.precision_above(threshold)
-    where = f"above {threshold:.2f} on the report's {measured.images} images, {measured.settings}"
+    where = f"above {threshold:.2f} on the report's {measured.images} images, IoU {measured.iou_threshold:g}"
     if math.isnan(precision):
         first = f"**Expected precision unknown**: no detection scored {where}."
     else:
@@ -241,23 +206,12 @@ def threshold_text(threshold: float, measured: Measured | None) -> str:
 def example_scenes(classes: Collection[str], number: int = 6) -> list[Image.Image]:
     """Generated scenes of the shapes that a model knows, always the same; none if it knows none."""
     known = [name for name in CATEGORIES if name in classes]
-    if not known:
-        return []
     # A seed of their own: none of them is in a data set that `generate_scenes` writes.
-    generators = [np.random.default_rng([2205, 8714, index]) for index in range(number)]
+    generators = [np.random.default_rng([2205, 8714, index]) for index in range(number if known else 0)]
     sizes = {"min_size": 32.0, "max_size": 120.0, "mean_objects": 7.0}
     return [
         Image.fromarray(render_scene(generator, 288, 384, classes=known, **sizes).image) for generator in generators
     ]
-
-
-def import_gradio() -> Any:
-    """The gradio module; ImportError with the name of the extra if it is not installed."""
-    try:
-        import gradio
-    except ImportError as error:
-        raise ImportError("the demo needs gradio: pip install 'drmm-hf[demo]'") from error
-    return gradio
 
 
 def build_app(
@@ -276,19 +230,25 @@ def build_app(
     Raises:
         ImportError: gradio is not installed.
     """
-    gr = import_gradio()
-    start, with_bands = Options(), "scales" in predicted(model)
+    gr = require("gradio", "demo")
+    with_bands = "scales" in predicted(model)
     bands = [("off", None), *((f"{level:.0%}", level) for level in LEVELS)]
 
-    def detect_picture(image: Image.Image | None) -> Any:
-        return None if image is None else (image, detect(model, processor, image))
+    def detect(path: str | None) -> Any:
+        if path is None:
+            return None
+        try:
+            image = open_upload(path)
+        except (OSError, ValueError) as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return image, predict_images(model, processor, [image])[0]
 
     def redraw(found: Any, threshold: float, level: float | None, nms: bool) -> tuple[Any, ...]:
         said = threshold_text(threshold, measured)
         if found is None:
             return None, _NO_PICTURE, said, gr.Dataframe(value=None)
         image, detections = found
-        view = show(image, detections, model.config, Options(threshold, level, nms), measured)
+        view = show(image, detections, model.config, measured, threshold=threshold, level=level, nms=nms)
         return view.picture, view.text, said, gr.Dataframe(value=view.rows, headers=view.columns)
 
     with gr.Blocks(
@@ -298,7 +258,11 @@ def build_app(
         found = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                image = _picture_input(gr)
+                # as a file, which this package opens: it refuses what may harm, and says what is wrong
+                image = gr.Image(
+                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Picture", height=300,
+                    elem_id="input",
+                )  # fmt: skip
                 if examples:
                     gr.Examples(
                         [[one] for one in examples], image, label="Examples", elem_id="examples", examples_per_page=12
@@ -310,43 +274,24 @@ def build_app(
                     buttons=["download", "fullscreen"], alt_text="The picture with its detections",
                 )  # fmt: skip
                 text = gr.Markdown(_NO_PICTURE, elem_id="summary")
-                threshold = gr.Slider(
-                    0.0, 1.0, start.threshold, step=0.01, label="Show scores above", elem_id="threshold"
-                )
-                expected = gr.Markdown(threshold_text(start.threshold, measured), elem_id="expected")
+                threshold = gr.Slider(0.0, 1.0, 0.3, step=0.01, label="Show scores above", elem_id="threshold")
+                expected = gr.Markdown(threshold_text(threshold.value, measured), elem_id="expected")
                 level = gr.Radio(
-                    bands, value=start.level if with_bands else None, visible=with_bands, elem_id="level",
+                    bands, value=0.8 if with_bands else None, visible=with_bands, elem_id="level",
                     label="Uncertainty of the edges: bands of probability",
                 )  # fmt: skip
-                nms = gr.Checkbox(start.nms, label=f"Show what NMS would remove (IoU {NMS_IOU:g})", elem_id="nms")
+                nms = gr.Checkbox(False, label=f"Show what NMS would remove (IoU {NMS_IOU:g})", elem_id="nms")
         table = gr.Dataframe(
             label="Detections, pixels of the picture", headers=["class", "score"], interactive=False, type="array",
             elem_id="table",
         )  # fmt: skip
         controls = [threshold, level, nms]
         shown = {"fn": redraw, "inputs": [found, *controls], "outputs": [picture, text, expected, table]}
-        image.change(detect_picture, image, found).then(**shown)
+        image.change(detect, image, found).then(**shown)
         for control in controls:
             # Dragging the slider asks more often than can be answered: the last position counts.
             control.change(**shown, trigger_mode="always_last", show_progress="hidden")
     return app
-
-
-def _picture_input(gr: Any) -> Any:
-    """Gradio's picture to upload, opened by this package: it refuses what may harm, and says what is wrong."""
-
-    def preprocess(payload: Any) -> Image.Image | None:
-        if payload is None:
-            return None
-        try:
-            return open_upload(payload.path)
-        except (OSError, ValueError) as error:
-            raise gr.Error(str(error), print_exception=False) from error
-
-    component = gr.Image(type="pil", sources=["upload", "clipboard"], label="Picture", height=300, elem_id="input")
-    # Not by a subclass: gradio writes an interface file beside the source of each.
-    component.preprocess = preprocess
-    return component
 
 
 def open_upload(path: str) -> Image.Image:
@@ -373,11 +318,11 @@ def launch_app(app: Any, port: int | None = None, share: bool = False) -> None:
     Raises:
         OSError: the port is taken.
     """
-    gr = import_gradio()
+    themes = require("gradio", "demo").themes
     # Fonts of the browser, so that the page loads nothing from elsewhere.
-    theme = gr.themes.Default(
-        font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
-        font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    theme = themes.Default(
+        font=[themes.Font("system-ui"), themes.Font("sans-serif")],
+        font_mono=[themes.Font("ui-monospace"), themes.Font("monospace")],
     )
     app.launch(
         server_port=port, share=share, theme=theme, css=_STYLE, max_file_size=MAX_UPLOAD, footer_links=[],

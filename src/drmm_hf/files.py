@@ -1,11 +1,13 @@
-"""Files: JSON read with one clear error and written whole or not at all, and output folders."""
+"""Files: JSON read with one clear error and written whole or not at all, output folders, and optional modules."""
 
 import contextlib
 import gc
+import importlib
+import itertools
 import json
 import math
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,14 @@ from safetensors import SafetensorError
 # Made once: `json.dumps` with an option makes an encoder for every call.
 to_json = json.JSONEncoder(allow_nan=False).encode
 """Standard JSON on one line; a `ValueError` for nan and infinity, which other readers refuse."""
+
+
+def require(module: str, extra: str) -> Any:
+    """An optional module; an ImportError that names the package's extra where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is missing ({error}): pip install 'drmm-hf[{extra}]'") from error
 
 
 @contextlib.contextmanager
@@ -53,6 +63,12 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def numbered(name: str, taken: Container[str]) -> str:
+    """The name, or name-2, name-3 and so on: the first that, in small letters, is not `taken`."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(one for one in names if one.lower() not in taken)
 
 
 def make_output_folder(path: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes
@@ -18,6 +18,7 @@ PALETTE = (
 )  # fmt: skip
 WHITE, INK = (255, 255, 255), (30, 30, 30)
 SIDES = (960, 1600)  # pixels, of the longer side of a drawn picture, whatever the image has: tags and bands need room
+_GAP = 8  # pixels between pictures
 _FILL, _EDGE, _GRAY = 72, 190, (150, 150, 150)  # opacity of a band and of its ends, of 255; color of what is removed
 
 Color = tuple[int, int, int]
@@ -35,7 +36,6 @@ def draw_detections(
     id2label: Mapping[int, str],
     *,
     threshold: float = 0.3,
-    title: str | None = None,
 ) -> Image.Image:
     """Draw labeled boxes on a copy of an image.
 
@@ -49,11 +49,10 @@ def draw_detections(
             - a list of COCO annotations or results: dicts of `bbox`, `category_id`, optional `score`.
         id2label: name of each label or category id in `detections`; the number itself where it has none.
         threshold: boxes scored lower are left out; boxes without scores are all drawn.
-        title: text in a strip above the image.
 
     Returns:
-        RGB image of the same size, taller by the strip if there is a title. Boxes are clipped to the image;
-        those outside it, or not finite, are left out. The surest boxes lie on top.
+        RGB image of the same size. Boxes are clipped to the image; those outside it, or not finite, are left out. The
+        surest boxes lie on top.
     """
     canvas = image.convert("RGB")
     boxes, labels, scores = _read_boxes(detections)
@@ -63,7 +62,7 @@ def draw_detections(
     chosen.sort(key=lambda i: -1.0 if scores[i] is None else scores[i])
     if chosen:
         boxes = clip_boxes_to_image(boxes[chosen], canvas.size[::-1])
-        size = _size(canvas)
+        size = math.sqrt(canvas.width * canvas.height)
         # Many small objects on a large photo: lines and tags follow them, as far as the whole can still be read.
         size = max(min(size, 10 * float((boxes[:, 2:] - boxes[:, :2]).median())), size / 4)
         # A box ends between pixels, so its last pixel is the one before its right and its lower edge.
@@ -76,7 +75,7 @@ def draw_detections(
         texts = [t if scores[i] is None else f"{t} {scores[i]:.2f}" for t, i in zip(texts, chosen, strict=True)]
         tags = list(zip(texts, colors, pixels.tolist(), strict=True))
         _draw_tags(canvas, _font(size), tags[::-1])  # the surest choose their place first
-    return canvas if title is None else _with_caption(canvas, title)
+    return canvas
 
 
 def draw_view(
@@ -107,10 +106,9 @@ def draw_view(
     kept = torch.ones(len(boxes), dtype=torch.bool) if removed is None else ~removed
     pen = ImageDraw.Draw(canvas, "RGBA")
     for left, top, right, bottom in boxes[~kept].tolist():
-        if right > left and bottom > top:
-            pen.rectangle((left, top, right, bottom), outline=_GRAY, width=3)
-            pen.line((left, top, right, bottom), fill=_GRAY, width=3)
-            pen.line((left, bottom, right, top), fill=_GRAY, width=3)
+        corners = (left, top), (right, top), (right, bottom), (left, bottom)
+        # its border, and both diagonals on the way
+        pen.line([corners[place] for place in (0, 1, 2, 3, 0, 2, 3, 1)], fill=_GRAY, width=3)
     if intervals is not None:
         for index in reversed(kept.nonzero()[:, 0].tolist()):  # the surest last, on top of the others
             color = label_color(int(detections["labels"][index]))
@@ -124,65 +122,32 @@ def draw_view(
 
 
 def draw_comparison(
-    image: Image.Image,
-    ground_truth: Boxes,
-    detections: Boxes,
-    id2label: Mapping[int, str],
-    *,
-    threshold: float = 0.3,
-    captions: tuple[str, str] = ("ground truth", "prediction"),
+    image: Image.Image, ground_truth: Boxes, detections: Boxes, id2label: Mapping[int, str], *, threshold: float = 0.3
 ) -> Image.Image:
-    """Ground truth on the left, prediction on the right, each under its caption.
-
-    Args:
-        image, ground_truth, detections, id2label, threshold: as in `draw_detections`; both sets of boxes use
-            the same ids.
-        captions: of the left and the right picture.
-    """
-    left = draw_detections(image, ground_truth, id2label, threshold=threshold, title=captions[0])
-    right = draw_detections(image, detections, id2label, threshold=threshold, title=captions[1])
-    gap = max(4, image.width // 100)
-    sheet = Image.new("RGB", (left.width + gap + right.width, left.height), WHITE)
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, (left.width + gap, 0))
-    return sheet
+    """Ground truth on the left, prediction on the right, each under its caption; arguments as in `draw_detections`."""
+    pictures = []
+    for caption, boxes in (("ground truth", ground_truth), ("prediction", detections)):
+        drawn = draw_detections(image, boxes, id2label, threshold=threshold)
+        font = _font(math.sqrt(image.width * image.height))
+        strip = math.ceil(font.size * 1.6)
+        pictures.append(ImageOps.expand(drawn, (0, strip, 0, 0), WHITE))
+        ImageDraw.Draw(pictures[-1]).text((font.size // 3, strip / 2), caption, fill=INK, font=font, anchor="lm")
+    return contact_sheet(pictures, 2)
 
 
-def contact_sheet(
-    images: Sequence[Image.Image], columns: int, *, cell_width: int | None = None, gap: int = 8
-) -> Image.Image:
-    """Lay images out in rows of equal cells, each image scaled to the width of a cell.
-
-    Args:
-        images: at least one; left unchanged.
-        columns: images in a row, at least 1.
-        cell_width: pixels; the width of the widest image unless given.
-        gap: pixels between cells and around the sheet.
-
-    Raises:
-        ValueError: no images, or fewer than one column.
-    """
-    if not images or columns < 1:
-        raise ValueError(f"contact_sheet needs at least one image and one column, not {len(images)} and {columns}")
+def contact_sheet(images: Sequence[Image.Image], columns: int, *, cell_width: int | None = None) -> Image.Image:
+    """Lay at least one image out in rows of equal cells, each as wide as `cell_width` pixels or the widest image."""
     width = cell_width or max(image.width for image in images)
     cells = [
         image.convert("RGB").resize((width, max(1, round(image.height * width / image.width)))) for image in images
     ]
     height, columns = max(cell.height for cell in cells), min(columns, len(cells))
     rows = math.ceil(len(cells) / columns)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), WHITE)
+    sheet = Image.new("RGB", (columns * (width + _GAP) + _GAP, rows * (height + _GAP) + _GAP), WHITE)
     for index, cell in enumerate(cells):
-        sheet.paste(cell, (gap + index % columns * (width + gap), gap + index // columns * (height + gap)))
+        row, column = divmod(index, columns)
+        sheet.paste(cell, (_GAP + column * (width + _GAP), _GAP + row * (height + _GAP)))
     return sheet
-
-
-def require_matplotlib() -> Any:
-    """The module; an ImportError that names the extra where there is none."""
-    try:
-        import matplotlib.figure  # not pyplot, which keeps every figure and chooses a window system
-    except ImportError as error:
-        raise ImportError("Figures need matplotlib: pip install 'drmm-hf[plots]'") from error
-    return matplotlib
 
 
 def _read_boxes(detections: Boxes) -> tuple[torch.Tensor, list[int], list[float | None]]:
@@ -221,18 +186,5 @@ def _draw_tags(canvas: Image.Image, font: Any, tags: Sequence[tuple[str, Color, 
         draw.text((x + 2, y + height / 2), text, fill=INK if bright else WHITE, font=font, anchor="lm")
 
 
-def _size(image: Image.Image) -> float:
-    return math.sqrt(image.width * image.height)
-
-
 def _font(size: float) -> Any:
     return ImageFont.load_default(size=max(10, round(size / 42)))
-
-
-def _with_caption(image: Image.Image, text: str) -> Image.Image:
-    font = _font(_size(image))
-    strip = math.ceil(font.size * 1.6)
-    canvas = Image.new("RGB", (image.width, image.height + strip), WHITE)
-    ImageDraw.Draw(canvas).text((font.size // 3, strip / 2), text, fill=INK, font=font, anchor="lm")
-    canvas.paste(image, (0, strip))
-    return canvas

@@ -62,7 +62,7 @@ def test_a_space_takes_its_checkpoint_from_the_environment(
 ) -> None:
     [app] = [code for code in SNIPPETS if "main([" in code]
     monkeypatch.setenv(command.CHECKPOINT, str(tmp_path / "none"))
-    monkeypatch.setattr(command, "import_gradio", lambda: None)
+    monkeypatch.setattr(command, "require", lambda *_: None)
     with pytest.raises(SystemExit, match="2"):
         exec(compile(app, "app.py", "exec"), {})
     assert "none" in capsys.readouterr().err

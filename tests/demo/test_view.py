@@ -11,15 +11,12 @@ from PIL import ExifTags, Image
 from drmm_hf.data.scenes import CATEGORIES
 from drmm_hf.demo import (
     Measured,
-    Options,
-    detect,
     example_scenes,
     load_measured,
     open_upload,
     show,
     threshold_text,
 )
-from drmm_hf.loading import load_detector
 from drmm_hf.visualization import draw_view
 from model_fixtures import small_config
 
@@ -41,7 +38,7 @@ def measured(report: dict, tmp_path: Path) -> Measured:
 
 
 def test_table_without_a_report() -> None:
-    view = show(IMAGE, FOUND, CONFIG, Options(0.3, 0.5))
+    view = show(IMAGE, FOUND, CONFIG, level=0.5)
     assert view.columns == ["class", "score", "left", "top", "right", "bottom"]
     # The 50% interval of a Cauchy density reaches one γ to either side.
     assert view.rows[0] == ["disc", "0.80", "100.0 ± 4.0", "50.0 ± 2.0", "200.0 ± 4.0", "150.0 ± 2.0"]
@@ -52,7 +49,7 @@ def test_table_without_a_report() -> None:
 
 
 def test_a_report_adds_precision_and_corrects_the_bands(measured: Measured) -> None:
-    view = show(IMAGE, FOUND, CONFIG, Options(0.3, 0.5), measured)
+    view = show(IMAGE, FOUND, CONFIG, measured, level=0.5)
     assert view.columns[2] == "expected precision"
     assert view.rows[0][2:4] == ["90%", "100.0 ± 2.0"]
     assert "γ times 0.50" in view.text
@@ -60,21 +57,21 @@ def test_a_report_adds_precision_and_corrects_the_bands(measured: Measured) -> N
 
 
 def test_nms_is_shown_and_not_applied() -> None:
-    plain, crossed = (show(IMAGE, FOUND, CONFIG, Options(0.3, None, nms)) for nms in (False, True))
+    plain, crossed = (show(IMAGE, FOUND, CONFIG, level=None, nms=nms) for nms in (False, True))
     assert [row[-1] for row in crossed.rows] == ["kept", "removed", "kept"]
     assert [row[:-1] for row in crossed.rows] == plain.rows
     assert "would remove 1 of them" in crossed.text
     assert "NMS" not in plain.text
     assert np.any(np.asarray(plain.picture) != np.asarray(crossed.picture))
-    assert "would change nothing here" in show(IMAGE, FOUND, CONFIG, Options(0.7, None, True)).text
+    assert "would change nothing here" in show(IMAGE, FOUND, CONFIG, threshold=0.7, nms=True).text
 
 
 def test_nothing_found_and_no_density(measured: Measured) -> None:
-    view = show(IMAGE, FOUND, CONFIG, Options(0.9, 0.8, True), measured)
+    view = show(IMAGE, FOUND, CONFIG, measured, threshold=0.9, nms=True)
     assert view.rows == []
     assert "No detection" in view.text
     bare = {name: values for name, values in FOUND.items() if name != "scales"}
-    view = show(IMAGE, bare, CONFIG, Options(0.3, 0.8))
+    view = show(IMAGE, bare, CONFIG)
     assert view.rows[0][2] == "100.0"
     assert "bands" not in view.text
 
@@ -106,15 +103,6 @@ def test_what_is_said_of_a_threshold(measured: Measured) -> None:
     text = threshold_text(0.25, measured)
     assert all(part in text for part in ("63%", "0.25", "7 images", "IoU 0.5"))
     assert "**Expected precision unknown**" in threshold_text(1.0, measured)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_detections_of_any_kind_of_image(checkpoint: Path, mode: str) -> None:
-    model, processor = load_detector(str(checkpoint), "cpu")
-    image = example_scenes(CATEGORIES, 1)[0].convert(mode)
-    found = detect(model, processor, image)
-    assert len(found["scores"]) == 12 * len(CATEGORIES)
-    assert len(show(image, found, model.config, Options(0.0)).rows) == len(found["scores"])
 
 
 def test_examples_are_always_the_same_and_only_for_their_classes() -> None:

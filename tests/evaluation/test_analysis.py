@@ -20,7 +20,6 @@ from drmm_hf.evaluation.analysis import (
     analyze_intervals,
     analyze_results,
     describe_data,
-    operating_thresholds,
     rank_images,
     result_names,
 )
@@ -32,7 +31,7 @@ from evaluation_fixtures import detection
 
 def analyzed(results: list[dict[str, Any]], truth: dict[str, Any] = TRUTH) -> dict[str, Any]:
     """What the report has of these results; standard JSON."""
-    part = analyze_results(prepare_ground_truth(truth), results)
+    part, _ = analyze_results(prepare_ground_truth(truth), results)
     return json.loads(json.dumps(part, allow_nan=False))
 
 
@@ -77,7 +76,8 @@ def test_parts_of_the_scores_where_they_are_known() -> None:
 
 def test_the_error_of_an_image_counts_what_is_missed_false_and_loose() -> None:
     part = analyzed(RESULTS)
-    assert operating_thresholds(part, prepare_ground_truth(TRUTH)) == {7: 0.6, 9: 0.5}
+    _, thresholds = analyze_results(prepare_ground_truth(TRUTH), RESULTS)
+    assert thresholds == {7: 0.6, 9: 0.5}
     # Image 1: two right, one of them with an IoU of just 0.5 (error 1), and the duplicate.
     assert part["images"]["1"] == {"error": 2.0, "missed": 0, "false": 1, "right": 2}
     # Image 2: the class without objects is cut at 0.5, so that its detection counts as false.
@@ -86,8 +86,8 @@ def test_the_error_of_an_image_counts_what_is_missed_false_and_loose() -> None:
     other = {"2": {"error": 5.0}, "3": {"error": 0.0}}
     assert rank_images([part["images"]], 5) == ["1", "2"]
     assert rank_images([part["images"], other], 1) == ["2"]
-    never = analyzed([detection(1, 0.9, [80, 80, 9, 9])])
-    assert operating_thresholds(never, prepare_ground_truth(TRUTH))[7] > 1, "keeps nothing"
+    _, never = analyze_results(prepare_ground_truth(TRUTH), [detection(1, 0.9, [80, 80, 9, 9])])
+    assert never[7] > 1, "keeps nothing"
 
 
 def test_intervals_need_scales_and_a_density() -> None:
@@ -108,8 +108,7 @@ def test_intervals_need_scales_and_a_density() -> None:
     [
         (["runs/a/model"], ["a"]),
         (["model"], ["model"]),
-        (["runs/a", "/old/a/", "runs/b"], ["runs-a", "old-a", "b"]),
-        (["runs/a", "runs/a"], ["runs-a", "runs-a-2"]),
+        (["runs/a/best", "/old/a/", "runs/b"], ["a", "a-2", "b"]),
         (["x/A", "y/a"], ["A", "a-2"]),
         (["../we ird:<name>"], ["we-ird--name"]),
         (["/"], ["checkpoint"]),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -105,12 +106,8 @@ def test_shares_of_processes_are_the_whole(model, processor, dataset, num_proces
     whole = [
         row["image_id"] for rows, _ in predict_batches(model, processor, dataset.dataset, **options) for row in rows
     ]
-    shares = [
-        list(
-            predict_batches(model, processor, dataset.dataset, **options, num_processes=num_processes, process_index=i)
-        )
-        for i in range(num_processes)
-    ]
+    processes = [SimpleNamespace(num_processes=num_processes, process_index=i) for i in range(num_processes)]
+    shares = [list(predict_batches(model, processor, dataset.dataset, **options, accelerator=one)) for one in processes]
     assert [row["image_id"] for share in shares for rows, _ in share for row in rows] == whole == [30, 5, 17]
     assert sum(len(rows) for rows, _ in shares[-1]) == {1: 3, 2: 1, 3: 0}[num_processes]
 

@@ -63,7 +63,7 @@ def check_page(page: str) -> Checked:
 def gathered(truth: dict, results: list[dict], density: str | None = "cauchy") -> dict:
     """The analysis of one model with these results."""
     prepared = prepare_ground_truth(truth)
-    part = analyze_results(prepared, results)
+    part, _ = analyze_results(prepared, results)
     model = {"name": "one", "checkpoint": "runs/one", "results": "results-one.json", **part}
     model["likelihood"] = {"stages": [], "settings": None, "note": "Not measured: no model."}
     model["uncertainty"] = analyze_intervals(prepared, results, density)

@@ -16,15 +16,13 @@ from ..evaluation.analysis import (
     analyze_intervals,
     analyze_results,
     describe_data,
-    operating_thresholds,
     rank_images,
     result_names,
 )
 from ..evaluation.coco_input import CocoResults, prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report
-from ..files import make_output_folder, read_json, to_plain, write_json, write_text
+from ..files import make_output_folder, read_json, require, to_plain, write_json, write_text
 from ..loading import label_names, load_detector, predicted, weights_written
-from ..visualization import require_matplotlib
 
 REPORT, NUMBERS = "report.html", "analysis.json"
 NO_LIKELIHOOD: dict[str, Any] = {
@@ -66,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    require_matplotlib()
+    require("matplotlib", "plots")
     if not arguments.model and not arguments.results:
         raise ValueError("--model or --results is required: what to analyze")
     names = _names(arguments)
@@ -89,11 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
     for name, checkpoint, saved, known in chosen:
         facts = _predict(saved, checkpoint, arguments) if known is None else known
         results = found.get(saved) or prepare_results(saved, truth)
-        model = {"name": name, "checkpoint": checkpoint, "results": saved.name, **analyze_results(truth, results)}
+        parts, thresholds = analyze_results(truth, results)
+        model = {"name": name, "checkpoint": checkpoint, "results": saved.name, **parts}
         model["likelihood"] = facts.get("likelihood", NO_LIKELIHOOD)
         model["uncertainty"] = analyze_intervals(truth, results, **{"density": None, **facts.get("density", {})})
         models.append(model)
-        drawn.append((results.rows, operating_thresholds(model, truth)))
+        drawn.append((results.rows, thresholds))
     worst = rank_images([model["images"] for model in models], arguments.worst)
     data = describe_data(truth, arguments.data, arguments.split)
     analysis = to_plain({"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst})

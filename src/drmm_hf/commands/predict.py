@@ -11,7 +11,7 @@ from ..cli import add_frame_argument, add_model_arguments, count, fraction, posi
 from ..evaluation import detections_to_coco
 from ..evaluation.predict import find_images, is_url, open_source, predict_batches
 from ..evaluation.tiles import predict_tiled
-from ..files import make_output_folder, write_json, writing
+from ..files import make_output_folder, numbered, write_json, writing
 from ..loading import label_names, load_detector
 from ..visualization import draw_detections
 
@@ -101,18 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def name_outputs(files: list[str], output: Path) -> dict[str, Path]:
-    """`<stem>.png` in `output` for each file or URL; `<stem>-2.png` and so on where that name is taken.
-
-    A name is taken by another drawing, whatever the case of its letters, or by an input file itself.
-    """
-    taken = {str(Path(file).resolve()).lower() for file in files}
+    """`<stem>.png` in `output` for each file or URL; `<stem>-2.png` and so on where another one is called so."""
+    inputs = (Path(file).resolve() for file in files)
+    taken = {path.stem.lower() for path in inputs if path.parent == output.resolve() and path.suffix.lower() == ".png"}
     names = {}
     for file in files:
         stem = Path(re.split("[?#]", file)[0] if is_url(file) else file).stem or "image"
-        target, number = output / f"{stem}.png", 1
-        while str(target.resolve()).lower() in taken:
-            number += 1
-            target = output / f"{stem}-{number}.png"
-        taken.add(str(target.resolve()).lower())
-        names[file] = target
+        name = numbered(stem, taken)
+        taken.add(name.lower())
+        names[file] = output / f"{name}.png"
     return names

@@ -8,12 +8,12 @@ from typing import Any
 
 from ..cli import positive_int
 from ..data import decode_image, generate_scenes, load_detection_dataset
-from ..demo import Options, show
+from ..demo import show
 from ..evaluation import calibration_report, predict_dataset, predict_images, save_reliability_diagram
-from ..files import make_output_folder
+from ..files import make_output_folder, require
 from ..loading import label_names, load_detector
 from ..training import TrainConfig, TrainResult, train
-from ..visualization import contact_sheet, draw_comparison, require_matplotlib
+from ..visualization import contact_sheet, draw_comparison
 from . import analyze
 
 _SCENES: dict[str, Any] = {
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """The first look, unless there are data; then train, measure, draw."""
-    require_matplotlib()
+    require("matplotlib", "plots")
     output, data = make_output_folder(arguments.output), arguments.data
     if not data:
         look(output / "first-look", number=arguments.num_pictures, threshold=arguments.threshold)
@@ -108,16 +108,15 @@ def look(folder: Path, *, number: int, threshold: float) -> None:
     )
     diagram, overview = folder / "reliability.png", folder / "detections.png"
     save_reliability_diagram(diagram, {f"{len(dataset)} scenes": report})
-    options = Options(threshold=threshold)
-    pictures = []
+    pictures, level = [], 0.8
     for row in dataset.dataset.select(range(min(number, len(dataset)))):
         image = decode_image(row)
         [found] = predict_images(model, processor, [image])
-        pictures.append(show(image, found, model.config, options).picture)
+        pictures.append(show(image, found, model.config, threshold=threshold, level=level).picture)
     contact_sheet(pictures, columns=2, cell_width=700).save(overview)
     errors = f"ECE {report.ece:.3f}, {sure.ece:.3f} of those above {threshold:g}"
     print(f"""A small detector of {", ".join(label_names(model).values())}, on scenes that it has not seen:
-{overview}    boxes with their scores; the bands hold each edge with a probability of {options.level:.0%}
+{overview}    boxes with their scores; the bands hold each edge with a probability of {level:.0%}
 {diagram}    how many of the detections with a score are right: {errors}
 ({time.perf_counter() - begun:.0f} s)""")
 

@@ -1,24 +1,52 @@
-"""Gathers every number of the analysis report as plain values, ready for JSON and for the page."""
+"""Every number of the analysis report as plain values, ready for JSON and for the page; and read from that JSON."""
 
+import re
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
-from ..files import to_plain
+from ..files import numbered, read_json, to_plain
 from .calibration import calibration_measures, object_calibration_report, part_calibration_report
-from .coco import METRICS, mean_of_valid, run_coco_eval, summarize
+from .coco import mean_of_valid, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth, CocoResults, Results, prepare_results
 from .duplicates import DUPLICATE_SCORES, count_duplicates, nms_sweep
 from .matches import Matches, match_detections
 from .recalibration import split_half_report
-from .thresholds import LrpReport, RankingReport, lrp_report, ranking_report
+from .thresholds import LrpReport, lrp_report, ranking_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report
 
 # What a class without objects is cut at where an operating point is needed: it has no optimum of its own.
 FALLBACK_THRESHOLD = 0.5
+
+
+def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], parts: Sequence[str]) -> dict[str, Any]:
+    """Parts of an `analysis.json`: what it says of one checkpoint, and of the data.
+
+    Args:
+        path: written by `drmm analyze`, or taken out of such a file by `drmm cards --extract`.
+        checkpoint: as it was given to the analysis; one of a single checkpoint may be about any folder or Hub id, since
+            checkpoints are moved and published.
+        parts: names of those that are needed.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is no such analysis, or one of other checkpoints.
+    """
+    content = read_json(path)
+    content = content if isinstance(content, Mapping) else {}
+    entries = content.get("checkpoints", [{}])
+    if len(entries) > 1:
+        wanted = {Path(checkpoint).resolve(), Path(checkpoint).resolve() / "model"}
+        entries = [entry for entry in entries if Path(entry["checkpoint"]).resolve() in wanted]
+    found = {**content, **(entries[0] if entries else {})}
+    if missing := [part for part in parts if part not in found]:
+        raise ValueError(
+            f"{path}: has no {missing[0]} of {checkpoint}; give the analysis.json of drmm analyze on this checkpoint"
+        )
+    return {part: found[part] for part in parts}
 
 
 def describe_data(truth: CocoGroundTruth, data: str, split: str) -> dict[str, Any]:
@@ -36,7 +64,7 @@ def describe_data(truth: CocoGroundTruth, data: str, split: str) -> dict[str, An
     }
 
 
-def analyze_results(truth: CocoGroundTruth, results: Results) -> dict[str, Any]:
+def analyze_results(truth: CocoGroundTruth, results: Results) -> tuple[dict[str, Any], dict[Any, float]]:
     """Everything that detections and ground truth alone can tell of one model.
 
     Args:
@@ -45,33 +73,37 @@ def analyze_results(truth: CocoGroundTruth, results: Results) -> dict[str, Any]:
 
     Returns:
         `detections` (their number), and the parts `accuracy`, `calibration`, `thresholds`, `recalibration`,
-        `duplicates`, `ranking` and `images` (the error of each image, by its id as text). None stands for a number that
-        does not exist, such as the AP of a class without objects.
+        `duplicates`, `ranking` and `images` (the error of each image, by its id as text), where None stands for a
+        number that does not exist, such as the AP of a class without objects; and the score from which to keep the
+        detections of each category id, infinity where it is best to keep none.
 
     Raises:
         ValueError: the results do not fit the ground truth, or a score is no probability.
     """
     found = prepare_results(results, truth)
     evaluation = run_coco_eval(found)
-    metrics = summarize(evaluation, truth)
     matches = match_detections(truth, found)
-    lrp = lrp_report(matches)
+    lrp, ranking = lrp_report(matches), ranking_report(matches)
     thresholds = {category: lrp.thresholds.get(category, FALLBACK_THRESHOLD) for category in truth.category_names}
+    orders = ("ap", "without_duplicates", "true_first", "best_first")
     parts = {
         "detections": len(found.rows),
         "accuracy": {
             "settings": "IoU 0.50:0.05:0.95, maxDets 100",
-            "metrics": {name: _known(metrics[name]) for name in METRICS},
+            "metrics": _known(summarize(evaluation, truth)),
             "per_class": _per_class_accuracy(evaluation, truth),
         },
         "calibration": _calibration(matches, thresholds),
         "thresholds": _thresholds(lrp),
         "recalibration": _recalibration(found),
         "duplicates": _duplicates(found),
-        "ranking": _ranking(ranking_report(matches)),
+        "ranking": {
+            **_known({name: getattr(ranking, name) for name in orders}),
+            "settings": f"right at IoU {ranking.iou_threshold:g}, maxDets {ranking.max_detections}",
+        },
         "images": image_errors(matches, thresholds),
     }
-    return to_plain(parts)
+    return to_plain(parts), thresholds
 
 
 def analyze_intervals(
@@ -117,19 +149,6 @@ def analyze_intervals(
     return to_plain(part)
 
 
-def operating_thresholds(part: Mapping[str, Any], truth: CocoGroundTruth) -> dict[Any, float]:
-    """Category id -> score from which to keep a detection, out of what `analyze_results` returned.
-
-    Above 1, so that nothing is kept, for a class whose best is to keep nothing.
-    """
-    chosen = {}
-    for category_id, name in truth.category_names.items():
-        entry = part["thresholds"]["per_class"][name]
-        threshold = entry["score_threshold"]
-        chosen[category_id] = threshold if threshold is not None else 2.0 if entry["objects"] else FALLBACK_THRESHOLD
-    return chosen
-
-
 def image_errors(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str, dict[str, float]]:
     """What goes into the LRP error, for each image by itself.
 
@@ -169,52 +188,29 @@ def rank_images(errors: Sequence[Mapping[str, Mapping[str, float]]], count: int)
 
 
 def result_names(checkpoints: Sequence[str]) -> list[str]:
-    """A short name for each checkpoint, unique whatever the case of its letters, and fit for a file name.
+    """A short name for each checkpoint, fit for a file name: that of its folder, or of the one above `model`.
 
-    The folder's own name, or its parent's where it is called just `model` or `results`; where two would be the same,
-    more of the path.
+    Those of one name, whatever the case of its letters, are numbered.
     """
-    paths = [[part for part in Path(checkpoint).parts if part not in ("/", ".", "..")] for checkpoint in checkpoints]
-    stems = [parts[:-1] if len(parts) > 1 and parts[-1] in ("model", "results") else parts for parts in paths]
     names: list[str] = []
-    for index, parts in enumerate(stems):
-        others = [other for place, other in enumerate(stems) if place != index]
-        length = 1
-        while length < len(parts) and any(_tail(parts, length) == _tail(other, length) for other in others):
-            length += 1
-        base = name = _tail(parts, length) or "checkpoint"
-        number = 1
-        while name.lower() in {taken.lower() for taken in names}:
-            number += 1
-            name = f"{base}-{number}"
-        names.append(name)
+    for checkpoint in checkpoints:
+        parts = Path(checkpoint).parts
+        stem = parts[-2] if len(parts) > 1 and parts[-1] in ("model", "best", "results") else parts[-1]
+        base = re.sub(r"[^\w.-]", "-", stem).strip(".-") or "checkpoint"
+        names.append(numbered(base, {name.lower() for name in names}))
     return names
 
 
-def _tail(parts: Sequence[str], length: int) -> str:
-    text = "-".join(parts[-length:])
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text).strip(".-")
-
-
-def _known(value: float) -> float | None:
-    """None for the -1 of pycocotools."""
-    return None if value < 0 else value
-
-
-def _ranking(report: RankingReport) -> dict[str, Any]:
-    values = {name: _known(getattr(report, name)) for name in ("ap", "without_duplicates", "true_first", "best_first")}
-    return {**values, "settings": f"right at IoU {report.iou_threshold:g}, maxDets {report.max_detections}"}
+def _known(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    """The numbers, None for the -1 of pycocotools."""
+    return {name: None if value < 0 else value for name, value in numbers.items()}
 
 
 def _per_class_accuracy(evaluation: COCOeval, truth: CocoGroundTruth) -> dict[str, dict[str, float | None]]:
     precision, recall = evaluation.eval["precision"][..., 0, -1], evaluation.eval["recall"][..., 0, -1]
+    columns = {"AP": precision, "AP50": precision[:1], "AP75": precision[5:6], "AR100": recall}
     return {
-        name: {
-            "AP": _known(mean_of_valid(precision[:, :, index])),
-            "AP50": _known(mean_of_valid(precision[0, :, index])),
-            "AP75": _known(mean_of_valid(precision[5, :, index])),
-            "AR100": _known(mean_of_valid(recall[:, index])),
-        }
+        name: _known({metric: mean_of_valid(values[..., index]) for metric, values in columns.items()})
         for index, name in enumerate(truth.class_names)
     }
 
@@ -286,8 +282,7 @@ def _duplicates(found: CocoResults) -> dict[str, Any]:
     del merged["none"]
 
     def shown(sweep: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-        kept = ("AP", "AP50", "AR100")
-        return {name: {metric: _known(metrics[metric]) for metric in kept} for name, metrics in sweep.items()}
+        return {name: _known({one: metrics[one] for one in ("AP", "AP50", "AR100")}) for name, metrics in sweep.items()}
 
     return {
         "settings": "a detection belongs to the object of its class it overlaps most, IoU 0.5 or more",

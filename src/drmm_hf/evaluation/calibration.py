@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from ..visualization import require_matplotlib
+from ..files import require
 from .coco_input import CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
 from .matches import (
     Matchable,
@@ -364,7 +364,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
     """
     if not reports:
         raise ValueError("reports is empty; give at least one name and its CalibrationReport")
-    figure: Figure = require_matplotlib().figure.Figure((1.0 + 3.0 * len(reports), 5.2), layout="constrained")
+    figure: Figure = require("matplotlib.figure", "plots").Figure((1.0 + 3.0 * len(reports), 5.2), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (name, report), (top, bottom) in zip(reports.items(), axes.T, strict=True):
         edges = np.array(report.bin_edges)

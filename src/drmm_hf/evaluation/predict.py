@@ -4,13 +4,14 @@ import contextlib
 import http.client
 import itertools
 import logging
+import math
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -36,20 +37,35 @@ TIMEOUT, MAX_DOWNLOAD = 60, 512 * 2**20  # of a picture from a URL: seconds with
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 
 
+class PredictOptions(TypedDict, total=False):
+    """The keywords of whatever predicts.
+
+    Attributes:
+        batch_size: images in a batch; 8.
+        threshold: keep detections with a score above this; 0.
+        top_k: detections kept per image, the highest scores; 100.
+        num_workers: threads that decode and resize images ahead of the model; 0 does it in this one.
+        accelerator: knows the other processes, if there are any; each predicts every n-th batch.
+        progress: show a progress bar on stderr, of the main process; True.
+    """
+
+    batch_size: int
+    threshold: float
+    top_k: int
+    num_workers: int
+    accelerator: Accelerator | PartialState | None
+    progress: bool
+
+
 def predict_dataset(
     model: nn.Module,
     processor: Any,
     dataset: DetectionDataset | StreamingDetectionDataset,
     *,
-    accelerator: Accelerator | PartialState | None = None,
-    batch_size: int = 8,
-    threshold: float = 0.0,
-    top_k: int = 100,
-    num_workers: int = 0,
-    progress: bool = True,
     with_scales: bool = False,
     with_parts: bool = False,
     rows: list[dict[str, Any]] | None = None,
+    **options: Unpack[PredictOptions],
 ) -> list[dict[str, Any]]:
     """COCO results of a model on a data set.
 
@@ -58,16 +74,11 @@ def predict_dataset(
         processor: its `DrmmImageProcessor`.
         dataset: labels must be those of the model (`load_detection_dataset(...,
             id2label=model.config.id2label)`). A stream is read once.
-        accelerator: knows the other processes, if there are any. Each predicts every n-th batch. The batches are the
-            same ones whatever the number of processes, so that the results are the same, too.
-        batch_size: images in a batch.
-        threshold: keep detections with a score above this.
-        top_k: detections kept per image, the highest scores.
-        num_workers: threads that decode and resize images ahead of the model; 0 does it in this one.
-        progress: show a progress bar on stderr, of the main process.
         with_scales: keep γ of each edge in the results, as `detections_to_coco` says.
         with_parts: keep the objectness in the results, as `detections_to_coco` says.
         rows: gets every row of the data set without its image, on every process.
+        options: `batch_size`, `threshold`, `top_k`, `num_workers`, `accelerator` and `progress`; see `PredictOptions`.
+            The batches are the same ones whatever the number of processes, so that the results are the same, too.
 
     Returns:
         As `detections_to_coco`: original image and category ids, boxes [x, y, width, height] in pixels of the stored
@@ -77,7 +88,6 @@ def predict_dataset(
     Raises:
         FileNotFoundError, ValueError: an image cannot be read; the message names the file.
     """
-    count, index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     source: Iterable[Row] = dataset.dataset if isinstance(dataset, DetectionDataset) else dataset
     rows = [] if rows is None else rows
 
@@ -87,26 +97,13 @@ def predict_dataset(
             rows.append({name: value for name, value in row.items() if name != "image"})
             yield {**row, "place": place}
 
-    batches = predict_batches(
-        model,
-        processor,
-        numbered(),
-        batch_size=batch_size,
-        threshold=threshold,
-        top_k=top_k,
-        num_workers=num_workers,
-        num_processes=count,
-        process_index=index,
-        total=len(dataset) if isinstance(dataset, DetectionDataset) else None,
-        progress=progress and index == 0,
-    )
+    total = len(dataset) if isinstance(dataset, DetectionDataset) else None
     category_ids = _category_ids(dataset)
     share = []
-    for number, (batch, detections) in enumerate(batches):
+    for batch, detections in predict_batches(model, processor, numbered(), total=total, **options):
         places = [row["place"] for row in batch]
-        found = detections_to_coco(detections, places, category_ids, with_scales, with_parts)
-        share.append((number * count + index, found))
-    everything = sorted(gather_object(share) if count > 1 else share, key=lambda pair: pair[0])
+        share.append((places, detections_to_coco(detections, places, category_ids, with_scales, with_parts)))
+    everything = sorted(gather_object(share) if options.get("accelerator") else share, key=lambda pair: pair[0])
     ids = [row["image_id"] for row in rows]
     if source is dataset and (len(set(ids)) < len(ids) or min(ids, default=0) < 0):
         for place, row in enumerate(rows):
@@ -117,13 +114,8 @@ def predict_dataset(
 def predict_stream(
     model: nn.Module, processor: Any, dataset: StreamingDetectionDataset, **options: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """COCO results of a model on a stream, and the stream's COCO ground truth, from reading it once.
-
-    Args:
-        model, processor, dataset, options: as in `predict_dataset`.
-
-    Returns:
-        The results, and `images`, `annotations` (the cleaned boxes) and `categories` with the same ids.
+    """What `predict_dataset` gives of a stream, and the stream's COCO ground truth (`images`, `annotations`, which are
+    the cleaned boxes, and `categories`) with the same ids, from reading it once.
     """
     rows: list[dict[str, Any]] = []
     results = predict_dataset(model, processor, dataset, rows=rows, **options)
@@ -154,29 +146,26 @@ def predict_batches(
     threshold: float = 0.0,
     top_k: int = 100,
     num_workers: int = 0,
-    num_processes: int = 1,
-    process_index: int = 0,
+    accelerator: Accelerator | PartialState | None = None,
     total: int | None = None,
     progress: bool = True,
 ) -> Iterator[tuple[list[Row], list[Detection]]]:
     """The rows of each batch with their detections, as `predict_images` gives them, few batches in memory at a time.
 
     Args:
-        model, processor, batch_size, threshold, top_k, num_workers, progress: as in `predict_dataset`.
         rows: with an `image`, as `decode_image` takes it.
-        num_processes, process_index: take only the share of one of several processes, every n-th batch.
         total: images of all processes, if known, for the progress bar.
+        model, processor, batch_size, threshold, top_k, num_workers, accelerator, progress: as in `predict_dataset`.
     """
+    count, index = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
 
     def prepare(rows: Sequence[Row]) -> tuple[Mapping[str, torch.Tensor], list[tuple[int, int]]]:
         images = [decode_image(row) for row in rows]
         return processor(images=images, return_tensors="pt"), [(image.height, image.width) for image in images]
 
-    batches = prepared_batches(rows, prepare, batch_size, num_workers, num_processes, process_index)
-    if total is not None:
-        starts = range(process_index * batch_size, total, num_processes * batch_size)
-        total = sum(min(batch_size, total - start) for start in starts)
-    with tqdm(total=total, desc="detecting", unit="image", disable=not progress) as bar:
+    batches = prepared_batches(rows, prepare, batch_size, num_workers, count, index)
+    own = None if total is None else math.ceil(total / count)
+    with tqdm(total=own, desc="detecting", unit="image", disable=not progress or index > 0) as bar:
         for batch, (inputs, sizes) in batches:
             # Not around the loop: the caller's code between two batches would run without gradients, too.
             with evaluating(model):
@@ -186,13 +175,9 @@ def predict_batches(
 
 
 def predict_images(
-    model: nn.Module,
-    processor: Any,
-    images: Sequence[Image.Image],
-    threshold: float = 0.0,
-    top_k: int = 100,
+    model: nn.Module, processor: Any, images: Sequence[Image.Image], threshold: float = 0.0, top_k: int = 100
 ) -> list[Detection]:
-    """Detections in one batch of RGB images.
+    """Detections in one batch of images.
 
     Args:
         model, processor, threshold, top_k: as in `predict_dataset`.
@@ -202,12 +187,9 @@ def predict_images(
         Per image `scores` (n,), `labels` (n,), `boxes` (n, 4) xyxy and `scales` (n, 4), both in pixels of
         the given image, and `objectness` (n,), on the CPU.
     """
-    if not images:
-        return []
-    inputs = processor(images=list(images), return_tensors="pt")
-    sizes = [(image.height, image.width) for image in images]
-    with evaluating(model):
-        return _detect(model, processor, inputs, sizes, threshold, top_k)
+    rows = [{"image": image} for image in images]
+    options: PredictOptions = {"batch_size": len(rows), "threshold": threshold, "top_k": top_k, "progress": False}
+    return [one for _, found in predict_batches(model, processor, rows, **options) for one in found]
 
 
 def find_images(inputs: Sequence[str], leave_out: Path | None = None) -> list[str]:

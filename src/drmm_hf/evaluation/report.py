@@ -6,6 +6,7 @@ figures, the sentences that depend on numbers, and the worst images.
 
 import base64
 import copy
+import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from ..data import DetectionDataset, decode_image
-from ..visualization import draw_detections, require_matplotlib
+from ..files import require
+from ..visualization import draw_detections
 from .calibration import BAR, COUNT, FAINT, GRID, INK, OVER, UNDER, CalibrationReport, reliability_figure
 from .coco_input import CocoGroundTruth
 
@@ -62,7 +64,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
     Raises:
         ImportError: matplotlib is missing; the message names the extra.
     """
-    matplotlib = require_matplotlib()
+    matplotlib = require("matplotlib", "plots")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,11 +81,11 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
         model["duplicates"]["gains"] = {part: _gains(model, part) for part in ("nms", "winner_takes_all")}
     environment.filters |= {"pretty": lambda text: text.replace(">=", "≥"), "jpeg": _jpeg}
     environment.globals |= {
-        "bars": lambda names: _bars(models, names),
+        "bars": functools.partial(_bars, models),
         "cells": lambda *path, **options: compared_cells(models, path, **options),
         "color": lambda index: SERIES[index % len(SERIES)],
-        "lines": lambda *arguments, **options: _lines(models, *arguments, **options),
-        "notes": lambda part: _notes(models, part),
+        "lines": functools.partial(_lines, models),
+        "notes": functools.partial(_notes, models),
         "reliability": _reliability,
     }
     findings = {
@@ -107,7 +109,7 @@ def compared_cells(
     models: Sequence[Model],
     path: Sequence[Any],
     *,
-    columns: Sequence[Any] = ("",),
+    columns: Sequence[Any] = ((),),
     form: str | Sequence[str] = ".3f",
     better: str | Sequence[str] = "",
     within: bool = False,
@@ -117,25 +119,20 @@ def compared_cells(
     Args:
         models: the checkpoints.
         path: keys from a checkpoint to what the row is about.
-        columns: further keys, a tuple or one, for each column; "" for the value at `path` itself.
+        columns: further keys, a tuple or one, for each column.
         form: how to write numbers, in all columns or in each.
-        better: `high` or `low`, in all columns or in each; anything else marks nothing.
+        better: `high` or `low`, in all columns or in each; "" marks nothing.
         within: compare the columns of a checkpoint with each other, and not the same column of all checkpoints.
     """
-    values = [
-        [
-            _look(model, *path, *(column if isinstance(column, tuple) else [column] if column else []))
-            for column in columns
-        ]
-        for model in models
-    ]
-    forms = [form] * len(columns) if isinstance(form, str) else form
-    wanted = [better] * len(columns) if isinstance(better, str) else better
+    keys = [column if isinstance(column, tuple) else (column,) for column in columns]
+    values = [[_look(model, *path, *key) for key in keys] for model in models]
+    forms = [form] * len(keys) if isinstance(form, str) else form
+    wanted = [better] * len(keys) if isinstance(better, str) else better
 
     def is_best(model: int, column: int) -> bool:
         rivals = values[model] if within else [own[column] for own in values]
         known = [value for value in rivals if not isinstance(value, str) and _known(value)]
-        best = {"high": max, "low": min}.get(wanted[column])
+        best = {"high": max, "low": min, "": None}[wanted[column]]
         return best is not None and len(known) > 1 and values[model][column] == best(known)
 
     return [
@@ -179,8 +176,8 @@ def draw_images(
             pictures.append(draw_detections(image, kept, truth.category_names, threshold=0.0))
         for picture in pictures:
             picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        path = (row["image"].get("path") if isinstance(row["image"], Mapping) else None) or f"image {image_id}"
-        drawn.append(WorstImage(image_id, str(path).replace("\\", "/").rsplit("/", 1)[-1], pictures))
+        path = row["image"]["path"] or f"image {image_id}"
+        drawn.append(WorstImage(image_id, Path(path).name, pictures))
     return drawn
 
 
@@ -190,14 +187,15 @@ def _known(value: float | None) -> bool:
 
 def _look(value: Any, *path: Any) -> Any:
     """What lies at these keys, "*" standing for every entry of a list; None where one of them is missing."""
-    for place, key in enumerate(path):
-        if key == "*":
-            return [_look(entry, *path[place + 1 :]) for entry in value]
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
+    if not path:
+        return value
+    key, *rest = path
+    if key == "*":
+        return [_look(entry, *rest) for entry in value]
+    try:
+        return _look(value[key], *rest)
+    except (KeyError, IndexError, TypeError):
+        return None
 
 
 def _notes(models: Sequence[Model], part: str) -> list[str]:
@@ -228,7 +226,7 @@ def _svg(figure: Any, label: str) -> Markup:
 
 
 def _axes(height: float, **labels: str) -> tuple[Any, Any]:
-    figure = require_matplotlib().figure.Figure(figsize=(5, height), layout="constrained")
+    figure = require("matplotlib.figure", "plots").Figure(figsize=(5, height), layout="constrained")
     axes = figure.subplots()
     axes.set(**labels)
     return figure, axes
@@ -236,7 +234,7 @@ def _axes(height: float, **labels: str) -> tuple[Any, Any]:
 
 def _bars(models: Sequence[Model], names: Sequence[str]) -> Markup:
     """AP of each class."""
-    with require_matplotlib().rc_context(STYLE):
+    with require("matplotlib", "plots").rc_context(STYLE):
         thick = 0.8 / len(models)
         figure, axes = _axes(0.5 + len(names) * (0.12 + 0.12 * len(models)))
         for index, model in enumerate(models):
@@ -262,7 +260,7 @@ def _lines(
     from_zero: bool = True,
 ) -> Markup:
     """The lists of numbers at the paths `solid` and `dashed` of each checkpoint, over labelled ticks."""
-    with require_matplotlib().rc_context(STYLE):
+    with require("matplotlib", "plots").rc_context(STYLE):
         figure, axes = _axes(3.2, xlabel=x_label, ylabel=label)
         axes.margins(0.05, 0.1)
         lowest = 0.0

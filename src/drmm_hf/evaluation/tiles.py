@@ -1,7 +1,7 @@
 """Large photos in overlapping tiles: the detector sees each at its own scale, and every object is kept once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torchvision.ops import box_area, box_iou
 from tqdm.auto import tqdm
 
 from ..data import decode_image
-from .predict import Detection, Row, predict_batches
+from .predict import Detection, PredictOptions, Row, predict_batches
 
 SAME = 0.5
 """IoU from which detections of one class, in two tiles, may be the same object."""
@@ -48,11 +48,7 @@ def predict_tiled(
     *,
     tile: int = 800,
     overlap: float = 0.2,
-    batch_size: int = 8,
-    threshold: float = 0.0,
-    top_k: int = 100,
-    num_workers: int = 0,
-    progress: bool = True,
+    **options: Unpack[PredictOptions],
 ) -> Iterator[tuple[list[Row], list[Detection]]]:
     """Each row by itself with its detections, as `predict_batches` gives batches, from tiles of its image.
 
@@ -61,14 +57,14 @@ def predict_tiled(
     if it is no larger than what neighbouring tiles have in common, `overlap * tile`.
 
     Args:
-        model, processor, batch_size, threshold, num_workers, progress: as in `predict_dataset`.
+        model, processor, options: as in `predict_dataset`, of the tiles: `top_k` is kept in each.
         rows: with an `image`, as `decode_image` takes it.
         tile: side of a tile in pixels of the image. The processor resizes tiles as it does images: take about the size
             of the images that the model was trained on.
         overlap: share of a tile's side that neighbours have in common.
-        top_k: detections kept in a tile.
     """
-    bar = tqdm(total=0, desc="detecting", unit="tile", disable=not progress)
+    bar = tqdm(total=0, desc="detecting", unit="tile", disable=not options.get("progress", True))
+    of_tiles: PredictOptions = {**options, "progress": False}
 
     def cut() -> Iterator[Row]:
         for row in rows:
@@ -80,11 +76,8 @@ def predict_tiled(
                 yield {"image": image.crop(box), "row": row, "boxes": boxes, "size": image.size}
 
     parts: list[Detection] = []
-    options: dict[str, Any] = {"batch_size": batch_size, "threshold": threshold, "top_k": top_k}
     with bar:
-        for batch, found in predict_batches(
-            model, processor, cut(), **options, num_workers=num_workers, progress=False
-        ):
+        for batch, found in predict_batches(model, processor, cut(), **of_tiles):
             bar.update(len(batch))
             for part, detections in zip(batch, found, strict=True):
                 parts.append(detections)

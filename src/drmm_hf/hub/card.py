@@ -19,6 +19,7 @@ from transformers import AutoModelForObjectDetection
 from ..configuration_drmm import DrmmConfig
 from ..configuration_drmm_detr import DrmmDetrConfig
 from ..evaluation import CalibrationReport, save_reliability_diagram
+from ..evaluation.analysis import read_analysis
 from ..files import read_json
 from ..loading import read_config
 from ..training import TrainConfig, parse_config
@@ -130,48 +131,23 @@ def write_preset_cards(root: str | Path, output: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError, ValueError: the data of a card is missing or wrong.
     """
-    sources = sorted((Path(root) / "model_cards" / "data").glob("*.yaml"))
-    if not sources:
-        raise FileNotFoundError(f"{Path(root) / 'model_cards' / 'data'}: no data of cards; run this in the repository")
+    folder = Path(root) / "model_cards" / "data"
+    if not (sources := sorted(folder.glob("*.yaml"))):
+        raise FileNotFoundError(f"{folder}: no data of cards; run this in the repository")
     return [_write_preset_card(source, Path(root), Path(output)) for source in sources]
 
 
-def condense_analysis(path: str | Path, model: str | Path | None = None) -> dict[str, Any]:
-    """What a card shows of an `analysis.json` of `drmm analyze`; such an extract is returned as it is.
-
-    Args:
-        path: analysis.json, or an extract of one.
-        model: folder of the checkpoint, where the analysis compares several.
-
-    Returns:
-        Parts `data`, `accuracy`, `calibration`, `thresholds` and `duplicates` as `analyze_results` has them, without
-        the images and the paths.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an analysis, or one of several other checkpoints.
-    """
-    content = read_json(path)
-    try:
-        parts = content.get("checkpoints", [{}])
-        if len(parts) > 1:
-            wanted = {Path(model).resolve(), Path(model).resolve() / "model"} if model is not None else set()
-            parts = [part for part in parts if Path(part["checkpoint"]).resolve() in wanted]
-        if len(parts) != 1:
-            raise ValueError(f"has not one part about {model}")
-        content = {**content, **parts[0]}
-        facts = {
-            "data": {name: content["data"][name] for name in ("split", "images", "objects", "objects_per_class")},
-            "accuracy": content["accuracy"],
-            "calibration": {name: content["calibration"][name] for name in ("measures", "reliability")},
-            "thresholds": content["thresholds"],
-            "duplicates": {"counts": content["duplicates"]["counts"]},
-        }
-        _reliability(facts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"has no field {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{path}: {reason}; give the analysis.json of this model that drmm analyze wrote") from error
-    return facts
+def condense_analysis(path: str | Path, model: str | Path = "") -> dict[str, Any]:
+    """What a card shows of an `analysis.json`, or of such an extract: no images and no paths; see `read_analysis`."""
+    shown: dict[str, Sequence[str]] = {
+        "data": ("split", "images", "objects", "objects_per_class"),
+        "accuracy": ("settings", "metrics", "per_class"),
+        "calibration": ("measures", "reliability"),
+        "thresholds": ("settings", "moLRP", "per_class"),
+        "duplicates": ("counts",),
+    }
+    facts = read_analysis(path, model, tuple(shown))
+    return {part: {name: facts[part][name] for name in names} for part, names in shown.items()}
 
 
 def _write_preset_card(source: Path, root: Path, output: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_drmm import DrmmConfig
@@ -43,8 +43,8 @@ from transformers.models.auto import modeling_auto  # noqa: E402
 
 modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm"] = "DrmmForObjectDetection"
 """
-# Broken connections and time-outs: HTTPError of httpx or httpx2, whichever this version of huggingface_hub uses, what a
-# download that does not reach the Hub ends with, offline mode, and the RuntimeError that a failed upload becomes.
+# What the Hub answers, and broken connections: HTTPError of httpx or httpx2, whichever this version of huggingface_hub
+# uses, what a download that does not reach the Hub ends with, and the RuntimeError that a failed upload becomes.
 _FAILURES: tuple[type[Exception], ...] = (
     *(HfHubHTTPError.__bases__[0], LocalEntryNotFoundError),
     *(ConnectionError, TimeoutError, RuntimeError),
@@ -57,7 +57,7 @@ class UploadPlan:
 
     Attributes:
         files: content, or the file that has it, by path in the repository ("/" between folders), in alphabetical order.
-        left_out: paths in the checkpoint's folder that are not published, a folder as one entry that ends with "/".
+        left_out: paths in the checkpoint's folder that are not published.
     """
 
     files: dict[str, Path | bytes]
@@ -157,12 +157,8 @@ def plan_upload(folder: str | Path, with_code: bool = False) -> UploadPlan:
             left_out.append(name)
     if with_code or "auto_map" in read_json(source / CONFIG):
         files |= {name: text.encode() for name, text in _texts_with_code(source).items()}
-    used = {name.partition("/")[0] for name in files}
-    left_out = [  # old copies of the modules are replaced by new ones
-        f"{top}/" if inside and top not in used else f"{top}{slash}{inside}"
-        for top, slash, inside in (name.partition("/") for name in left_out if name not in files)
-    ]
-    return UploadPlan(dict(sorted(files.items())), list(dict.fromkeys(left_out)))
+    # old copies of the modules are replaced by new ones
+    return UploadPlan(dict(sorted(files.items())), [name for name in left_out if name not in files])
 
 
 def publish(
@@ -192,14 +188,14 @@ def publish(
         The commit: its `oid` for `revision=`, its page `commit_url`, and `pr_url` of a pull request.
 
     Raises:
-        PermissionError: no token, or the Hub refuses it.
-        ConnectionError: the Hub cannot be reached or fails.
-        ValueError: the repository is public, changed meanwhile, or does not hold what was sent.
+        PermissionError: no token.
+        ConnectionError: the Hub refuses something, fails, or cannot be reached.
+        ValueError: the repository is public, or does not hold what was sent.
     """
     if get_token() is None:
         raise PermissionError("no token for the Hub; run `hf auth login` or set HF_TOKEN")
     api = HfApi(library_name="drmm-hf")
-    with _explained(repo_id, "Nothing was published"):
+    with _explained(repo_id, "Nothing was published: check name and token (`hf auth login`), and run it again"):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
         before = api.model_info(repo_id)
         if private and not before.private:
@@ -213,7 +209,8 @@ def publish(
         *(CommitOperationAdd(name, content) for name, content in plan.files.items()),
         *(CommitOperationDelete(name) for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files),
     ]
-    with _explained(repo_id, "Look whether the commit is there"):  # its answer may be what was lost
+    # the answer may be what was lost
+    with _explained(repo_id, "Look whether the commit is there; it is not made on top of another: run it again"):
         # not upload_folder, which makes several commits of a folder where hf_xet is installed
         commit = api.create_commit(
             repo_id,
@@ -225,7 +222,7 @@ def publish(
         )
     what = f"{repo_id} at {commit.oid}"
     with TemporaryDirectory(prefix="published-") as cache:
-        with _explained(repo_id, f"{what} is published but not verified"):
+        with _explained(repo_id, f"{what} is published but not verified; run it again"):
             arrived = Path(api.snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
         wrong = [
             name
@@ -243,23 +240,11 @@ def publish(
 
 @contextmanager
 def _explained(repo_id: str, state: str) -> Iterator[None]:
-    """Errors of the Hub as one sentence with `state` and what to do; nothing of the request, which holds the token."""
+    """Errors of the Hub with `state`; without the request, which holds the token."""
     try:
         yield
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        said = f"the Hub answered {status} ({error.server_message or type(error).__name__}). {state}"
-        if isinstance(error, RevisionNotFoundError):
-            raise ValueError(f"{repo_id} has no such branch; a pull request needs one that exists") from None
-        if status in (401, 403, 404):
-            reason = f"the token may not write to {repo_id}, or is not known; check the name, or run `hf auth login`"
-            raise PermissionError(f"{said}: {reason}") from None
-        if status in (409, 412):
-            raise ValueError(f"{said}: {repo_id} changed meanwhile; run it again") from None
-        raise ConnectionError(f"{said}, then run it again") from None
     except _FAILURES as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConnectionError(f"the Hub cannot be reached ({reason}). {state}, then run it again") from None
+        raise ConnectionError(f"{repo_id}: {type(error).__name__}: {error}. {state}") from None
 
 
 def _check_card(path: Path) -> None:

@@ -3,7 +3,7 @@
 For each Python that is installed (python3.11 to python3.13) a virtual environment is made in build/matrix with what pip
 chooses today; for the oldest also one with the lower bounds of pyproject.toml, some of which have no wheels for newer
 Pythons. For a Python that is not installed pip only resolves the dependencies to wheels. The table goes to
-docs/results/compatibility.md and, in the place of the one that is there, to the README.
+docs/results/compatibility.md.
 """
 
 import argparse
@@ -44,10 +44,8 @@ def tested(python: str, lowest: bool, arguments: list[str]) -> dict[str, str]:
     frozen = subprocess.run([run, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
     versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", frozen.replace("_", "-"), flags=re.MULTILINE))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    own = "--ignore=tests/test_versions.py"  # reads the table that is being made
-    result = subprocess.run(
-        [run, "-m", "pytest", "-q", own, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [run, "-m", "pytest", "-q", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     (folder / "pytest.txt").write_text(result.stdout + result.stderr)
     last = (result.stdout.strip().splitlines() or ["no output"])[-1].strip("= ")
     counts = ", ".join(re.findall(r"\d+ (?:failed|passed|skipped|errors?)", last))
@@ -91,20 +89,7 @@ def main() -> int:
         + f"\n\nMade on {datetime.date.today()} under {platform.system()}. `lowest` are the lower bounds of "
         "pyproject.toml (the newest patch release of each); some of them have no wheels for newer Pythons.\n"
     )
-    if not arguments.pytest:
-        readme = ROOT / "README.md"
-        readme.write_text(put_table(readme.read_text(), lines))
     return int(failed)
-
-
-def put_table(text: str, lines: list[str]) -> str:
-    """`text` with the table of these lines instead of its own of the same header."""
-    before, header, after = text.partition(lines[0] + "\n")
-    assert header, "the README has no table of the versions"
-    rest = after.splitlines(keepends=True)
-    while rest and rest[0].startswith("|"):
-        del rest[0]
-    return before + "\n".join(lines) + "\n" + "".join(rest)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,6 @@
 """The parts of `make test-matrix` that need no installation."""
 
-from matrix import put_table, requirements
-
-
-def test_a_new_table_takes_the_place_of_the_old_one() -> None:
-    old = "before\n| a | b |\n|---|---|\n| 1 | 2 |\n\nafter\n| c |\n"
-    assert put_table(old, ["| a | b |", "|---|---|", "| 3 | 4 |"]) == old.replace("| 1 | 2 |", "| 3 | 4 |")
+from matrix import requirements
 
 
 def test_lowest_versions_are_those_of_the_bounds() -> None:

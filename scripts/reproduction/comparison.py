@@ -1,7 +1,8 @@
 """Ways to train one detector, each with a learning rate of its own, measured side by side on the split `test`.
 
 A side is trained with every learning rate, and with the one of the best AP on `val` under every seed. What is measured
-is measured raw and after isotonic regression fitted on `val`, and on images under shift (`shifts.py`).
+is measured raw, after isotonic regression fitted on `val` and, where the likelihood has taught γ, with it as a part of
+the score; raw and isotonic on images under shift, too (`shifts.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.ops import box_convert
 
 from drmm_hf.data import load_detection_dataset
 from drmm_hf.evaluation import (
@@ -19,6 +21,7 @@ from drmm_hf.evaluation import (
     object_calibration_report,
     predict_dataset,
 )
+from drmm_hf.evaluation.coco import rescored
 from drmm_hf.evaluation.predict import predict_batches
 from drmm_hf.files import read_json, to_plain, write_json
 from drmm_hf.loading import load_detector
@@ -32,8 +35,11 @@ UNDER_SHIFT = ("AP", "AP50", "ECE", "D-ECE", "OCE", "Brier")
 FOREIGN = ("foreign, sum of scores", "foreign, scores above 0.5")
 """Measures of images without any object of the data set, an image: what a detector claims to be there."""
 
+KINDS = {"raw": "", "isotonic": ", isotonic", "localized": ", × E[IoU]"}
+"""What is measured of a run -> what a table adds to the name of its side."""
+
 Measured = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Condition -> raw or isotonic -> measure -> value; conditions are `test` and the names of shifts."""
+"""Condition -> kind -> measure -> value; conditions are `test` and the names of shifts."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,9 @@ def compare(
             if not (folder / "measured.json").is_file():
                 write_json(folder / "measured.json", measure(folder))
             found[seed] = read_json(folder / "measured.json")
-        for kind, label in (("raw", side.title), ("isotonic", f"{side.title}, isotonic")):
-            for condition in found[seeds[0]]:
+        for kind, name in KINDS.items():
+            label = f"{side.title}{name}"
+            for condition in (name for name, kinds in found[seeds[0]].items() if kind in kinds):
                 values = {seed: one[condition][kind] for seed, one in found.items()}
                 if condition == "test":
                     clean[label] = with_seeds(values, (*MEASURES, *FOREIGN))
@@ -111,10 +118,12 @@ def measured(
     """
     detector, processor = load_detector(str(model), "cpu")
 
+    with_scales = getattr(detector.config, "objective", "").startswith("nll")
+
     def found(path: str, split: str) -> tuple[Path, list[dict[str, Any]]]:
         dataset = load_detection_dataset(path, split, id2label=detector.config.id2label)
-        results = predict_dataset(detector, processor, dataset, top_k=top_k, progress=False)
-        return dataset.annotations_path, results
+        options: dict[str, Any] = {"top_k": top_k, "progress": False, "with_scales": with_scales}
+        return dataset.annotations_path, predict_dataset(detector, processor, dataset, **options)
 
     isotonic = ScoreCalibration.fit(*found(data, "val"))
     measures: dict[str, dict[str, dict[str, float]]] = {}
@@ -125,6 +134,8 @@ def measured(
             "raw": _measures(truth, results),
             "isotonic": _measures(truth, isotonic.apply(results)),
         }
+        if with_scales and name == "test":
+            measures[name]["localized"] = _measures(truth, localized(results))
     if foreign:
         rows = [row for path in foreign for row in load_detection_dataset(path, "test").dataset]
         batches = predict_batches(detector, processor, rows, top_k=top_k, progress=False)
@@ -133,6 +144,24 @@ def measured(
             claims = (values.sum().item() / len(rows), (values > 0.5).sum().item() / len(rows))
             measures["test"][kind].update(zip(FOREIGN, claims, strict=True))
     return to_plain(measures)  # without NaN, which stands where nothing was there to be measured
+
+
+def localized(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """COCO results with `scales`, their scores times the expected IoU of the box under its own density.
+
+    Each edge is drawn from its Cauchy density, independently, as Eq. 5 of the paper has it; the draws are the same for
+    all boxes.
+    """
+    draws = torch.rand(256, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    units = torch.tan(torch.pi * (draws - 0.5))
+    corners = box_convert(torch.tensor([one["bbox"] for one in results], dtype=torch.float64), "xywh", "xyxy")
+    scales = torch.tensor([one["scales"] for one in results], dtype=torch.float64)
+    drawn = corners[:, None] + scales[:, None] * units
+    low, high = drawn.maximum(corners[:, None]), drawn.minimum(corners[:, None])
+    shared = (high[..., 2:] - low[..., :2]).clamp(min=0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (drawn, corners[:, None])]
+    expected = (shared / (areas[0] + areas[1] - shared).clamp(min=1e-9)).mean(-1)
+    return [rescored(one, one["score"] * iou) for one, iou in zip(results, expected.tolist(), strict=True)]
 
 
 def _measures(truth: Path, results: list[dict[str, Any]]) -> dict[str, float]:

@@ -4,6 +4,7 @@
 ground truth and results of `evaluation/`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -113,7 +114,10 @@ class Records:
 
     def flags(self, field: str) -> np.ndarray:
         """(n,) bool of 0 and 1, or true and false; false where there is none."""
-        values = [0 if value is None else _flag(value) for value in self.values(field)]
+        values = [
+            0 if value is None else int(value) if isinstance(value, bool | np.bool_) else _whole_number(value)
+            for value in self.values(field)
+        ]
         self.require([value in (0, 1) for value in values], field, "0 or 1")
         return np.array(values, dtype=bool)
 
@@ -171,10 +175,6 @@ def _whole_number(value: Any) -> int | None:
         return None
 
 
-def _flag(value: Any) -> int | None:
-    return int(value) if isinstance(value, bool | np.bool_) else _whole_number(value)
-
-
 def _plain_ids(values: Sequence[Any]) -> Sequence[Any]:
     """Ids as they are compared: 7, 7.0 and "7" are the same; None for what is no id."""
     if set(map(type, values)) <= {int}:
@@ -189,18 +189,14 @@ def _plain_ids(values: Sequence[Any]) -> Sequence[Any]:
 def _as_numbers(values: Sequence[Any], width: int | None) -> np.ndarray:
     """(n,) or (n, width) float64, NaN for what is no number, and for what does not hold `width` of them."""
     shape = (len(values),) if width is None else (len(values), width)
-    try:
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
         array = np.array(values)
         if array.shape == shape and array.dtype.kind in "iuf":
             return array.astype(np.float64, copy=False)
-    except (ValueError, TypeError, OverflowError):
-        pass
     numbers = np.full(shape, np.nan)
     for index, value in enumerate(values):
-        try:
+        with contextlib.suppress(TypeError, ValueError):  # no sequence, or of another length
             numbers[index] = _number(value) if width is None else np.array([_number(v) for v in value]).reshape(width)
-        except (TypeError, ValueError):  # no sequence, or of another length
-            continue
     return numbers
 
 

@@ -8,7 +8,7 @@ labels: with them, queries that denoise boxes would stand among the others.
 import contextlib
 import fnmatch
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -110,22 +110,19 @@ def recording(detector: Any, watched: tuple[str, ...]) -> Iterator[Recording]:
 
 
 def _rt_detr_decoder(detector: Any, record: Recording) -> list[Layer]:
-    base = record.base
-    logits, boxes = base.intermediate_logits, base.intermediate_reference_points
-    hidden = base.intermediate_hidden_states
-    return [Layer(F.logsigmoid(logits[:, i].float()), boxes[:, i], hidden[:, i]) for i in range(logits.shape[1] - 1)]
+    return _layers(record.base, record.base.intermediate_hidden_states.unbind(1))
 
 
 def _d_fine_decoder(detector: Any, record: Recording) -> list[Layer]:
     """The first layer predicts twice: by a head of its own before the distributions of its edges are refined."""
-    base = record.base
-    # predictions of all layers in training, and of the last one alone otherwise
-    logits, boxes = base.intermediate_logits, base.intermediate_reference_points
-    hidden = base.intermediate_hidden_states  # (L, B, K, D)
-    return [
-        Layer(F.logsigmoid(logits[:, i].float()), boxes[:, i], hidden[max(i - 1, 0)])
-        for i in range(logits.shape[1] - 1)
-    ]
+    hidden = record.base.intermediate_hidden_states  # (L, B, K, D)
+    return _layers(record.base, (hidden[0], *hidden))
+
+
+def _layers(base: Any, hidden_states: Iterable[Tensor]) -> list[Layer]:
+    # predictions of all layers in training, and of D-FINE's last one alone otherwise
+    logits, boxes = base.intermediate_logits.unbind(1)[:-1], base.intermediate_reference_points.unbind(1)
+    return [Layer(F.logsigmoid(q.float()), b, h) for q, b, h in zip(logits, boxes, hidden_states, strict=False)]
 
 
 def _rt_detr_encoder(detector: Any, record: Recording) -> Layer:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Container, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -96,38 +96,23 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, all of it or nothing."""
-    with _replacing(path) as file:
-        file.write(text)
+    """Write a text file, all of it or nothing, whoever else writes there at the same time."""
+    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
+    try:
+        with writing(path), unfinished.open("x", encoding="utf-8") as file:
+            file.write(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def json_text(content: Any) -> str:
-    """Standard JSON for people to read, as `write_json` writes what is no list."""
+    """Standard JSON, without nan and infinity, which other readers refuse; a list has one entry a line."""
+    if isinstance(content, list):
+        return "[\n" + ",\n".join(map(to_json, content)) + "\n]\n"
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write standard JSON (no nan or infinity, which other readers refuse), all of it or nothing; a list has one entry
-    a line.
-    """
-    with _replacing(path) as file:
-        if not isinstance(content, list):
-            file.write(json_text(content))
-            return
-        separator = "[\n"
-        for entry in content:
-            file.write(separator + to_json(entry))
-            separator = ",\n"
-        file.write("\n]\n" if content else "[]\n")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[str]]:
-    """A file that takes its place when it is whole, whoever else writes there at the same time."""
-    unfinished = path.with_name(f".{uuid.uuid4().hex}.unfinished")
-    try:
-        with writing(path), unfinished.open("x", encoding="utf-8") as file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write JSON as `json_text` has it, all of it or nothing."""
+    write_text(path, json_text(content))

@@ -237,13 +237,6 @@ def test_annotations_need_no_ids(coco, write):
     assert [row["objects"]["id"] for row in load_detection_dataset(write(coco)).dataset] == [[1], [0, 2], []]
 
 
-def test_files_without_annotations_on_request(coco, write):
-    del coco["annotations"]
-    data = load_detection_dataset(write(coco), boxless=True)
-    assert data.dataset["image_id"][:] == [30, 7, 12]
-    assert (data.report.boxes, data.category_ids) == (0, [2, 4, 9])
-
-
 @pytest.mark.parametrize(
     "content",
     [

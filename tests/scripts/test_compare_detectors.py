@@ -13,9 +13,10 @@ from transformers.models.rf_detr import modeling_rf_detr
 import compare_detectors
 import compare_objectives
 from drmm_hf.data import generate_scenes, load_detection_dataset
+from reproduction.comparison import localized
 from reproduction.shifts import SHIFTS, shifted_split
 
-LABELS = ["own loss", "own loss, isotonic", "D-RMM", "D-RMM, isotonic"]
+FITTED = ["own loss", "own loss, isotonic", "D-RMM", "D-RMM, isotonic"]
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def test_both_sides_are_trained_and_measured(family, seeds, rates, scenes, tmp_p
     short = ["--start-images", "4", "--images", "4", "--size", "128", "160", "--shifts", "blur 2"]
     assert compare_detectors.main([*words, *short, "--seeds", *seeds, "--learning-rates", *rates]) == 0
     clean, shift = (json.loads((tmp_path / f"{name}.json").read_text())["rows"] for name in ("clean", "shift"))
-    assert list(clean) == ["start", *LABELS]
-    assert list(shift) == [f"blur 2: {label}" for label in LABELS]
+    assert list(clean) == ["start", *FITTED, "D-RMM, × E[IoU]"]
+    assert list(shift) == [f"blur 2: {label}" for label in FITTED]
     for row in (clean["D-RMM"], shift["blur 2: own loss"]):
         assert 0 <= row["ECE"]["mean"] <= 1
         assert list(row["AP"]["seeds"]) == seeds
@@ -79,9 +80,19 @@ def test_likelihood_and_matching_are_compared_on_every_data_set(scenes, tmp_path
         json.loads((tmp_path / f"runs/{scenes.name}/{name}.json").read_text()) for name in ("clean", "shift")
     )
     labels = [f"AdaMixer, {side}{fitted}" for side in ("D-RMM", "matching") for fitted in ("", ", isotonic")]
-    assert list(clean["rows"]) == labels
+    assert set(clean["rows"]) == {*labels, "AdaMixer, D-RMM, × E[IoU]"}
     assert list(shift["rows"]) == [f"blur 2: {label}" for label in labels]
     assert clean["learning rates"]["AdaMixer, matching"]["chosen"] in (1e-5, 1e-4)
-    for row in clean["rows"].values():
+    for label in labels:
+        row = clean["rows"][label]
         assert list(row["AP"]["seeds"]) == ["0", "1"]
         assert 0 <= row["foreign, scores above 0.5"]["mean"] <= 8
+
+
+def test_a_score_is_lowered_by_the_uncertainty_of_its_edges():
+    box = {"image_id": 0, "category_id": 1, "bbox": [10.0, 10.0, 100.0, 50.0], "score": 0.8}
+    sharp, wide, lost = (
+        one["score"] for one in localized([{**box, "scales": [scale] * 4} for scale in (1e-6, 5.0, 1e6)])
+    )
+    assert sharp == pytest.approx(0.8, abs=1e-3)
+    assert 0 <= lost < 0.1 < wide < 0.7

@@ -3,12 +3,11 @@
 from .coco import coco_ground_truth
 from .images import decode_image, open_image
 from .load import load_detection_dataset
-from .paper_transform import PaperTransform
 from .rows import DatasetReport, DetectionDataset
 from .scenes import generate_scenes
 from .stream import StreamingDetectionDataset, load_streaming_dataset
 from .tables import objects_dataset
-from .transforms import TrainTransform
+from .transforms import PaperTransform, TrainTransform
 
 __all__ = [
     "DatasetReport",

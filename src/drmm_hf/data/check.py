@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def check_data(
     """
     parts = {"train": train} if val is None else {"train": train, "val": val}
     columns = {name: _Columns(part) for name, part in parts.items()}
-    splits = {name: {**_counts(part, columns[name]), **_look(part)} for name, part in parts.items()}
+    splits = {name: _counts(part, columns[name]) for name, part in parts.items()}
     classes = {
         name: {split: columns[split].of_class[label] for split in parts} for label, name in train.id2label.items()
     }
@@ -69,7 +70,7 @@ def check_data(
         "num_proposals": num_proposals,
         **_duplicates(parts),
     }
-    report["warnings"] = list(_warnings(report, sides))
+    report["warnings"] = list(_warnings(report, parts, columns, sides))
     report["problem"] = None
     if not len(sides):
         report["problem"] = "the training split has no boxes to learn from" + (
@@ -87,7 +88,8 @@ def format_check(report: Mapping[str, Any]) -> str:
     """A report of `check_data` as a few lines."""
     lines = []
     for name, part in report["splits"].items():
-        clipped = f", {part['clipped_boxes']} clipped, {part['clipped_share']:.0%}" if part["clipped_boxes"] else ""
+        share = part["clipped_boxes"] / max(part["boxes"], 1)
+        clipped = f", {part['clipped_boxes']} clipped, {share:.0%}" if share else ""
         dropped = part["dropped_zero_area"] + part["dropped_outside"]
         turned = f", {part['turned_images']} with an EXIF orientation" if part["turned_images"] else ""
         lines.append(
@@ -113,15 +115,14 @@ class _Columns:
     """Boxes of a split without its crowd regions: sides, right and lower ends (M, 2), and image sizes; counts."""
 
     def __init__(self, part: DetectionDataset):
-        table = part.dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:]
-        lists = {name: pc.struct_field(table.column("objects"), name) for name in ("bbox", "category", "iscrowd")}
-        counts = np.asarray(pc.list_value_length(lists["category"]))
+        table = part.dataset.select_columns(["width", "height", "objects"]).with_format("arrow")[:].flatten()
+        counts = np.asarray(pc.list_value_length(table["objects.category"]))
         image_of = np.repeat(np.arange(len(counts)), counts)
-        kept = np.asarray(pc.list_flatten(lists["iscrowd"])) == 0
-        boxes = np.asarray(pc.list_flatten(pc.list_flatten(lists["bbox"]))).reshape(-1, 4)
+        kept = np.asarray(pc.list_flatten(table["objects.iscrowd"])) == 0
+        boxes = np.asarray(pc.list_flatten(pc.list_flatten(table["objects.bbox"]))).reshape(-1, 4)
         self.sides = boxes[kept, 2:].astype(np.float64)
         self.ends = boxes[kept, :2] + self.sides
-        labels = np.asarray(pc.list_flatten(lists["category"]))[kept]
+        labels = np.asarray(pc.list_flatten(table["objects.category"]))[kept]
         self.of_class = np.bincount(labels, minlength=len(part.id2label)).tolist()
         self.counts = np.bincount(image_of[kept], minlength=len(counts))
         sizes = np.stack([np.asarray(table.column(side)) for side in ("width", "height")], axis=1)
@@ -129,36 +130,15 @@ class _Columns:
 
     def shorter_sides(self, size: Mapping[str, int]) -> np.ndarray:
         """The shorter side (M,) of each box in pixels of the network input."""
-        if not len(self.sides):
-            return np.zeros(0)
         if "height" in size:
-            scales = np.array([size["width"], size["height"]]) / self.image_sizes
-        else:
-            longest = size.get("longest_edge") or np.inf
-            scales = np.minimum(size["shortest_edge"] / self.image_sizes.min(1), longest / self.image_sizes.max(1))[
-                :, None
-            ]
-        return (self.sides * scales).min(axis=1)
+            return (self.sides * [size["width"], size["height"]] / self.image_sizes).min(axis=1)
+        shorter, longer = self.image_sizes.min(axis=1), self.image_sizes.max(axis=1)
+        longest = size.get("longest_edge") or np.inf
+        return self.sides.min(axis=1) * np.minimum(size["shortest_edge"] / shorter, longest / longer)
 
 
 def _counts(part: DetectionDataset, columns: _Columns) -> dict[str, Any]:
-    report, most = part.report, int(columns.counts.max(initial=0))
-    return {
-        "kind": part.kind,
-        "annotations": str(part.annotations_path),
-        **{name: getattr(report, name) for name in report.__dataclass_fields__},
-        "images": len(part),
-        "clipped_share": round(report.clipped_boxes / max(report.boxes, 1), 4),
-        "most_leave": report.most_leave,
-        "orientation": turned_notice(report, part.image_frame) if report.turned_images else None,
-        "reach": [round(float(v), 3) for v in (columns.ends / columns.image_sizes).max(axis=0, initial=0.0)],
-        "most_objects": most,
-        "most_objects_image": int(part.dataset["image_id"][int(columns.counts.argmax())]) if most else None,
-    }
-
-
-def _look(part: DetectionDataset) -> dict[str, Any]:
-    """What the files of some images tell: those that cannot be read."""
+    """What is in a split, and which of some images cannot be read."""
     unreadable: list[str] = []
     chosen = _evenly(len(part), _SAMPLE)
     for row in part.dataset.select(chosen):
@@ -166,7 +146,15 @@ def _look(part: DetectionDataset) -> dict[str, Any]:
             decode_image_at_least(row, lambda _: (1, 1))
         except (OSError, ValueError) as error:
             unreadable.append(str(error))
-    return {"opened_images": len(chosen), "unreadable_images": unreadable}
+    return {
+        "kind": part.kind,
+        "annotations": str(part.annotations_path),
+        **asdict(part.report),
+        "images": len(part),
+        "most_objects": int(columns.counts.max(initial=0)),
+        "opened_images": len(chosen),
+        "unreadable_images": unreadable,
+    }
 
 
 def _duplicates(parts: Mapping[str, DetectionDataset]) -> dict[str, Any]:
@@ -217,15 +205,20 @@ def _digest(content: Path | bytes, limit: int = -1) -> bytes:
     return hashlib.blake2b(content if limit < 0 else content[:limit]).digest()
 
 
-def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
+def _warnings(
+    report: Mapping[str, Any],
+    parts: Mapping[str, DetectionDataset],
+    columns: Mapping[str, _Columns],
+    sides: np.ndarray,
+) -> Iterator[str]:
     for name, part in report["splits"].items():
         leaving = part["clipped_boxes"] + part["dropped_outside"]
         every = part["boxes"] + part["dropped_outside"]
-        if part["most_leave"]:
-            yield f"{name}: {leaving} of {every} boxes stick out of their image. {ARE_THEY_CORNERS}"
-        elif leaving > 0.05 * every:
-            yield f"{name}: {leaving} of {every} boxes stick out of their image; are the sizes those of these images?"
-        if part["boxes"] >= _ENOUGH and 0 < max(part["reach"]) < 0.5:
+        if leaving > 0.05 * every:
+            reason = ARE_THEY_CORNERS if 2 * leaving > every else "Are the sizes those of these images?"
+            yield f"{name}: {leaving} of {every} boxes stick out of their image. {reason}"
+        reach = (columns[name].ends / columns[name].image_sizes).max(initial=0.0)
+        if part["boxes"] >= _ENOUGH and 0 < reach < 0.5:
             yield (
                 f"{name}: all boxes lie in the upper left quarter of their images; are they percent, or of images of "
                 "another size?"
@@ -240,13 +233,13 @@ def _warnings(report: Mapping[str, Any], sides: np.ndarray) -> Iterator[str]:
                 f"such as {part['unreadable_images'][0]}"
             )
         if part["misfit_images"]:
-            yield f"{name}: {part['orientation']}"
+            yield f"{name}: {turned_notice(parts[name].report, parts[name].image_frame)}"
     if unused := report["unused_classes"]:
         yield f"{len(unused)} classes have no boxes in the training split: {', '.join(unused[:_SHOWN])}"
     train, proposals = report["splits"]["train"], report["num_proposals"]
     if proposals is not None and train["most_objects"] > proposals:
         yield (
-            f"image {train['most_objects_image']} has {train['most_objects']} objects, but the model has only "
+            f"an image has {train['most_objects']} objects, but the model has only "
             f"{proposals} proposals and can find no more: raise num_proposals, or cut the images into tiles"
         )
     scale = report["scale"]

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.fingerprint import Hasher
 
@@ -32,22 +33,25 @@ _SHOWN = 3
 
 @collection_paused()
 def load_part(
-    part: Part, id2label: Mapping[int, str] | None, boxless: bool, portion: Portion | None, image_frame: ImageFrame
+    part: Part, id2label: Mapping[int, str] | None, portion: Portion | None, image_frame: ImageFrame
 ) -> DetectionDataset:
     """Read one split of a folder, as `load_detection_dataset` says."""
     source = str(part.annotations)
     content, pictures = part.read(image_frame)
-    sections = read_sections(content, source, boxless=boxless)
+    sections = read_sections(content, source)
     images_dir = part.images[0]
     if pictures is None:
         names = sections["images"].texts("file_name")
         sections["images"].require(["\0" not in name for name in names], "file_name", "a path")
         images_dir, pictures = locate_images(part, names)
     columns = read_coco(sections, source, pictures, image_frame)
+    paths = pa.array(pictures, type=pa.string())
+    files = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
+    image = datasets.Features({"image": datasets.Image(decode=False)})
     dataset = build_detection_dataset(
         columns,
         id2label,
-        pictures=pictures,
+        pictures=datasets.Dataset.from_dict({"image": files}, features=image),
         annotations_path=part.annotations,
         images_dir=images_dir,
         kind=f"{part.kind}, {part.annotations}",
@@ -135,12 +139,11 @@ def _similar(name: str, files: Mapping[str, Sequence[str]]) -> str | None:
     return candidates[0] if len(candidates) == 1 else None
 
 
-def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[str, Records]:
+def read_sections(content: Any, source: str) -> dict[str, Records]:
     """`images`, `annotations` and `categories` of the content of a COCO instances file.
 
     Args:
         source: what messages call the file.
-        boxless: accept one without `annotations`, such as COCO's image_info_test-dev2017.json.
 
     Raises:
         ValueError: it is no COCO instances file.
@@ -151,7 +154,7 @@ def read_sections(content: Any, source: str, *, boxless: bool = False) -> dict[s
         raise ValueError(f"{source}: {what}, not COCO annotations; give the instances file")
     sections = {}
     for name in ("images", "annotations", "categories"):
-        records = content.get(name, [] if name == "annotations" and boxless else None)
+        records = content.get(name)
         if not isinstance(records, list) or not (records or name == "annotations"):
             raise ValueError(f"{source}: `{name}` is missing, empty or no list; a COCO instances file has this list")
         sections[name] = Records(records, f"{source}: {name}")

@@ -168,14 +168,8 @@ class ImageCache:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        if max_bytes < 0:
-            raise ValueError(f"cache_bytes={max_bytes}: must not be negative")
         self.max_bytes, self.used_bytes = max_bytes, 0
         self._images: dict[Path, tuple[np.ndarray, Size]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A spawned worker gets the transform by pickle: sending the pixels costs more than decoding them again.
-        return {"max_bytes": self.max_bytes, "used_bytes": 0, "_images": {}}
 
     def get(self, example: Mapping[str, Any], needed: Callable[[Size], Size]) -> DecodedImage:
         """The image of an example, downscaled to the size that is needed.

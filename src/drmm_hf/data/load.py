@@ -25,35 +25,21 @@ def load_detection_dataset(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
     id2label: Mapping[int, str] | None = None,
-    boxless: bool = False,
     validation_share: float | None = None,
-    split_seed: int = 0,
     image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
-    """Read one split of a data set as the usual tools write it.
+    """Read one split of a data set as the usual tools write it. No image is decoded.
 
-    `path` may be
+    Which folders and files are known is in docs/train.md: COCO in the forms of many tools, YOLO, Pascal VOC, and what
+    `datasets` reads (saved, parquet, imagefolder, or a Hub id) with the columns that `objects_dataset` says. "val",
+    "valid" and "validation" are the same split; a data set without it has `validation_share` of its training images
+    held out: "val" gives these, and "train" the others where `validation_share` is given, else all.
 
-    - a COCO folder: `annotations/instances_{split}.json` (or `..._{split}2017.json`) and the images in
-      `images/{split}2017/`, `{split}2017/`, `images/{split}/`, `{split}/` or `images/`; or as Roboflow, CVAT, Label
-      Studio, FiftyOne and others write it, with the json in the folder of the split or in the folder itself;
-    - a YOLO folder, with data.yaml and text files of normalized boxes;
-    - a Pascal VOC folder, with xml files; its corners are taken as they are: width = xmax - xmin;
-    - what `datasets` wrote (`save_to_disk`), parquet files, an imagefolder with metadata.jsonl, or, where it is no
-      folder, a Hub id, with the columns that `objects_dataset` says.
-
-    No image is decoded. "val", "valid" and "validation" are the same split. A data set without it has
-    `validation_share` of its training images held out for it: "val" gives these, and "train" the others where
-    `validation_share` is given, else all.
-
-    Labels are 0..C-1 in ascending order of the category id, or, with `id2label`, those of the equal names.
-
-    Dirt in the boxes is repaired by fixed rules and counted in `.report` (and in one line of the log, where a
-    box was changed): a box partly outside its image is clipped; one wholly outside, or with a side of at most
-    1e-3 px, is dropped. Crowd boxes are kept with `iscrowd=1`: training transforms drop them, and evaluation
-    reads the json itself. Images without boxes are kept. Whole numbers such as 640.0, and texts of digits as ids, are
-    taken for the integers that they are; the size of an image that is not given is that of its file, and a box that is
-    not given that of its polygons. A category without boxes that is another's `supercategory` is left out.
+    Labels are 0..C-1 in ascending order of the category id, or, with `id2label`, those of the equal names. Boxes are
+    cleaned by fixed rules and counted in `.report`: one partly outside its image is clipped; one wholly outside, or
+    with a side of at most 1e-3 px, is dropped. Crowd boxes are kept with `iscrowd=1`, and images without boxes, too.
+    Whole numbers such as 640.0 are integers, and so are texts of digits as ids. Missing are taken from elsewhere: the
+    size of an image from its file, a box from its polygons.
 
     Args:
         path: the data set's folder, or a Hub id.
@@ -62,13 +48,10 @@ def load_detection_dataset(
             working directory or to `path`.
         id2label: labels 0..C-1 and names of an existing model, to evaluate or fine-tune it. Every category with boxes
             must be in it; it may have more.
-        boxless: accept a json with images and categories but without `annotations`, as of COCO's test sets.
         validation_share: share of the images that is held out for validation where there is no split for it; 0.15 for
             the split "val" where it is not given; 0 for none.
-        split_seed: chooses them.
-        image_frame: in what pixels boxes and sizes are. `"upright"`: of images turned by their EXIF orientation, as
-            annotation tools show them; sizes may be the stored ones all the same. `"stored"`: of the pixels as they lie
-            in the file. The images are read accordingly, and the log says how many have an orientation.
+        image_frame: see `ImageFrame`; boxes and sizes are in these pixels, but sizes may be the stored ones all the
+            same. The log says how many images have an EXIF orientation.
 
     Raises:
         FileNotFoundError: the folder (and the Hub data set), the json or an image is missing.
@@ -76,7 +59,7 @@ def load_detection_dataset(
     """
 
     def portion(held_out: bool | None) -> Portion | None:
-        return None if held_out is None else Portion(held_out, validation_share or VALIDATION_SHARE, split_seed)
+        return None if held_out is None else Portion(held_out, validation_share or VALIDATION_SHARE)
 
     if annotations is None and images is None and is_objects_source(path):
         splits = load_splits(path)
@@ -87,7 +70,7 @@ def load_detection_dataset(
         )
     else:
         part, held_out = find_part(path, split, annotations, images, validation_share)
-        dataset = load_part(part, id2label, boxless, portion(held_out), image_frame)
+        dataset = load_part(part, id2label, portion(held_out), image_frame)
     logger.info("%s: %s, %d images of the split %r", path, dataset.kind, len(dataset), split)
     return dataset
 

@@ -6,18 +6,20 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
 from ..annotations import ARE_THEY_CORNERS, CLIP_TOLERANCE, MIN_SIDE, Records, clean_boxes, frame_problem
+from ..configuration_drmm import class_names
 from .images import ImageFrame, ImageHeader, Size, read_header
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE, _TABLE_SAMPLE = 500, 100
-"""The headers of so many images tell whether there are EXIF orientations; of a table whole files are read."""
+_SAMPLE = 200
+"""The headers of so many images tell whether there are EXIF orientations."""
 OBJECT_FIELDS = ("id", "bbox", "category", "area", "iscrowd")
 MAX_SIDE = 2**31
 PIXELS = "a positive number of pixels"
@@ -97,14 +99,13 @@ def _warn_once(message: str) -> None:
 
 @dataclass(frozen=True)
 class Portion:
-    """A share of a split's images, chosen by a seed, that is held out for validation; or the others.
+    """A share of a split's images that is held out for validation; or the others.
 
-    Every command that asks for it gets the same images, since they follow from the seed and their number alone.
+    Every command that asks for it gets the same images, since they follow from their number alone.
     """
 
     held_out: bool
     share: float
-    seed: int
 
     def indices(self, images: int, source: str) -> np.ndarray:
         """Of so many images those of the portion, in order."""
@@ -112,10 +113,9 @@ class Portion:
         if count < 1:
             raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
         _warn_once(
-            f"{source}: no split for validation; {count} of its {images} images, chosen by seed {self.seed}, are held "
-            "out for it"
+            f"{source}: no split for validation; {count} of its {images} images, chosen at random, are held out for it"
         )
-        order = np.random.default_rng(self.seed).permutation(images)
+        order = np.random.default_rng(0).permutation(images)
         return np.sort(order[:count] if self.held_out else order[count:])
 
 
@@ -209,7 +209,7 @@ def build_detection_dataset(
     annotations: Annotations,
     id2label: Mapping[int, str] | None,
     *,
-    pictures: Sequence[str] | datasets.Dataset,
+    pictures: datasets.Dataset,
     annotations_path: Path,
     images_dir: Path,
     kind: str,
@@ -220,7 +220,7 @@ def build_detection_dataset(
 
     Args:
         id2label: labels of an existing model; None for those of the data.
-        pictures: path of every image, or a data set with the one column `image`.
+        pictures: the one column `image`, not decoded.
         portion: which of the images; None for all.
         image_frame: that of the boxes, and so of the images.
 
@@ -234,10 +234,7 @@ def build_detection_dataset(
     if portion is not None:
         chosen = portion.indices(len(annotations.image_ids), source)
         annotations, turned, misfit = annotations.select(chosen), turned[chosen], misfit[chosen]
-        if isinstance(pictures, datasets.Dataset):
-            pictures = pictures.select(chosen)
-        else:
-            pictures = [pictures[index] for index in chosen.tolist()]
+        pictures = pictures.select(chosen)
     labels = list(annotations.category_names) if id2label is None else ordered_labels(id2label)
     used = set(annotations.category_index.tolist())
     check_known([name for index, name in enumerate(annotations.category_names) if index in used], labels, source)
@@ -277,7 +274,7 @@ def turned_notice(report: DatasetReport, image_frame: ImageFrame) -> str:
 
 
 def _in_frame(
-    annotations: Annotations, pictures: Sequence[str] | datasets.Dataset, image_frame: ImageFrame
+    annotations: Annotations, pictures: datasets.Dataset, image_frame: ImageFrame
 ) -> tuple[Annotations, np.ndarray, np.ndarray]:
     """Annotations with the sizes that images have in their frame.
 
@@ -300,12 +297,10 @@ def _in_frame(
     def look(places: np.ndarray) -> bool:
         for place in set(places.tolist()) - set(headers):
             with contextlib.suppress(OSError, ValueError):  # what decodes the image will say why
-                picture = pictures[place]
-                headers[place] = read_header(picture if isinstance(picture, Mapping) else {"image": picture})
+                headers[place] = read_header(pictures[place])
         return any(header.turned for header in headers.values())
 
-    count = _TABLE_SAMPLE if isinstance(pictures, datasets.Dataset) else _SAMPLE
-    sample = np.linspace(0, number - 1, min(number, count)).astype(int)
+    sample = np.linspace(0, number - 1, min(number, _SAMPLE)).astype(int)
     if look(np.concatenate([sample, np.flatnonzero(left(widths, heights))])):
         look(np.arange(number))
     turned, across = np.zeros((2, number), dtype=bool)
@@ -327,19 +322,13 @@ def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> Non
         )
 
 
-def ordered_labels(id2label: Mapping[int, str]) -> list[str]:
+def ordered_labels(id2label: Mapping[Any, str]) -> list[str]:
     """Names of labels 0..C-1.
 
     Raises:
         ValueError: the keys are not 0..C-1, or two names are equal.
     """
-    try:
-        names = {int(label): name for label, name in id2label.items()}
-    except (TypeError, ValueError):
-        raise ValueError(f"id2label: the keys must be integers, got {list(id2label)[:5]}") from None
-    if sorted(names) != list(range(len(id2label))):
-        raise ValueError(f"id2label: the keys must be 0..{len(id2label) - 1}, each once, got {sorted(names)[:10]}")
-    labels = [names[label] for label in range(len(names))]
+    labels = list(class_names(id2label).values())
     if len(set(labels)) != len(labels):
         raise ValueError("id2label: two labels have the same name; make the names different")
     return labels
@@ -369,7 +358,7 @@ def _as_dataset(
     counts: np.ndarray,
     objects: Mapping[str, np.ndarray],
     labels: Sequence[str],
-    pictures: Sequence[str] | datasets.Dataset,
+    pictures: datasets.Dataset,
     image_frame: ImageFrame,
 ) -> datasets.Dataset:
     """Assemble the Arrow columns without a Python object per box."""
@@ -387,10 +376,5 @@ def _as_dataset(
     if image_frame != "upright":
         columns["image_frame"] = pa.array([image_frame] * len(counts))
         features["image_frame"] = datasets.Value("string")
-    if isinstance(pictures, datasets.Dataset):
-        del features["image"]
-        rest = datasets.Dataset.from_dict(columns, features=features)
-        return datasets.concatenate_datasets([pictures, rest], axis=1)
-    paths = pa.array(pictures, type=pa.string())
-    image = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
-    return datasets.Dataset.from_dict({"image": image, **columns}, features=features)
+    del features["image"]
+    return datasets.concatenate_datasets([pictures, datasets.Dataset.from_dict(columns, features=features)], axis=1)

@@ -11,7 +11,6 @@ import PIL.Image
 
 from ..files import to_json, write_text
 from .scene_rendering import CATEGORIES, render_scene
-from .transforms import check_argument
 
 _DESCRIPTION = "drmm-hf generated scenes"
 _VERSION = 1  # raise it when the same seed no longer gives the same scenes
@@ -31,15 +30,11 @@ def generate_scenes(
 ) -> Path:
     """Write a COCO-format folder: `annotations/instances_{train,val}.json` and `images/`.
 
-    Seven classes with gaps in their category ids, two pairs of which look alike (disc and ring, rectangle and
-    rhombus), 0 to 12 objects an image (about 8% have none) of varied size, shape, rotation, color and
-    texture, over clutter that is no class. Objects cover each other; boxes are those of the whole shape
-    inside the image, covered parts included. An object of which less than 25% would be visible is neither
-    drawn nor annotated.
-
-    Scene i of a split depends on `seed`, the sizes and i only, not on the number of images. The same
-    arguments give the same json bytes and, with the same versions of numpy and Pillow, the same pixels. A
-    folder that already holds exactly this data set is left as it is.
+    Seven classes with gaps in their category ids, two pairs of which look alike, 0 to 12 objects an image over clutter
+    that is no class. Objects cover each other; boxes are those of the whole shape inside the image, covered parts
+    included. Scene i of a split depends on `seed`, the sizes and i only: the same arguments give the same json bytes
+    and, with the same versions of numpy and Pillow, the same pixels. A folder that already holds exactly this data set
+    is left as it is.
 
     Args:
         output_dir: folder to write; made where it does not exist.
@@ -58,17 +53,20 @@ def generate_scenes(
         ValueError: an argument is out of its range.
         FileExistsError: the folder holds another data set's annotation files.
     """
-    for name, count, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("seed", seed, 0)):
-        check_argument(name, count, type(count) is int and count >= least, f"an integer of at least {least}")
-    large = all(type(side) is int and side >= 64 for side in image_size)
-    check_argument("image_size", image_size, large, "(height, width) in pixels, each at least 64")
     shorter = min(image_size)
     sides = float(min_object_size), 0.625 * shorter if max_object_size is None else float(max_object_size)
-    ordered = 4 <= sides[0] <= sides[1] <= shorter
-    check_argument("min_object_size, max_object_size", sides, ordered, f"in order, from 4 to {shorter}")
-    check_argument("mean_objects", mean_objects, 1.0 <= mean_objects < float("inf"), "at least 1")
     known = [name for name in CATEGORIES if name in classes]
-    check_argument("classes", classes, len(known) == len(set(classes)) > 0, f"some of {', '.join(CATEGORIES)}")
+    large = all(type(side) is int and side >= 64 for side in image_size)
+    for name, value, good, wanted in (
+        *((n, v, type(v) is int and v >= 1, "at least 1") for n, v in (("num_train", num_train), ("num_val", num_val))),
+        ("seed", seed, type(seed) is int and seed >= 0, "an integer of at least 0"),
+        ("image_size", image_size, large, "(height, width) in pixels, each at least 64"),
+        ("min_object_size, max_object_size", sides, 4 <= sides[0] <= sides[1] <= shorter, f"in order, 4 to {shorter}"),
+        ("mean_objects", mean_objects, 1.0 <= mean_objects < float("inf"), "at least 1"),
+        ("classes", classes, len(known) == len(set(classes)) > 0, f"some of {', '.join(CATEGORIES)}"),
+    ):
+        if not good:
+            raise ValueError(f"{name}={value!r}: must be {wanted}")
     parameters = {
         "version": _VERSION,
         "num_train": num_train,

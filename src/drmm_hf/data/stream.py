@@ -121,8 +121,7 @@ class StreamingDetectionDataset(IterableDataset):
             picture = {**picture, "path": label}
         elif isinstance(picture, Mapping) and image_id < 0:
             label = f"{self.name}: {picture['path']}"
-        size, turned = self._size(row, picture, label)
-        height, width = size or (None, None)
+        (height, width), turned = self._size(row, picture, label)
         sizes = np.array([width or MAX_SIDE]), np.array([height or MAX_SIDE])
         ids = np.zeros(1, dtype=np.int64)
         annotations = read_objects(
@@ -138,19 +137,16 @@ class StreamingDetectionDataset(IterableDataset):
             row["image_frame"] = self.image_frame
         return row, annotations.boxes
 
-    def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[Size | None, bool]:
+    def _size(self, row: Mapping[str, Any], picture: Any, label: str) -> tuple[Size | tuple[None, None], bool]:
         """(height, width) in the frame, if it is known, and whether the image has an EXIF orientation."""
+        known = row["height"] is not None and row["width"] is not None
         given = Records([row], lambda _: label)
-        height, width = (
-            None if row[side] is None else int(given.integers(side, PIXELS, 1, MAX_SIDE)[0])
-            for side in ("height", "width")
-        )
-        size = None if height is None or width is None else (height, width)
+        size: Any = tuple(int(given.integers(side, PIXELS, 1, MAX_SIDE)[0]) for side in ("height", "width") if known)
         try:
             header = read_header({"image": picture})
         except (OSError, ValueError):  # what decodes the image will say why
-            return size, False
-        if size is None or size == header.stored:
+            return size or (None, None), False
+        if not known or size == header.stored:
             size = header.upright if self.image_frame == "upright" else header.stored
         return size, header.turned
 

@@ -53,15 +53,12 @@ def objects_dataset(
     """Make a detection data set of one with the `objects` schema (that of cppe-5).
 
     A row is an image: `image` (a `datasets.Image`), `image_id`, `width`, `height` (pixels) and `objects`, a dict of
-    lists or a list of dicts: `id`, `bbox` `[x, y, width, height]` in pixels of the image, `category` (ClassLabel, name,
-    or integer), `area` (px²) and `iscrowd`. All but `image`, `objects.bbox` and `objects.category` may be missing;
-    `categories` is accepted for `category`.
+    lists or a list of dicts: `id`, `bbox` `[x, y, width, height]` in pixels of the image, `category` (or `categories`:
+    ClassLabel, name, or integer), `area` (px²) and `iscrowd`. All but `image`, `bbox` and `category` may be missing:
+    sizes are those of the files, and ids that are no different integers become 0, 1, ....
 
-    Names are those of the ClassLabel, or the sorted texts, or for integers those of `id2label` at that label and
-    `class_0`, `class_1`, ... without it. Missing sizes are read from the headers of the image files; no pixel is
-    decoded. Image ids that are missing, repeated or no integers are replaced by row numbers, box ids by 0, 1, ....
-    Boxes are cleaned as in `load_detection_dataset`. The ground truth is written once as COCO json to
-    `drmm_hf/` in the cache folder of `datasets`, and is the result's `annotations_path`.
+    Names of integer categories are those of `id2label`, or `class_0`, `class_1`, ... without it. Boxes are cleaned as
+    in `load_detection_dataset`. The ground truth is written once as COCO json, the result's `annotations_path`.
 
     Args:
         dataset: one split.

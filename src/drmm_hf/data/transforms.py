@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
 from torchvision import tv_tensors
 from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
+from ..image_processing_drmm import keep_ratio_size
 from .images import DecodedImage, ImageCache, Size, decode_image_at_least
 
 IMAGENET_MEAN_RGB = (124, 116, 104)
 """ImageNet's mean color: a canvas of it is about zero once the network input is normalized."""
-_LUMA = np.array([0.299, 0.587, 0.114])
+_ADJUSTMENTS = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class View:
         # Rounding must not put the box outside the decoded image by a billionth.
         box = (x1 * scale_x, y1 * scale_y, min(x2 * scale_x, image.width), min(y2 * scale_y, image.height))
         patch = image.resize((right - left, bottom - top), PIL.Image.Resampling.BILINEAR, box=box)
-        patch = jitter_color(patch, *self.color)
+        for adjust, factor in zip(_ADJUSTMENTS, self.color, strict=True):
+            patch = adjust(patch, factor) if factor != 1 else patch
         height, width = self.size
         if self.flip[0]:
             patch, left, right = patch.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT), width - right, width - left
@@ -129,15 +130,12 @@ class Augmentation(ABC):
 class TrainTransform(Augmentation):
     """An example of a data set to a training sample on a canvas of fixed size.
 
-    The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it,
-    shifted, cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear,
-    anti-aliased resample of the decoded image. Without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that
-    is still at least as large as needed; with one the whole image is decoded, and one that is larger than any zoom
-    needs is resampled once more before it is kept.
+    The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it, shifted,
+    cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear, anti-aliased resample of
+    the decoded image; without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is large enough.
 
-    Boxes follow the resample exactly and are clipped to the canvas. A box is removed where less than
-    `min_visibility` of its area remains, or a side is shorter than `min_box_size` canvas pixels. Crowd boxes
-    are removed. Images may end without boxes.
+    Boxes are clipped to the canvas. One is removed where less than `min_visibility` of its area remains, or a side is
+    shorter than `min_box_size` canvas pixels, and so are crowd boxes. Images may end without boxes.
 
     Args:
         size: `(height, width)` of the canvas, pixels.
@@ -152,9 +150,6 @@ class TrainTransform(Augmentation):
         fill: RGB color of the canvas where there is no image.
         cache_bytes: keep decoded images in memory, downscaled to the largest zoom, up to so many bytes in every
             process. The transform must then always be used with the same files.
-
-    Raises:
-        ValueError: an argument is out of its range.
     """
 
     min_visibility, min_box_size = 0.25, 2.0
@@ -172,15 +167,7 @@ class TrainTransform(Augmentation):
         fill: tuple[int, int, int] = IMAGENET_MEAN_RGB,
         cache_bytes: int = 0,
     ) -> None:
-        check_argument("size", size, len(size) == 2 and are_pixels(size), "(height, width) in pixels")
-        check_shares(horizontal_flip=horizontal_flip, vertical_flip=vertical_flip)
-        check_shares(translate=translate, color_jitter=color_jitter)
-        ordered = len(scale_range) == 2 and 0 < scale_range[0] <= scale_range[1] < math.inf
-        check_argument("scale_range", scale_range, ordered, "(least, greatest) zoom, both positive")
-        colors = len(fill) == 3 and all(type(value) is int and 0 <= value <= 255 for value in fill)
-        check_argument("fill", fill, colors, "(red, green, blue), each 0 to 255")
-        self.size = (size[0], size[1])
-        self.flips = (horizontal_flip, vertical_flip)
+        self.size, self.flips = size, (horizontal_flip, vertical_flip)
         self.scale_range, self.translate, self.color_jitter = scale_range, translate, color_jitter
         self.keep_aspect, self.fill = keep_aspect, fill
         self.cache = ImageCache(cache_bytes) if cache_bytes else None
@@ -220,21 +207,82 @@ class TrainTransform(Augmentation):
         return max(1, round_up(whole[0] * vertical * zoom)), max(1, round_up(whole[1] * horizontal * zoom))
 
 
-def check_argument(name: str, value: Any, good: bool, wanted: str) -> None:
-    """Refuse an argument that is not `good`."""
-    if not good:
-        raise ValueError(f"{name}={value!r}: must be {wanted}")
+class PaperTransform(Augmentation):
+    """An example of a data set to a training sample as in the paper's schedules; the output size varies.
 
+    The 3x schedule (paper, Section 4; released config `syncbn_fullaug`) has the augmentation of Deformable
+    DETR. After a random flip, one of two branches is taken:
 
-def check_shares(**shares: Any) -> None:
-    """Refuse arguments that are not between 0 and 1, by their names."""
-    for name, value in shares.items():
-        check_argument(name, value, isinstance(value, int | float) and 0 <= value <= 1, "between 0 and 1")
+    1. resize so that the shorter side is one of `shortest_edges`;
+    2. resize so that the shorter side is one of `crop_shortest_edges`, cut out a random rectangle, and
+       resize that so that its shorter side is one of `shortest_edges`.
 
+    Every resize keeps the aspect ratio and, where the longer side would exceed `longest_edge`, makes that
+    `longest_edge` instead. All choices are uniform. Sizes are rounded as in mmdet. The steps are done as one resample,
+    as in `TrainTransform`. Boxes are clipped to what the sample shows, and removed where nothing is left.
 
-def are_pixels(values: Any) -> bool:
-    """Whether all values are positive whole numbers."""
-    return isinstance(values, Sequence) and all(type(value) is int and value >= 1 for value in values)
+    Args:
+        multi_scale: False for the 1x schedule: no branches, only the flip and a resize to the greatest of
+            `shortest_edges`.
+        shortest_edges: output pixels.
+        longest_edge: pixels, limit of the longer side after every resize.
+        crop_shortest_edges: pixels of the image that the crop is taken from.
+        crop_size: least and greatest side of the crop, pixels of that image, where the image is as large;
+            height and width are drawn independently.
+        crop_probability: probability of branch 2.
+        horizontal_flip: probability.
+    """
+
+    def __init__(
+        self,
+        *,
+        multi_scale: bool = True,
+        shortest_edges: Sequence[int] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800),
+        longest_edge: int = 1333,
+        crop_shortest_edges: Sequence[int] = (400, 500, 600),
+        crop_size: tuple[int, int] = (384, 600),
+        crop_probability: float = 0.5,
+        horizontal_flip: float = 0.5,
+    ) -> None:
+        self.multi_scale = multi_scale
+        self.shortest_edges, self.longest_edge = tuple(shortest_edges), longest_edge
+        self.crop_shortest_edges, self.crop_size = tuple(crop_shortest_edges), crop_size
+        self.crop_probability, self.horizontal_flip = crop_probability, horizontal_flip
+
+    def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
+        def needed(whole: Size) -> Size:
+            scale_x, scale_y = self.view(whole, draws).scale
+            return round_up(whole[0] * scale_y), round_up(whole[1] * scale_x)
+
+        return decode_image_at_least(example, needed)
+
+    def view(self, whole: Size, draws: Sequence[float]) -> View:
+        flip, branch, first_edge, crop_height, crop_width, top, left, last_edge = draws
+        height, width = whole
+        shortest = _choose(self.shortest_edges, last_edge) if self.multi_scale else max(self.shortest_edges)
+        shown, source = whole, (0.0, 0.0, float(width), float(height))
+        if self.multi_scale and branch < self.crop_probability:
+            # The crop is drawn in the image before the flip: its position is uniform, so the order does not matter.
+            tall, wide = self._fit(whole, _choose(self.crop_shortest_edges, first_edge))
+            y1, y2 = self._crop_axis(tall, crop_height, top)
+            x1, x2 = self._crop_axis(wide, crop_width, left)
+            # Multiplied before the division, a crop to the image's edge ends exactly at that edge.
+            source = x1 * width / wide, y1 * height / tall, x2 * width / wide, y2 * height / tall
+            shown = y2 - y1, x2 - x1
+        size = self._fit(shown, shortest)
+        target = (0, 0, size[1], size[0])
+        return View(source, target, size, flip=(flip < self.horizontal_flip, False), origin=source[:2])
+
+    def _fit(self, size: Size, shortest: int) -> Size:
+        """Size (height, width) after a resize to a shorter side of `shortest`."""
+        return keep_ratio_size(*size, shortest, self.longest_edge)
+
+    def _crop_axis(self, side: int, length_draw: float, start_draw: float) -> tuple[int, int]:
+        """First and last-plus-one pixel of a crop along an axis of `side` pixels."""
+        least, greatest = (min(limit, side) for limit in self.crop_size)
+        length = _choose(range(least, greatest + 1), length_draw)
+        start = _choose(range(side - length + 1), start_draw)
+        return start, start + length
 
 
 def round_up(length: float) -> int:
@@ -280,20 +328,6 @@ def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor
     return boxes[single], labels[single]
 
 
-def jitter_color(image: PIL.Image.Image, brightness: float, contrast: float, saturation: float) -> PIL.Image.Image:
-    """Multiply brightness, then contrast (about the mean gray), then saturation of an RGB image.
-
-    The three are linear, so they are one pass with one 3x4 matrix, rounded and clipped once.
-    """
-    if brightness == contrast == saturation == 1.0:
-        return image
-    sample = np.asarray(image)[::4, ::4]  # the mean gray needs no more
-    mean_gray = float(sample.mean(axis=(0, 1)) @ _LUMA) * brightness
-    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
-    matrix = np.concatenate([brightness * contrast * mix, np.full((3, 1), (1 - contrast) * mean_gray)], axis=1)
-    return image.convert("RGB", tuple(matrix.reshape(-1).tolist()))
-
-
 def place_axis(side: int, canvas: int, scale: float, translate: float, draw: float) -> tuple[float, float, int, int]:
     """Place `side` pixels, zoomed by `scale`, on `canvas` pixels; `draw` in 0..1 chooses the shift.
 
@@ -311,3 +345,7 @@ def place_axis(side: int, canvas: int, scale: float, translate: float, draw: flo
     first = -start / scale if start < 0 else 0.0
     last = min((canvas - start) / scale, float(side)) if start + length > canvas else float(side)
     return first, last, low, high
+
+
+def _choose(values: Sequence[int], draw: float) -> int:
+    return values[int(draw * len(values))]

@@ -8,7 +8,6 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,6 @@ class TrainingData(ABC):
             num_workers=self.num_workers,
             generator=torch.Generator(),  # or each iterator would take a number from torch's global one
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_ignore_interrupts,
         )
         batches = iter(loader)
         try:
@@ -164,13 +162,8 @@ class TableData(TrainingData):
         )
         self.report, self.rows = self.dataset.report, self.dataset.dataset
         if self.report.boxes == self.report.crowd:  # crowd is not trained on
-            why = "all are `iscrowd`, regions that are neither trained on nor counted" if self.report.crowd else "none"
-            file = self.dataset.annotations_path.absolute()
-            folder = Path(config.data or ".").expanduser().absolute()
-            source = config.annotations or (
-                file if file.is_relative_to(folder) else config.data
-            )  # no file of the cache
-            raise ValueError(f"{source}: no boxes to learn from in the split {config.train_split!r}: {why}")
+            why = "all are `iscrowd`, which is neither trained on nor counted" if self.report.crowd else "none"
+            raise ValueError(f"{self.dataset.kind}: no boxes to learn from in the split {config.train_split!r}: {why}")
         if config.skip_empty_images:
             crowd = (objects["iscrowd"] for objects in self.rows["objects"])
             self.rows = self.rows.select([i for i, flags in enumerate(crowd) if not all(flags)])
@@ -275,6 +268,8 @@ class _Batches(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         reader, readers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if worker is not None:  # the terminal sends Ctrl-C to it as well, but the main process decides
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             yield from self.data.read(self.transform, self.start, reader, readers)
         except (ValueError, OSError) as error:
@@ -299,8 +294,3 @@ def make_batch(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "dropped_boxes": sum(sample["dropped_boxes"] for sample in samples),
         "skipped": [message for sample in samples for message in sample["skipped"]],
     }
-
-
-def _ignore_interrupts(_: int) -> None:
-    """What a DataLoader worker does with Ctrl-C, which the terminal sends to it as well: the main process decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

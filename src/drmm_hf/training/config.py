@@ -18,8 +18,6 @@ from ..configuration_drmm import shown
 from ..files import write_text
 
 _RECIPES = resources.files("drmm_hf.training") / "recipes"
-# Fields of one call, not of the recipe of a model.
-_NOT_IN_RECIPES = ("resume",)
 # Of two fields that exclude each other, one that is given replaces the other one of the recipe.
 _RIVALS = (("epochs", "train_images"), ("train_images", "epochs"), ("model", "warm_start"), ("warm_start", "model"))
 # Ranges; what may be None is only checked otherwise.
@@ -30,7 +28,8 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
 _LARGEST = 1e18
-_SHARES = ("warmup_ratio", "ema_decay")  # in [0, 1)
+_SHARES = ("horizontal_flip", "vertical_flip", "translate", "color_jitter")  # in [0, 1]
+_BELOW_ONE = ("warmup_ratio", "ema_decay")  # in [0, 1)
 
 
 def _option(default: Any, help: str) -> Any:
@@ -168,7 +167,9 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name}={shown(value)} must be greater than 0, and below 1e18.")
             if name in _NOT_NEGATIVE and not 0 <= value < _LARGEST:
                 raise ValueError(f"TrainConfig.{name}={shown(value)} must not be negative, and below 1e18.")
-            if name in _SHARES and not 0 <= value < 1:
+            if name in _SHARES and not 0 <= value <= 1:
+                raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1].")
+            if name in _BELOW_ONE and not 0 <= value < 1:
                 raise ValueError(f"TrainConfig.{name}={value} must be in [0, 1).")
         drops = self.milestones or []
         for wrong, message in (
@@ -182,6 +183,10 @@ class TrainConfig:
             ((self.schedule == "multi_step") != bool(drops), "schedule multi_step, and no other, needs milestones"),
             (drops and self.epochs is None, "milestones are epochs; set the length of the training by epochs, too"),
             (drops != sorted(set(drops)), f"milestones={drops} must be ascending"),
+            (
+                self.scale_min > self.scale_max,
+                f"scale_min={self.scale_min} must not be above scale_max={self.scale_max}",
+            ),
             (
                 self.image_size and (len(self.image_size) > 2 or min(self.image_size) < 32),
                 f"image_size={self.image_size} must be one or two numbers of at least 32 pixels",
@@ -319,10 +324,9 @@ def read_recipe(source: str, above: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds no fields; write lines such as `epochs: 12`")
     base = content.pop("base", None)
-    known = [name for name in _HINTS if name not in _NOT_IN_RECIPES]
     for name in content:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
+        if name not in _HINTS:
+            near = difflib.get_close_matches(str(name), _HINTS, n=1, cutoff=0.3)
             raise ValueError(f"{where}: unknown field {shown(name)}" + (f"; did you mean {near[0]!r}?" if near else ""))
     fields = {name: _typed(value, _HINTS[name], f"{where}: field {name!r}") for name, value in content.items()}
     return fields if base is None else _merged(read_recipe(str(base), (*above, source)), fields)
@@ -341,6 +345,5 @@ def _recipe_text(source: str) -> str:
 
 
 def write_recipe(config: TrainConfig, path: Path) -> None:
-    """The resolved settings as a recipe that repeats the run."""
-    fields = {name: value for name, value in config.to_dict().items() if name not in _NOT_IN_RECIPES}
-    write_text(path, yaml.safe_dump(fields, sort_keys=False))
+    """The resolved settings as a recipe that repeats the run from its beginning."""
+    write_text(path, yaml.safe_dump({**config.to_dict(), "resume": False}, sort_keys=False))

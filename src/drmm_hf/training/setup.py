@@ -97,8 +97,7 @@ def check_training_data(
         return None
     report: list[Any] = [None]
     if accelerator.is_main_process:
-        size, proposals = input_size(processor), getattr(model.config, "num_proposals", None)  # others have queries
-        proposals = proposals or getattr(model.config, "num_queries", None)
+        size, proposals = input_size(processor), model.config.num_proposals
         report = [check_data(data.dataset, eval_dataset, size=size, num_proposals=proposals)]
         print(format_check(report[0]), flush=True)
     found = broadcast_object_list(report)[0]

@@ -183,7 +183,7 @@ def test_detections_to_coco() -> None:
     ]
     json.dumps(results)
     assert detections_to_coco(detections, [20, 10], [-1, 7]) == results[:1]
-    with pytest.raises(ValueError, match="1 image_ids"):
+    with pytest.raises(ValueError):  # noqa: PT011
         detections_to_coco(detections, [1], [3, 7])
     with pytest.raises(ValueError, match=r"image 20.*labels"):
         detections_to_coco(detections, [20, 10], [3])

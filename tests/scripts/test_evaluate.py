@@ -188,8 +188,7 @@ def test_file_without_annotations_gives_results_only(model, data, tmp_path, caps
     arguments = ["--model", model, "--data", str(data), "--annotations", "annotations/image_info_test.json"]
     assert evaluate([*arguments, "--output", str(out), "--top-k", "5"]) == 0
     printed = capsys.readouterr().out
-    assert "image_info_test.json: 2 images, 10 detections" in printed
-    assert "has no annotations to evaluate with" in printed
+    assert "image_info_test.json: 2 images" in printed
     assert [path.name for path in out.iterdir()] == ["results.json"]
     rows = read(out / "results.json")
     assert {row["image_id"] for row in rows} == {3, 7}
@@ -209,8 +208,8 @@ def test_file_without_annotations_gives_results_only(model, data, tmp_path, caps
 def test_what_a_baseline_does_not_predict_is_refused(data, tmp_path, capsys):
     baseline = save_small(tmp_path / "baseline", **CLASSES, objective="set_prediction", head="set_prediction")
     arguments = ["--model", baseline, "--data", str(data)]
-    for option in ("--with-parts", "--with-scales"):
-        assert option in fails([*arguments, option], capsys)
+    for option, part in (("--with-parts", "objectness"), ("--with-scales", "scales")):
+        assert part in fails([*arguments, option], capsys)
     assert evaluate(arguments) == 0
 
 

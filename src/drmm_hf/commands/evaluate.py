@@ -20,7 +20,7 @@ from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
 from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
 from ..files import make_output_folder, read_json, to_plain, write_json
-from ..loading import label_names, load_detector, predicted
+from ..loading import label_names, load_detector
 
 MAX_DETECTIONS = 100
 
@@ -118,14 +118,8 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         raise ValueError(f"{boxless}: has no annotations, so that results.json is all there is; give --output")
     output = make_output_folder(arguments.output) if arguments.output else None
     model, processor = load_detector(arguments.model, processes.device if processes else arguments.device)
-    for option, part in {"with_scales": "scales", "with_parts": "objectness"}.items():
-        if getattr(arguments, option) and part not in predicted(model):
-            raise ValueError(f"--{option.replace('_', '-')}: {arguments.model} predicts no {part}")
-    options: dict[str, Any] = {
-        "accelerator": processes,
-        "num_workers": arguments.workers,
-        **{name: getattr(arguments, name) for name in ("batch_size", "top_k", "with_scales", "with_parts")},
-    }
+    options = {name: getattr(arguments, name) for name in ("batch_size", "top_k", "with_scales", "with_parts")}
+    options |= {"accelerator": processes, "num_workers": arguments.workers}
     truth: Path | dict[str, Any]
     if arguments.streaming:
         stream = load_streaming_dataset(
@@ -146,12 +140,8 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         if arguments.streaming:
             write_json(source, truth)
     if boxless:
-        print(f"{boxless}: {len(dataset)} images, {len(results)} detections")
-        print(
-            f"the file has no annotations to evaluate with; the detections are in {arguments.output}/results.json, "
-            "with the file's own image and category ids, as COCO's server takes them (zip the file under the name that "
-            "it asks for)"
-        )
+        print(f"{boxless}: {len(dataset)} images without annotations, {len(results)} detections")
+        print(f"{arguments.output}/results.json is what COCO's server takes (zipped, under the name that it asks for)")
         return
     named = ("model", "data", "split", "annotations", "images", "streaming", "batch_size", "with_scales", "with_parts")
     _report(arguments, output, truth, source, results, (*named, "top_k"))

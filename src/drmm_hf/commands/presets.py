@@ -18,16 +18,6 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def format_row(name: str, height: int, width: int) -> str:
-    """One line of the table, for an input of `height` by `width` pixels."""
-    config = DrmmConfig.from_preset(name)
-    counts = count_complexity(config, height, width)
-    return (
-        f"{name:<28}{config.num_proposals:>6}{config.num_stages:>8}{counts.parameters / 1e6:>10.2f}"
-        f"{counts.trainable / 1e6:>11.2f}{counts.multiply_adds / 1e9:>9.1f}"
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     if arguments.height % 32 or arguments.width % 32:
         raise ValueError(f"--height {arguments.height} --width {arguments.width}: must be multiples of 32")
@@ -37,7 +27,12 @@ def run(arguments: argparse.Namespace) -> int:
     logging.set_verbosity_error()  # timm backbones ignore the attention implementation, and say so each time
     print(f"{'preset':<28}{'K':>6}{'stages':>8}{'params/M':>10}{'trained/M':>11}{'GMACs':>9}")
     for name in names:
-        print(format_row(name, arguments.height, arguments.width))
+        config = DrmmConfig.from_preset(name)
+        counts = count_complexity(config, arguments.height, arguments.width)
+        print(
+            f"{name:<28}{config.num_proposals:>6}{config.num_stages:>8}{counts.parameters / 1e6:>10.2f}"
+            f"{counts.trainable / 1e6:>11.2f}{counts.multiply_adds / 1e9:>9.1f}"
+        )
     print(
         f"GMACs: 10^9 multiply-adds of one {arguments.height}x{arguments.width} image; the paper, as mmdet, calls them "
         "FLOPs and leaves out the batched products of the dynamic convolution and the adaptive mixing"

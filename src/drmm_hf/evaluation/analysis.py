@@ -1,5 +1,6 @@
 """Every number of the analysis report as plain values, ready for JSON and for the page; and read from that JSON."""
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -123,12 +124,13 @@ def analyze_intervals(
     Raises:
         ValueError: scales that are no scales.
     """
-    copied = (
+    names = (
         "levels", "coverage", "median_width", "rank_correlation", "relative_rank_correlation", "quintile_scales",
         "quintile_errors", "floor_share", "settings",
     )  # fmt: skip
-    part: dict[str, Any] = {**dict.fromkeys(copied), "coverage_after": None, "factor": None, "detections": None}
-    part |= {name: [] for name in ("levels", "coverage", "median_width", "quintile_scales", "quintile_errors")}
+    lists = ("levels", "coverage", "median_width", "quintile_scales", "quintile_errors")
+    part: dict[str, Any] = {name: [] if name in lists else None for name in names}
+    part |= dict.fromkeys(("coverage_after", "factor", "detections", "note"))
     if density is None:
         return {**part, "note": "Not measured: the detections have no known density of their edges."}
     found = prepare_results(results, truth)
@@ -137,15 +139,10 @@ def analyze_intervals(
     matches = match_detections(truth, found)
     options: dict[str, Any] = {"density": density, "student_t_dof": student_t_dof}
     report = interval_report(matches, levels=LEVELS, min_scale_ratio=min_scale_ratio, **options)
-    part |= {name: getattr(report, name) for name in copied}
-    part |= {"detections": report.num_detections, "note": None}
-    if report.num_detections:
-        try:
-            fit = fit_scale_factor(matches, **options)
-            part |= {"factor": fit.factor, "coverage_after": fit.coverage_after}
-        except ValueError:
-            # Too few images or true positives for two halves.
-            pass
+    part |= {name: getattr(report, name) for name in names} | {"detections": report.num_detections}
+    with contextlib.suppress(ValueError):  # too few images or true positives for two halves
+        fit = fit_scale_factor(matches, **options)
+        part |= {"factor": fit.factor, "coverage_after": fit.coverage_after}
     return to_plain(part)
 
 
@@ -163,19 +160,15 @@ def image_errors(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str,
     kept, truth = matches.above_each(thresholds), matches.truth
     count = len(truth.image_ids)
     misfits = np.where(kept.correct, 1.0 - kept.ious, 0.0) / (1.0 - matches.iou_threshold)
-    columns = (
-        np.bincount(truth.images[~truth.crowd], minlength=count),
-        np.bincount(kept.images[kept.correct], minlength=count),
-        np.bincount(kept.images[~kept.correct], minlength=count),
-        np.bincount(kept.images, misfits, minlength=count),
-    )
-    errors = {}
-    for image_id, objects, right, false, misfit in zip(
-        truth.image_ids, *(column.tolist() for column in columns), strict=True
-    ):
-        missed = objects - right
-        errors[str(image_id)] = {"error": missed + false + misfit, "missed": missed, "false": false, "right": right}
-    return errors
+    objects = np.bincount(truth.images[~truth.crowd], minlength=count)
+    right = np.bincount(kept.images[kept.correct], minlength=count)
+    false = np.bincount(kept.images[~kept.correct], minlength=count)
+    errors = objects - right + false + np.bincount(kept.images, misfits, minlength=count)
+    columns = {"error": errors, "missed": objects - right, "false": false, "right": right}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return {
+        str(image_id): dict(zip(columns, row, strict=True)) for image_id, row in zip(truth.image_ids, rows, strict=True)
+    }
 
 
 def rank_images(errors: Sequence[Mapping[str, Mapping[str, float]]], count: int) -> list[str]:

@@ -49,8 +49,6 @@ def detections_to_coco(
     Raises:
         ValueError: the lengths differ, a label has no category, or there are no scales or parts to keep.
     """
-    if len(detections) != len(image_ids):
-        raise ValueError(f"detections of {len(detections)} images but {len(image_ids)} image_ids; give one id each")
     extras = [name for name, wanted in (("scales", with_scales), ("objectness", with_parts)) if wanted]
     results: list[dict[str, Any]] = []
     for image_id, detection in zip(image_ids, detections, strict=True):

@@ -1,6 +1,6 @@
 """Size and arithmetic of a model: parameters and multiply-adds, without computing anything."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -9,8 +9,7 @@ from ..configuration_drmm import DrmmConfig
 from ..modeling_drmm import DrmmForObjectDetection
 
 
-@dataclass(frozen=True)
-class Complexity:
+class Complexity(NamedTuple):
     """Counts of one model."""
 
     parameters: int  # the proposals' boxes count also where they are not trained

@@ -47,7 +47,7 @@ class Matches:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings, as `MatchReport` has them."""
+        """The fields of `MatchReport`."""
         return {name: getattr(self, name) for name in ("iou_threshold", "score_threshold", "max_detections")}
 
     def above(self, score_threshold: float) -> "Matches":

@@ -88,10 +88,7 @@ def lrp_report(ground_truth: Matchable, results: Results | None = None, **option
 def keep_above(results: Sequence[Mapping[str, Any]], thresholds: Mapping[Any, float]) -> list[dict[str, Any]]:
     """COCO results with at least the score threshold of their class; new dicts, in the same order.
 
-    Args:
-        results: COCO results.
-        thresholds: original category id -> score threshold, as `LrpReport.thresholds` has them. A class that is
-            not in it keeps everything.
+    `thresholds` has them by original category id, as `LrpReport.thresholds`; a class without one keeps everything.
     """
     return [dict(result) for result in results if result["score"] >= thresholds.get(result["category_id"], -math.inf)]
 

@@ -54,7 +54,6 @@ class IntervalReport(MatchReport):
 
     levels: tuple[float, ...]  # what the coverage should be
     coverage: tuple[float, ...]  # share of all edges in their interval, for each level
-    edge_coverage: tuple[tuple[float, ...], ...]  # of the left, top, right and bottom edge; a row for each level
     median_width: tuple[float, ...]  # of the whole intervals in pixels, for each level
     # Spearman's, of interval width and |error| over all edges: whether γ tells which edges are wrong. It is the same at
     # every level; nan if either does not vary.
@@ -112,8 +111,6 @@ def interval_report(
     reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
     _, right, edges = _match_edges(ground_truth, results, options)
     inside = edges.ratios <= reaches[:, None, None]  # (levels, n, 4)
-    nans = np.full((len(reaches), 4), math.nan)
-    edge_coverage = inside.mean(axis=1) if len(right) else nans
     errors, scales = edges.errors.ravel(), edges.scales.ravel()
     relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
     # Scales and boxes come from float32; the floor is met to about 1e-6.
@@ -123,7 +120,6 @@ def interval_report(
     return IntervalReport(
         levels=tuple(float(level) for level in levels),
         coverage=tuple(map(mean_or_nan, inside)),
-        edge_coverage=tuple(map(tuple, edge_coverage.tolist())),
         median_width=tuple((2.0 * reaches * median).tolist()),
         rank_correlation=_rank_correlation(scales, errors),
         relative_rank_correlation=_rank_correlation(scales * relative, errors * relative),

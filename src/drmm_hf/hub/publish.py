@@ -88,25 +88,18 @@ def code_files() -> dict[str, str]:
 
 
 def export_with_code(folder: str | Path) -> list[Path]:
-    """Make the checkpoint in `folder` loadable with `trust_remote_code=True` where this package is not installed.
+    """Make a checkpoint loadable with `trust_remote_code=True` where this package is not installed.
 
-    Writes the modules of `code_files` beside the weights and names them in config.json (`auto_map`). Where the
-    package is installed, it is used, and no code of the folder is run. `save_pretrained` of a model loaded through
-    the package writes neither; exporting a folder again brings its code up to date. (`register_for_auto_class` would
-    have every later `save_pretrained` of the process write code.)
-
-    The image processor is named in config.json, too, and not in preprocessor_config.json: with an entry there,
-    `pipeline` looks for a video processor as well and asks whether to run its code, even if the package is installed.
+    Writes the modules of `code_files`, which are returned, beside the weights and names them in config.json
+    (`auto_map`). Where the package is installed, it is used, and no code of the folder is run. Exporting a folder again
+    brings its code up to date; `save_pretrained` of a model loaded through the package writes none, as it would after
+    `register_for_auto_class`.
 
     Args:
         folder: written by `save_pretrained` of model and image processor; it is changed in place.
 
-    Returns:
-        The modules written.
-
     Raises:
-        FileNotFoundError: config.json or preprocessor_config.json is missing.
-        ValueError: one of the two is no JSON object, or the model is not D-RMM's.
+        FileNotFoundError, ValueError: config.json or preprocessor_config.json is missing or damaged, or not of D-RMM.
     """
     target = Path(folder)
     texts = _texts_with_code(target)
@@ -118,9 +111,8 @@ def export_with_code(folder: str | Path) -> list[Path]:
 def _texts_with_code(folder: Path) -> dict[str, str]:
     """What `export_with_code` writes; config.json last, so that after a crash none names code that is not there."""
     config, processor = read_config(folder, [DrmmConfig.model_type]), read_json(folder / PROCESSOR)
-    if not isinstance(processor, dict):
-        raise ValueError(f"{folder / PROCESSOR}: holds no JSON object; save the image processor again")
-    # A type that transformers does not know would keep it from looking into config.json.
+    # A type that transformers does not know would keep it from looking into config.json. With an entry here `pipeline`
+    # would look for a video processor, too, and ask whether to run its code, even if the package is installed.
     processor = {name: value for name, value in processor.items() if name not in ("auto_map", "image_processor_type")}
     auto_map = {auto: f"{_module(auto_class)}.{auto_class.__name__}" for auto, auto_class in _AUTO_CLASSES.items()}
     return {**code_files(), PROCESSOR: json_text(processor), CONFIG: json_text({**config, "auto_map": auto_map})}
@@ -129,10 +121,9 @@ def _texts_with_code(folder: Path) -> dict[str, str]:
 def plan_upload(folder: str | Path, with_code: bool = False) -> UploadPlan:
     """The files of a checkpoint folder that are published, checked.
 
-    Known files only: configuration, image processor, safetensors weights, README.md, LICENSE, metrics.json,
-    results.json, analysis.json, and pictures in the folder or in its images/. Optimizer states, pickles, logs and all
-    else stay. Of the folders that metrics and analysis name, only the last part is published: the rest tells of the
-    machine. A folder that carries code is published with the code of this package, written anew.
+    Known files only (`_KNOWN`): optimizer states, pickles, logs and all else stay. Of the folders that metrics and
+    analysis name, only the last part is published: the rest tells of the machine. A folder that carries code is
+    published with the code of this package, written anew.
 
     Args:
         folder: checkpoint with a README.md; nothing in it is changed.
@@ -183,9 +174,6 @@ def publish(
         private: create the repository as a private one; an existing public one is refused.
         create_pr: open a pull request (against `revision`) in place of a commit on the branch.
         message: title of the commit.
-
-    Returns:
-        The commit: its `oid` for `revision=`, its page `commit_url`, and `pr_url` of a pull request.
 
     Raises:
         PermissionError: no token.

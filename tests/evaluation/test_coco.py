@@ -103,7 +103,7 @@ def test_all_numbers_in_one_go(capsys: pytest.CaptureFixture) -> None:
         localization_calibration_report(truth, results),
         localization_calibration_report(truth, results, iou_threshold=0),
         lrp_report(truth, results),
-        brier_report(truth, results, num_bins=7),
+        brier_report(truth, results),
     ]
     measured = [*report.calibration, *report.localization, report.lrp, report.brier]
     assert [one.to_dict() for one in measured] == [one.to_dict() for one in expected]

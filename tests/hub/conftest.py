@@ -34,7 +34,6 @@ class FakeHub:
 
     Attributes:
         failures: method of HfApi -> the error that it raises.
-        corrupt: name of a file that arrives changed.
         calls: the methods that were called, in order.
     """
 
@@ -43,7 +42,6 @@ class FakeHub:
         self.branches: dict[str, str] = {}
         self.private = False
         self.failures: dict[str, Exception] = {}
-        self.corrupt: str | None = None
         self.calls: list[str] = []
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
@@ -85,13 +83,6 @@ class FakeHub:
             commit_url=url, commit_message=commit_message, commit_description="", oid=sha,
             pr_url=f"https://huggingface.co/{repo_id}/discussions/1" if create_pr else None,
         )  # fmt: skip
-
-    def snapshot_download(self, repo_id, *, revision, cache_dir):
-        folder = Path(cache_dir) / "snapshot"
-        for name, content in self.files(revision).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content[:-1] + b" " if name == self.corrupt else content)
-        return str(folder)
 
 
 @pytest.fixture(scope="session")

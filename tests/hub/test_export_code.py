@@ -163,7 +163,6 @@ def test_without_the_package_the_code_of_the_folder_gives_the_same_bits(exported
         ("preprocessor_config.json", None, FileNotFoundError),
         ("config.json", "{", ValueError),
         ("config.json", "[]", ValueError),
-        ("preprocessor_config.json", "[]", ValueError),
         ("config.json", '{"model_type": "detr"}', ValueError),
     ],
 )

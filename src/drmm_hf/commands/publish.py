@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", help="checkpoint folder with a README.md (model card)")
     parser.add_argument("repo_id", help="user/name or organization/name")
-    parser.add_argument("--push", action="store_true", help="create or update the repository, then verify it")
+    parser.add_argument("--push", action="store_true", help="create or update the repository")
     parser.add_argument("--with-code", action="store_true", help="add the model's code, for trust_remote_code=True")
     parser.add_argument("--revision", help="branch to publish on, created if there is none (default: main)")
     parser.add_argument("--private", action="store_true", help="create the repository as a private one")
@@ -47,7 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
     if commit.pr_url:
         print(f"pull request {commit.pr_url}")
     print(f"published {commit.commit_url}")
-    print(f"verified: {len(plan.files)} files arrived as they were sent, and the model loads")
     print(f'load it with revision="{commit.oid}" to get exactly this')
 
 

@@ -216,7 +216,6 @@ def _calibration(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str,
     for name in ("LaECE", "LaECE_0"):
         settings[name] = settings[name].replace("score >= 0", above)
     settings["LaACE_0"] = f"IoU > 0, no bins, {above}, {no_bins}"
-    settings["Brier"] = f"IoU {ece.iou_threshold:g}, score >= 0, {no_bins}"
     oce = object_calibration_report(matches.truth, matches.results)
     parts = part_calibration_report(matches) if matches.results.have("objectness") else {}
     return {

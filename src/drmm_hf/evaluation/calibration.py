@@ -85,14 +85,12 @@ class LocalizationCalibrationReport(BinnedReport):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BrierReport(BinnedReport):
-    """Brier score of detections and Murphy's decomposition of it; `brier` and `uncertainty` have no bins."""
+class BrierReport(MatchReport):
+    """Brier score of detections; it has no bins."""
 
     brier: float  # mean of (score - correct)², in [0, 1]
-    reliability: float  # Σ_b n_b/n (conf_b - acc_b)²: lower is better calibrated
-    resolution: float  # Σ_b n_b/n (acc_b - acc)²: higher tells right from wrong better
-    uncertainty: float  # acc (1 - acc) over all detections, which no score can change
-    within_bin: float  # brier - (reliability - resolution + uncertainty): the spread of scores inside the bins
+    num_detections: int  # those that were counted
+    num_ignored: int  # left out because they lie on a crowd region
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,6 @@ class ObjectCalibrationReport(Report):
 
     oce: float  # mean of `per_threshold`; nan without objects
     per_threshold: tuple[float, ...]  # mean Brier score of the objects at each of `iou_thresholds`
-    missed: tuple[float, ...]  # share of the objects that no detection reaches, at each of them
     num_objects: int  # ground-truth boxes that are no crowd
     iou_thresholds: tuple[float, ...]
     score_threshold: float
@@ -194,30 +191,17 @@ def localization_calibration_report(
 
 
 def brier_report(
-    ground_truth: Matchable, results: Results | None = None, *, num_bins: int = 10, **options: Unpack[MatchOptions]
+    ground_truth: Matchable, results: Results | None = None, **options: Unpack[MatchOptions]
 ) -> BrierReport:
-    """Brier score of detections and Murphy's decomposition of it, right and wrong as in `calibration_report`.
-
-    Brier, Verification of forecasts expressed in terms of probability, 1950; Murphy, A new vector partition of
-    the probability score, 1973.
+    """Brier score of detections (Brier, Verification of forecasts expressed in terms of probability, 1950), right and
+    wrong as in `calibration_report`.
     """
     kept = match_detections(ground_truth, results, **options).above(0.0)
-    bins = calibration_report(kept, num_bins=num_bins)
-    filled = np.array(bins.bin_counts) > 0
-    weights = np.array(bins.bin_counts)[filled] / (len(kept) or math.nan)
-    confidence, accuracy = np.array(bins.bin_confidences)[filled], np.array(bins.bin_accuracies)[filled]
-    precision = mean_or_nan(kept.correct)
-    brier, uncertainty = mean_or_nan((kept.scores - kept.correct) ** 2), precision * (1.0 - precision)
-    reliability, resolution = (
-        float(weights @ (values - accuracy) ** 2) if len(kept) else math.nan for values in (confidence, precision)
-    )
     return BrierReport(
-        brier=brier,
-        reliability=reliability,
-        resolution=resolution,
-        uncertainty=uncertainty,
-        within_bin=brier - (reliability - resolution + uncertainty),
-        **_binned(kept, num_bins),
+        brier=mean_or_nan((kept.scores - kept.correct) ** 2),
+        num_detections=len(kept),
+        num_ignored=len(kept.ignored_scores),
+        **kept.settings,
     )
 
 
@@ -226,14 +210,14 @@ def calibration_measures(
 ) -> dict[str, tuple[float, Any]]:
     """The usual measures of the matches of all detections: name -> value and the report that it is from.
 
-    ECE and Brier are at the IoU threshold of the matches in `num_bins`, LaECE at IoU 0.1, LaECE_0 and LaACE_0 at any
-    overlap, in 25. `thresholds` has for each category id the smallest score that counts for the LaECEs.
+    ECE (in `num_bins`) and Brier are at the IoU threshold of the matches, LaECE at IoU 0.1, LaECE_0 and LaACE_0 at any
+    overlap (in 25). `thresholds` has for each category id the smallest score that counts for the LaECEs.
     """
     laece, any_overlap = (
         localization_calibration_report(located.above_each(thresholds) if thresholds else located)
         for located in (matches.at(0.1), matches.at(0.0))
     )
-    ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches, num_bins=num_bins)
+    ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches)
     d_ece = d_ece_report(matches)
     return {
         "ECE": (ece.ece, ece),
@@ -282,7 +266,7 @@ def object_calibration_report(
     check_scores(found.scores)
     chosen = set(truth.chosen_images(image_ids))
     classes = np.eye(len(truth.category_ids))
-    briers, missed = [np.zeros((len(thresholds), 0))], [np.zeros((len(thresholds), 0), dtype=bool)]
+    briers = [np.zeros((len(thresholds), 0))]
     for seen, present in pairs(found, ranked_rows(found, max_detections, image_ids), by_class=False):
         present = present[~truth.crowd[present]]
         if not present.size or truth.image_ids[truth.images[present[0]]] not in chosen:
@@ -294,14 +278,12 @@ def object_calibration_report(
         mean = near @ vectors[kept] / np.maximum(count, 1)[..., None]
         # A missed object has the vector 0, whose score is the 1 of the definition.
         briers.append(((mean - classes[truth.classes[present]]) ** 2).sum(axis=-1))
-        missed.append(count == 0)
-    brier, none = np.concatenate(briers, axis=1), np.concatenate(missed, axis=1)
+    brier = np.concatenate(briers, axis=1)
     num_objects = brier.shape[1]
     per_threshold = brier.sum(axis=1) / (num_objects or math.nan)
     return ObjectCalibrationReport(
         oce=float(per_threshold.mean()),
         per_threshold=tuple(per_threshold.tolist()),
-        missed=tuple((none.sum(axis=1) / (num_objects or math.nan)).tolist()),
         num_objects=num_objects,
         iou_thresholds=tuple(thresholds.tolist()),
         score_threshold=float(score_threshold),

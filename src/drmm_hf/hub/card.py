@@ -120,7 +120,6 @@ def write_checkpoint_card(
         results=results,
         trained_results=metrics is not None,
         facts=facts,
-        worst_bin=_worst_bin(report) if report else None,
         metrics=list(_METRICS),
         paper_url="https://arxiv.org/abs/2205.08714",
         diagram=DIAGRAM,
@@ -189,18 +188,6 @@ def _model_index(results: Mapping[str, Mapping[str, float]], dataset: str) -> li
         for split, row in results.items()
         for name, value in row.items()
     ]
-
-
-def _worst_bin(report: CalibrationReport) -> dict[str, float] | None:
-    """The bin, of scores from 0.3, with the most detections times distance of score and precision."""
-    edges = (report.bin_edges[:-1], report.bin_edges[1:])
-    columns = zip(*edges, report.bin_counts, report.bin_confidences, report.bin_accuracies, strict=True)
-    bins = [
-        {"low": low, "high": high, "count": count, "gap": confidence - precision}
-        for low, high, count, confidence, precision in columns
-        if count and confidence >= 0.3
-    ]
-    return max(bins, key=lambda entry: abs(entry["gap"]) * entry["count"], default=None)
 
 
 def _public_recipe(training: TrainConfig) -> str:

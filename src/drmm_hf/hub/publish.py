@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_drmm import DrmmConfig
@@ -44,11 +43,8 @@ from transformers.models.auto import modeling_auto  # noqa: E402
 modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES["drmm"] = "DrmmForObjectDetection"
 """
 # What the Hub answers, and broken connections: HTTPError of httpx or httpx2, whichever this version of huggingface_hub
-# uses, what a download that does not reach the Hub ends with, and the RuntimeError that a failed upload becomes.
-_FAILURES: tuple[type[Exception], ...] = (
-    *(HfHubHTTPError.__bases__[0], LocalEntryNotFoundError),
-    *(ConnectionError, TimeoutError, RuntimeError),
-)
+# uses, and the RuntimeError that a failed upload becomes.
+_FAILURES: tuple[type[Exception], ...] = (*(HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError, RuntimeError),)
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ def publish(
     create_pr: bool = False,
     message: str = "Upload D-RMM detector",
 ) -> CommitInfo:
-    """Create or update a model repository, then download the commit, compare it with the plan, and load it.
+    """Create or update a model repository.
 
     All files, and the removal of weights that the new ones replace, are one commit on top of the state seen at the
     start: readers see the old checkpoint or the new one, never a mixture. The token is the one of `hf auth login` or
@@ -178,7 +174,7 @@ def publish(
     Raises:
         PermissionError: no token.
         ConnectionError: the Hub refuses something, fails, or cannot be reached.
-        ValueError: the repository is public, or does not hold what was sent.
+        ValueError: the repository is public.
     """
     if get_token() is None:
         raise PermissionError("no token for the Hub; run `hf auth login` or set HF_TOKEN")
@@ -198,9 +194,9 @@ def publish(
         *(CommitOperationDelete(name) for name in present if _WEIGHTS.fullmatch(name) and name not in plan.files),
     ]
     # the answer may be what was lost
-    with _explained(repo_id, "Look whether the commit is there; it is not made on top of another: run it again"):
+    with _explained(repo_id, "Look whether the commit is there; if not, run it again"):
         # not upload_folder, which makes several commits of a folder where hf_xet is installed
-        commit = api.create_commit(
+        return api.create_commit(
             repo_id,
             operations,
             revision=revision,
@@ -208,22 +204,6 @@ def publish(
             parent_commit=before.sha,
             commit_message=message,
         )
-    what = f"{repo_id} at {commit.oid}"
-    with TemporaryDirectory(prefix="published-") as cache:
-        with _explained(repo_id, f"{what} is published but not verified; run it again"):
-            arrived = Path(api.snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
-        wrong = [
-            name
-            for name in plan.files
-            if not (arrived / name).is_file() or (arrived / name).read_bytes() != plan.read(name)
-        ]
-        if wrong:
-            raise ValueError(
-                f"{what} does not hold what was sent: {', '.join(wrong)} missing or different; publish again, and tell "
-                "your users to wait"
-            )
-        load_checkpoint(str(arrived))
-    return commit
 
 
 @contextmanager

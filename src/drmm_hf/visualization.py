@@ -89,9 +89,7 @@ def draw_view(
     """Boxes, tags, and a band around each edge.
 
     Args:
-        image: the picture, any size; left unchanged.
-        detections: `boxes` (n, 4) xyxy in pixels of `image`, `labels` (n,) and `scores` (n,); all are drawn.
-        id2label: names of the labels.
+        image, detections, id2label: tensors as in `draw_detections`; all are drawn.
         intervals: (n, 2, 4) lower and upper end of each edge, same pixels; no bands without.
         removed: (n,) bool, detections to cross out in gray.
 

@@ -35,16 +35,14 @@ def detections_to_coco(
         detections: per image `scores` (n,), `labels` (n,) in 0..C-1 and `boxes` (n, 4), absolute xyxy in
             pixels of the original image, as `post_process_object_detection` returns them.
         image_ids: original id of each image, in the same order.
-        category_ids: original category id of each label; -1 for a label that the data set does not have,
-            whose detections are left out because nothing can tell whether they are right.
+        category_ids: original category id of each label; -1 leaves out one that the data set does not have.
         with_scales: also keep `scales` (n, 4), γ of the left, top, right and bottom edge in pixels of the original
             image, for `interval_report`.
         with_parts: also keep `objectness` (n,), the factor o of the score p·o, for `part_calibration_report`.
 
     Returns:
-        `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}` per detection, with
-        `with_scales` also `"scales": [l, t, r, b]`, with `with_parts` also `"objectness"`; all plain Python numbers,
-        images in the given order.
+        `{"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}` per detection, and what else is
+        kept; all plain Python numbers, images in the given order.
 
     Raises:
         ValueError: the lengths differ, a label has no category, or there are no scales or parts to keep.
@@ -84,15 +82,11 @@ def evaluate_coco(
     image_ids: Sequence[Any] | None = None,
     per_class: bool = False,
 ) -> dict[str, float]:
-    """The twelve COCO box numbers, as fractions of 1.
-
-    Evaluation reads the raw annotations, so a detection on a crowd region is ignored, neither right nor
-    wrong. An image without results counts as one where nothing was found.
+    """The twelve COCO box numbers, as fractions of 1; a detection on a crowd region is neither right nor wrong.
 
     Args:
-        ground_truth: path of a COCO instances file, its content, or a `pycocotools.coco.COCO`; left
-            unchanged.
-        results: COCO results as a list or as the path of a JSON file; may be empty.
+        ground_truth: path of a COCO instances file, its content, or a `pycocotools.coco.COCO`.
+        results: COCO results as a list or as the path of a JSON file; may be empty, as may be those of an image.
         max_detections: increasing numbers of detections for AR, counted per image and class as COCO does; AP
             and the AR of the sizes use the last.
         image_ids: evaluate these images only (default: all of the file).

@@ -132,13 +132,9 @@ Results: TypeAlias = str | PathLike[str] | Sequence[Mapping[str, Any]] | CocoRes
 
 @collection_paused()
 def prepare_ground_truth(ground_truth: GroundTruth) -> CocoGroundTruth:
-    """Check COCO ground truth and index it for box evaluation.
+    """Check COCO ground truth (or return it, if it is checked) and index it for box evaluation.
 
-    A missing `iscrowd` counts as 0, a missing `area` as width·height of the box, and `info` may be absent.
-
-    Args:
-        ground_truth: path of a COCO instances file, its content as a dict, a `pycocotools.coco.COCO`, or what this
-            function returned.
+    A missing `iscrowd` counts as 0, a missing `area` as width·height of the box.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -57,14 +57,9 @@ def suppress(
 ) -> list[dict[str, Any]]:
     """Greedy non-maximum suppression of COCO results, per image and class.
 
-    Args:
-        results: COCO results.
-        iou_threshold: a detection that overlaps a kept one of higher score by more than this is removed.
-        merge_scores: winner takes all (paper, Table 3): the scores of the removed are added to the one that removed
-            them, to at most 1.
-
-    Returns:
-        New results, ordered by the text of image and category id, and by score.
+    A detection that overlaps a kept one of higher score by more than `iou_threshold` is removed. With `merge_scores`
+    the winner takes all (paper, Table 3): its score becomes the sum of its own and theirs, at most 1. The new results
+    are ordered by the text of image and category id, and by score.
     """
     keys = [(str(result["image_id"]), str(result["category_id"])) for result in results]
     order = np.array(sorted(range(len(results)), key=lambda row: (keys[row], -results[row]["score"])), dtype=int)

@@ -70,8 +70,7 @@ def likelihood_report(
         batch_size: images in a batch.
 
     Raises:
-        FileNotFoundError, ValueError: an image cannot be read (the message names the file), a label is not one of the
-            model, or the model predicts no density.
+        FileNotFoundError, ValueError: an image cannot be read, or the model predicts no density.
     """
     config = model.config
     if config.head != "mixture":

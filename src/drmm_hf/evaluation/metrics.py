@@ -8,9 +8,10 @@ from .calibration import (
     BrierReport,
     CalibrationReport,
     LocalizationCalibrationReport,
-    calibration_measures,
+    brier_report,
     calibration_report,
     d_ece_report,
+    localization_calibration_report,
     part_calibration_report,
 )
 from .coco import run_coco_eval, summarize
@@ -83,9 +84,8 @@ def evaluate_detections(
     )
     more: dict[str, Any] = {}
     if details:
-        measures = calibration_measures(matches, num_bins)
-        more |= {"localization": (measures["LaECE"][1], measures["LaECE_0"][1]), "brier": measures["Brier"][1]}
-        more["lrp"] = lrp_report(matches)
+        located = tuple(localization_calibration_report(matches.at(iou)) for iou in (0.1, 0.0))
+        more |= {"localization": located, "brier": brier_report(matches), "lrp": lrp_report(matches)}
         more["parts"] = part_calibration_report(matches, num_bins=num_bins) if found.have("objectness") else {}
     return DetectionReport(
         metrics=metrics,

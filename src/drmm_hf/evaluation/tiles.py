@@ -52,9 +52,8 @@ def predict_tiled(
 ) -> Iterator[tuple[list[Row], list[Detection]]]:
     """Each row by itself with its detections, as `predict_batches` gives batches, from tiles of its image.
 
-    An image no larger than a tile is predicted as by `predict_images`. Memory holds the image at hand, and tiles of a
-    few batches. `merge_tiles` says how the detections of the tiles become those of the image; an object is seen whole
-    if it is no larger than what neighbouring tiles have in common, `overlap * tile`.
+    `merge_tiles` says how the detections of the tiles become those of the image; an object is seen whole if it is no
+    larger than what neighbouring tiles have in common, `overlap * tile`. Memory holds tiles of a few batches.
 
     Args:
         model, processor, options: as in `predict_dataset`, of the tiles: `top_k` is kept in each.

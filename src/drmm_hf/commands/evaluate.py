@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -129,8 +130,11 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         source = output / "ground_truth.json" if output else Path(stream.name)
     else:
         files = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
-        files["boxless"] = boxless is not None
-        dataset = load_detection_dataset(arguments.data, arguments.split, **files, id2label=label_names(model))
+        with TemporaryDirectory() as folder:
+            if boxless:
+                files["annotations"] = Path(folder) / boxless.name
+                write_json(files["annotations"], {**read_json(boxless), "annotations": []})
+            dataset = load_detection_dataset(arguments.data, arguments.split, **files, id2label=label_names(model))
         results, truth = predict_dataset(model, processor, dataset, **options), dataset.annotations_path
         source = boxless or dataset.annotations_path
     if processes and not processes.is_main_process:

@@ -1,7 +1,6 @@
 """What a row of a detection data set is, and how the columns of a split become rows: cleaned and labeled once."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -91,12 +90,6 @@ class DetectionDataset:
         return len(self.dataset)
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Both parts of a training's data have the same to say."""
-    logger.warning(message)
-
-
 @dataclass(frozen=True)
 class Portion:
     """A share of a split's images that is held out for validation; or the others.
@@ -112,9 +105,9 @@ class Portion:
         count = min(max(1, round(images * self.share)), images - 1)
         if count < 1:
             raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
-        _warn_once(
-            f"{source}: no split for validation; {count} of its {images} images, chosen at random, are held out for it"
-        )
+        if self.held_out:
+            message = "%s: no split for validation; %d of its %d images, chosen at random, are held out for it"
+            logger.warning(message, source, count, images)
         order = np.random.default_rng(0).permutation(images)
         return np.sort(order[:count] if self.held_out else order[count:])
 

@@ -70,11 +70,7 @@ def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argp
     try:
         return run(arguments) or 0
     except (MemoryError, RuntimeError) as error:
-        from accelerate.utils.memory import (
-            should_reduce_batch_size,  # a slow import, which is done where this is raised
-        )
-
-        if debug or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+        if debug or not is_out_of_memory(error):
             raise
         batch_size = getattr(arguments, "batch_size", None)  # not every command has one
         hint = "" if batch_size is None else f"; lower --batch-size (now {batch_size})"
@@ -104,6 +100,17 @@ def _leave_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")  # nobody joined a group who has not imported it
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the device or of the machine, did not suffice.
+
+    It has a type of its own on a GPU, in Python and in numpy, but none in torch's CPU allocator.
+    """
+    words = ("out of memory", "DefaultCPUAllocator", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

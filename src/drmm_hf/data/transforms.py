@@ -13,7 +13,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
 from ..image_processing_drmm import keep_ratio_size
-from .images import DecodedImage, ImageCache, Size, decode_image_at_least
+from .images import DecodedImage, Size, decode_image_at_least
 
 IMAGENET_MEAN_RGB = (124, 116, 104)
 """ImageNet's mean color: a canvas of it is about zero once the network input is normalized."""
@@ -132,7 +132,7 @@ class TrainTransform(Augmentation):
 
     The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it, shifted,
     cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear, anti-aliased resample of
-    the decoded image; without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is large enough.
+    the decoded image; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is large enough.
 
     Boxes are clipped to the canvas. One is removed where less than `min_visibility` of its area remains, or a side is
     shorter than `min_box_size` canvas pixels, and so are crowd boxes. Images may end without boxes.
@@ -148,8 +148,6 @@ class TrainTransform(Augmentation):
         keep_aspect: False stretches every image to the canvas instead of fitting it with its own aspect
             ratio.
         fill: RGB color of the canvas where there is no image.
-        cache_bytes: keep decoded images in memory, downscaled to the largest zoom, up to so many bytes in every
-            process. The transform must then always be used with the same files.
     """
 
     min_visibility, min_box_size = 0.25, 2.0
@@ -165,12 +163,10 @@ class TrainTransform(Augmentation):
         color_jitter: float = 0.2,
         keep_aspect: bool = True,
         fill: tuple[int, int, int] = IMAGENET_MEAN_RGB,
-        cache_bytes: int = 0,
     ) -> None:
         self.size, self.flips = size, (horizontal_flip, vertical_flip)
         self.scale_range, self.translate, self.color_jitter = scale_range, translate, color_jitter
         self.keep_aspect, self.fill = keep_aspect, fill
-        self.cache = ImageCache(cache_bytes) if cache_bytes else None
 
     def view(self, whole: Size, draws: Sequence[float]) -> View:
         zoom, shifts, color, flips = self._zoom(draws[0]), draws[1:3], draws[3:6], draws[6:]
@@ -188,9 +184,13 @@ class TrainTransform(Augmentation):
         )
 
     def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
-        if self.cache is not None:
-            return self.cache.get(example, lambda whole: self._zoomed_size(whole, self.scale_range[1]))
-        return decode_image_at_least(example, lambda whole: self._zoomed_size(whole, self._zoom(draws[0])))
+        zoom = self._zoom(draws[0])
+
+        def needed(whole: Size) -> Size:
+            vertical, horizontal = self._fit(whole)
+            return max(1, round_up(whole[0] * vertical * zoom)), max(1, round_up(whole[1] * horizontal * zoom))
+
+        return decode_image_at_least(example, needed)
 
     def _zoom(self, draw: float) -> float:
         low, high = map(math.log, self.scale_range)
@@ -200,11 +200,6 @@ class TrainTransform(Augmentation):
         """Vertical and horizontal zoom that fits the whole image into the canvas."""
         vertical, horizontal = self.size[0] / whole[0], self.size[1] / whole[1]
         return (min(vertical, horizontal),) * 2 if self.keep_aspect else (vertical, horizontal)
-
-    def _zoomed_size(self, whole: Size, zoom: float) -> Size:
-        """Height and width in canvas pixels of the whole image, rounded up."""
-        vertical, horizontal = self._fit(whole)
-        return max(1, round_up(whole[0] * vertical * zoom)), max(1, round_up(whole[1] * horizontal * zoom))
 
 
 class PaperTransform(Augmentation):

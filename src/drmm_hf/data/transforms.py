@@ -27,8 +27,6 @@ class View:
     The rectangle `source`, `(left, top, right, bottom)` in image pixels, is resampled to the rectangle `target` in
     pixels of the sample, whose size is `size`, `(height, width)`. Brightness, contrast and saturation are multiplied by
     the factors `color`. Then the sample is mirrored left to right and top to bottom, as `flip` says.
-
-    `origin`, `(x, y)` in image pixels, decides only how boxes are rounded: it is subtracted from them first.
     """
 
     source: tuple[float, float, float, float]
@@ -36,7 +34,6 @@ class View:
     size: Size
     flip: tuple[bool, bool] = (False, False)
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    origin: tuple[float, float] = (0.0, 0.0)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -68,9 +65,10 @@ class View:
     def move_boxes(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes (N, 4) xyxy in image pixels to pixels of the sample: whole ones, and what lies inside of it."""
         scale = self.scale
-        shift = [self.target[i] - (self.source[i] - self.origin[i]) * scale[i] for i in (0, 1)]
-        origin, factor, offset = (torch.tensor(pair).repeat(2) for pair in (self.origin, scale, shift))
-        whole = tv_tensors.BoundingBoxes((boxes - origin) * factor + offset, format="XYXY", canvas_size=self.size)
+        shift = [self.target[i] - self.source[i] * scale[i] for i in (0, 1)]
+        factor, offset = (torch.tensor(pair, dtype=torch.float64).repeat(2) for pair in (scale, shift))
+        moved = (boxes * factor + offset).float()
+        whole = tv_tensors.BoundingBoxes(moved, format="XYXY", canvas_size=self.size)
         for flip, mirrored in zip((functional.horizontal_flip, functional.vertical_flip), self.flip, strict=True):
             whole = flip(whole) if mirrored else whole
         inside = functional.clamp_bounding_boxes(whole)
@@ -266,7 +264,7 @@ class PaperTransform(Augmentation):
             shown = y2 - y1, x2 - x1
         size = self._fit(shown, shortest)
         target = (0, 0, size[1], size[0])
-        return View(source, target, size, flip=(flip < self.horizontal_flip, False), origin=source[:2])
+        return View(source, target, size, flip=(flip < self.horizontal_flip, False))
 
     def _fit(self, size: Size, shortest: int) -> Size:
         """Size (height, width) after a resize to a shorter side of `shortest`."""

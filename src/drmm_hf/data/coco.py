@@ -22,8 +22,8 @@ from ..configuration_drmm import shown
 from ..files import collection_paused, to_json, write_text
 from .images import ImageFrame, image_size
 from .layouts import shorten
-from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, Portion, build_detection_dataset, image_sizes
-from .splits import Part
+from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, build_detection_dataset, image_sizes
+from .splits import Part, Portion
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from ..annotations import ARE_THEY_CORNERS, CLIP_TOLERANCE, MIN_SIDE, Records, clean_boxes, frame_problem
 from ..configuration_drmm import class_names
 from .images import ImageFrame, ImageHeader, Size, read_header
+from .splits import Portion
 
 logger = logging.getLogger(__name__)
 
@@ -88,28 +89,6 @@ class DetectionDataset:
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A share of a split's images that is held out for validation; or the others.
-
-    Every command that asks for it gets the same images, since they follow from their number alone.
-    """
-
-    held_out: bool
-    share: float
-
-    def indices(self, images: int, source: str) -> np.ndarray:
-        """Of so many images those of the portion, in order."""
-        count = min(max(1, round(images * self.share)), images - 1)
-        if count < 1:
-            raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
-        if self.held_out:
-            message = "%s: no split for validation; %d of its %d images, chosen at random, are held out for it"
-            logger.warning(message, source, count, images)
-        order = np.random.default_rng(0).permutation(images)
-        return np.sort(order[:count] if self.held_out else order[count:])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from ..annotations import Records, frame_problem
 from .images import ImageFrame, Size, read_header
 from .rows import MAX_SIDE, PIXELS, DatasetReport, DetectionDataset, check_known, ordered_labels, row_features
-from .splits import AnyPath, choose_split
+from .splits import AnyPath, choose_split, usual_name
 from .tables import COLUMNS, class_names_of, is_saved, objects_dataset, read_objects, reason_of, unreadable
 from .tars import TarError, read_tars
 
@@ -182,12 +182,12 @@ def load_streaming_dataset(
         builder = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path))
         if builder.name == "webdataset":
             # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
-            tars = {str(key): list(files) for key, files in builder.config.data_files.items()}
+            tars = {usual_name(str(key)): list(files) for key, files in builder.config.data_files.items()}
             found, _ = choose_split(tars, split, 0, str(path))
             # A list in `gen_kwargs` is what `datasets` splits between processes.
             rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": tars[found]})
         else:
-            streams: Any = {str(key): value for key, value in builder.as_streaming_dataset().items()}
+            streams: Any = {usual_name(str(key)): value for key, value in builder.as_streaming_dataset().items()}
             found, _ = choose_split(streams, split, 0, str(path))
             rows = streams[found]
     except (*_DAMAGED, RuntimeError) as error:

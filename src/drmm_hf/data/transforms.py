@@ -307,12 +307,7 @@ def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
 
 def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes (N, 4) float32 xyxy in image pixels and labels (N,) int64 of an example, without crowd."""
-    objects = example.get("objects")
-    if not isinstance(objects, Mapping) or "bbox" not in objects or "category" not in objects:
-        raise ValueError(
-            f"image {example.get('image_id', '?')}: `objects` must be a dict of lists with `bbox` ([x, y, "
-            "width, height] in pixels) and `category` (labels); rename the data set's columns to that"
-        )
+    objects = example["objects"]
     boxes = box_convert(torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4), "xywh", "xyxy")
     labels = torch.as_tensor(objects["category"], dtype=torch.int64)
     if objects.get("iscrowd") is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .export_graph import AXES, STRIDE, DetectorGraph, GraphSettings, Run, capture
-from .files import read_json, write_json, writing
+from .files import read_json, require, write_json, writing
 from .image_processing_drmm import DrmmImageProcessor
 from .loading import label_names
 from .modeling_drmm import DrmmForObjectDetection
@@ -70,7 +70,8 @@ def export_detector(
         raise ValueError("precision int8 is onnxruntime's: it needs format onnx.")
     fields = processor_settings(processor, settings)
     if format == "onnx":
-        newest = _import_onnx().defs.onnx_opset_version()
+        onnx, *_ = (require(name, "export") for name in ("onnx", "onnxscript", "onnxruntime"))
+        newest = onnx.defs.onnx_opset_version()
         if not MIN_OPSET <= opset <= newest:
             raise ValueError(f"opset is {opset}: give one of {MIN_OPSET}..{newest}.")
     # The attention written out: torch's fused operators of a CPU do not all translate to ONNX.
@@ -160,8 +161,7 @@ class ExportedDetector(nn.Module):
         super().__init__()
         sidecar = read_json(folder / SIDECAR)
         kind = sidecar["image_processor"]["image_processor_type"]
-        kinds = {DrmmImageProcessor.__name__: DrmmImageProcessor}
-        self.processor = (kinds.get(kind) or getattr(transformers, kind)).from_dict(sidecar["image_processor"])
+        self.processor = getattr(transformers, kind, DrmmImageProcessor).from_dict(sidecar["image_processor"])
         self.output_names: list[str] = sidecar["outputs"]
         load = _load_onnx if sidecar["format"] == "onnx" else _load_program
         self.run: Run = load(folder / sidecar["file"], self.output_names)
@@ -176,9 +176,7 @@ class ExportedDetector(nn.Module):
 
 
 def _load_onnx(path: Path, output_names: list[str]) -> Run:
-    _import_onnx()
-    import onnxruntime
-
+    onnxruntime = require("onnxruntime", "export")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors: its warnings speak of its own optimizations
@@ -238,17 +236,6 @@ def _quantize_onnx(path: Path) -> None:
 
     with _quiet():
         quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-
-
-def _import_onnx() -> Any:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        message = f"ONNX needs onnx, onnxscript and onnxruntime ({error}): pip install 'drmm-hf[export]'"
-        raise ImportError(message) from error
-    return onnx
 
 
 def _log_sigmoid(self: Any) -> Any:

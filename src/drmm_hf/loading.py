@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +118,6 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
     return chosen
-
-
-def weights_written(model: str) -> str | None:
-    """When the weights of a checkpoint folder were written, in UTC; None for a Hub id.
-
-    A later training may write other weights to the same folder: results of the earlier ones are not theirs.
-    """
-    times = [file.stat().st_mtime for file in sorted(Path(model).glob("*.safetensors"))]
-    return datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else None
 
 
 def label_names(model: Any) -> dict[int, str]:

@@ -71,36 +71,15 @@ def test_temperature_at_its_ends():
 
 
 @pytest.mark.parametrize("method", ["isotonic", "temperature"])
-@pytest.mark.parametrize("per_class", [False, True])
-def test_a_sharpened_scene_is_cured(method, per_class):
+def test_a_sharpened_scene_is_cured(method):
     truth, results = scene(4, sharpen=2.0)
     given = copy.deepcopy(results)
-    fit = ScoreCalibration.fit(truth, results, method=method, per_class=per_class, image_ids=[0, 1])
+    fit = ScoreCalibration.fit(truth, results, method=method, image_ids=[0, 1])
     calibrated = fit.apply(results)
     assert results == given, "the caller's results are unchanged"
     assert calibration_report(truth, results, image_ids=[2, 3]).ece > 0.05
     assert calibration_report(truth, calibrated, image_ids=[2, 3]).ece == pytest.approx(0.0, abs=1e-6)
-    assert set(fit.per_class) == ({7, 9} if per_class else set())
     json.dumps(fit.to_dict(), allow_nan=False)
-
-
-def test_per_class_curves_and_the_pooled_one_for_the_rest():
-    truth, results = scene(2)
-    truth["categories"].append({"id": 3, "name": "new"})
-    # Class 9 is never right.
-    truth["annotations"] = [entry for entry in truth["annotations"] if entry["category_id"] == 7]
-    fit = ScoreCalibration.fit(truth, results, per_class=True)
-    rows = [{"image_id": 0, "category_id": c, "bbox": [0, 0, 1, 1], "score": 0.8} for c in (3, 7, 9)]
-    assert [row["score"] for row in fit.apply(rows)] == pytest.approx([0.4, 0.8, 0.0])
-
-
-def test_fitting_to_iou_cures_the_localisation_aware_error():
-    truth, results = scene(4)
-    for row in results:
-        row["bbox"] = [*row["bbox"][:3], 8]  # IoU .8 instead of 1
-    assert localization_calibration_report(truth, results).laece == pytest.approx(0.1)
-    fit = ScoreCalibration.fit(truth, results, target="iou", iou_threshold=0.1)
-    assert localization_calibration_report(truth, fit.apply(results)).laece == pytest.approx(0.0)
 
 
 def test_ties_made_by_calibration_keep_the_matching():
@@ -152,7 +131,7 @@ def test_split_half_fits_on_one_half_and_reports_on_the_other():
     truth["annotations"] = [{"image_id": 0, "category_id": 7, "bbox": box}]
     results = [{"image_id": image_id, "category_id": 7, "bbox": box, "score": 0.6} for image_id in (0, 1)]
     # Image 0: right at .6; image 1: wrong at .6. Raw: (.4 + .6)/2. Fitted on the other: 0 for right, 1 for wrong.
-    report = split_half_report(truth, results, methods=["isotonic"])
+    report = split_half_report(truth, results)
     assert report.values["raw"]["ECE"] == pytest.approx(0.5)
     assert report.values["isotonic"]["ECE"] == pytest.approx(1.0)
     assert report.values["isotonic"]["Brier"] == pytest.approx(1.0)
@@ -161,8 +140,8 @@ def test_split_half_fits_on_one_half_and_reports_on_the_other():
 def test_the_split_depends_on_the_seed_alone():
     truth, results = scene(5, sharpen=1.5)
     results = [row for row in results if row["image_id"] != 2 or row["score"] > 0.5]
-    first = split_half_report(truth, results, methods=["temperature"], image_ids=[4, 0, 1, 2])
-    again = split_half_report(truth, results[::-1], methods=["temperature"], image_ids=[2, 1, 4, 0])
+    first = split_half_report(truth, results, image_ids=[4, 0, 1, 2])
+    again = split_half_report(truth, results[::-1], image_ids=[2, 1, 4, 0])
     assert first.num_images == (2, 2)
     for method, values in first.values.items():
         assert again.values[method] == pytest.approx(values)
@@ -188,20 +167,7 @@ def test_curves_are_monotone_bounded_and_do_not_depend_on_the_order(rows, random
     assert error <= np.var(targets) + 1e-12
 
 
-def test_iou_as_the_target_stays_a_probability():
-    # the IoU of these equal boxes is 1 + 2e-16
-    box = [0.0, 0.0, 80.59, 76.32]
-    truth, _ = scene(2)
-    truth["annotations"] = [{"image_id": image_id, "category_id": 7, "bbox": box} for image_id in (0, 1)]
-    for width in np.linspace(10, 90, 200).tolist():
-        exact = [*box[:2], width, width / 3]
-        truth["annotations"] = [{**one, "bbox": exact} for one in truth["annotations"]]
-        results = [{**one, "score": 0.6} for one in truth["annotations"]]
-        fitted = ScoreCalibration.fit(truth, results, target="iou").apply(results)
-        assert max(row["score"] for row in fitted) <= 1.0
-
-
-BAD_SETTINGS = ({"method": "platt"}, {"target": "recall"}, {"iou_threshold": 2.0})
+BAD_SETTINGS = ({"method": "platt"}, {"iou_threshold": 2.0})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""`drmm analyze`: one HTML page on one or several checkpoints, and its numbers as JSON.
-
-Beside each `results-NAME.json` lies a `results-NAME.model.json`: what the results were made from, so that `--reuse`
-refuses those of another model or data set, and what only the model itself can tell (density, likelihood).
-"""
+"""`drmm analyze`: one HTML page on one or several checkpoints, and its numbers as JSON."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -19,10 +15,10 @@ from ..evaluation.analysis import (
     rank_images,
     result_names,
 )
-from ..evaluation.coco_input import CocoResults, prepare_ground_truth, prepare_results
+from ..evaluation.coco_input import prepare_ground_truth, prepare_results
 from ..evaluation.report import draw_images, render_report
-from ..files import make_output_folder, read_json, require, to_plain, write_json, write_text
-from ..loading import label_names, load_detector, predicted, weights_written
+from ..files import make_output_folder, require, to_plain, write_json, write_text
+from ..loading import label_names, load_detector, predicted
 
 REPORT, NUMBERS = "report.html", "analysis.json"
 NO_LIKELIHOOD: dict[str, Any] = {
@@ -55,9 +51,6 @@ def parser() -> argparse.ArgumentParser:
     add_data_arguments(parser, "folder of a labeled data set, or a Hub id")
     outputs = ("--output", "--output_dir", "--output-dir")
     parser.add_argument(*outputs, required=True, metavar="OUT", help="folder for the report")
-    parser.add_argument(
-        "--reuse", action="store_true", help="take predictions from OUT/results-NAME.json where it exists"
-    )
     parser.add_argument("--worst", type=count, default=6, help="images with the most error to draw (default: 6)")
     add_model_arguments(parser)
     return parser
@@ -72,25 +65,19 @@ def run(arguments: argparse.Namespace) -> None:
     # Every input is looked at before the first model runs.
     dataset = _load_data(arguments)
     truth = prepare_ground_truth(dataset.annotations_path)
-    chosen: list[tuple[str, str, Path, Mapping[str, Any] | None]] = []
-    found: dict[Path, CocoResults] = {}
-    for name, checkpoint in zip(names, arguments.model, strict=False):
-        saved = output / f"results-{name}.json"
-        facts = _saved_facts(saved, checkpoint, arguments)
-        if facts is not None:
-            found[saved] = prepare_results(saved, truth)
-        chosen.append((name, checkpoint, saved, facts))
-    for name, file in zip(names[len(chosen) :], arguments.results, strict=True):
-        found[Path(file)] = prepare_results(file, truth)
-        chosen.append((name, file, Path(file), {}))
+    found = {file: prepare_results(file, truth) for file in arguments.results}
     models, drawn = [], []
-    for name, checkpoint, saved, known in chosen:
-        facts = _predict(saved, checkpoint, arguments) if known is None else known
-        results = found.get(saved) or prepare_results(saved, truth)
+    for name, source in zip(names, [*arguments.model, *arguments.results], strict=True):
+        results, saved, density, likelihood = found.get(source), Path(source), None, None
+        if results is None:
+            saved = output / f"results-{name}.json"
+            rows, density, likelihood = _predict(source, arguments)
+            write_json(saved, rows)
+            results = prepare_results(rows, truth)
         parts, thresholds = analyze_results(truth, results)
-        model = {"name": name, "checkpoint": checkpoint, "results": saved.name, **parts}
-        model["likelihood"] = facts.get("likelihood", NO_LIKELIHOOD)
-        model["uncertainty"] = analyze_intervals(truth, results, **{"density": None, **facts.get("density", {})})
+        model = {"name": name, "checkpoint": source, "results": saved.name, **parts}
+        model["likelihood"] = likelihood or NO_LIKELIHOOD
+        model["uncertainty"] = analyze_intervals(truth, results, **(density or {"density": None}))
         models.append(model)
         drawn.append((results.rows, thresholds))
     worst = rank_images([model["images"] for model in models], arguments.worst)
@@ -126,38 +113,10 @@ def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None
     return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
 
 
-def _made_from(checkpoint: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    named = ("data", "split", "annotations", "images", "image_frame", "top_k")
-    settings = {name: getattr(arguments, name) for name in named}
-    return {"checkpoint": checkpoint, "weights_written": weights_written(checkpoint), **settings}
-
-
-def _saved_facts(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Mapping[str, Any] | None:
-    """What is known of the model behind saved results, nothing of another tool's; None where there are none to use.
-
-    Raises:
-        ValueError: they are those of another model or data set.
-    """
-    if not arguments.reuse or not saved.is_file():
-        return None
-    described = saved.with_suffix(".model.json")
-    if not described.is_file():
-        return {}
-    facts = read_json(described)
-    made_from = facts.get("made_from") if isinstance(facts, Mapping) else None
-    if not isinstance(made_from, Mapping):
-        raise ValueError(f"{described}: field made_from is missing; remove the file or leave out --reuse")
-    for field, now in _made_from(checkpoint, arguments).items():
-        if made_from.get(field) != now:
-            raise ValueError(
-                f"{described}: field {field} is {made_from.get(field)!r}, now {now!r}; leave out --reuse to predict "
-                "again, or choose another --output"
-            )
-    return facts
-
-
-def _predict(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Mapping[str, Any]:
-    """Write results and what is known of the model, which is returned."""
+def _predict(
+    checkpoint: str, arguments: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None, dict[str, Any] | None]:
+    """Results, and of a model that predicts one its density (as `analyze_intervals` takes it) and its likelihood."""
     model, processor = load_detector(checkpoint, arguments.device)
     dataset = _load_data(arguments, label_names(model))
     parts = predicted(model)
@@ -165,14 +124,11 @@ def _predict(saved: Path, checkpoint: str, arguments: argparse.Namespace) -> Map
     results = predict_dataset(
         model, processor, dataset, **options, with_scales="scales" in parts, with_parts="objectness" in parts
     )
-    facts: dict[str, Any] = {"made_from": _made_from(checkpoint, arguments)}
+    density = likelihood = None
     if "scales" in parts:
         named = ("density", "student_t_dof", "min_scale_ratio")
-        facts["density"] = {name: getattr(model.config, name) for name in named}
+        density = {name: getattr(model.config, name) for name in named}
     if "objectness" in parts:
-        likelihood = likelihood_report(model, processor, dataset, arguments.batch_size)
-        facts["likelihood"] = {**likelihood.to_dict(), "settings": likelihood.settings, "note": None}
-    # The facts first: results without facts would pass for those of another tool.
-    write_json(saved.with_suffix(".model.json"), facts)
-    write_json(saved, results)
-    return facts
+        report = likelihood_report(model, processor, dataset, arguments.batch_size)
+        likelihood = {**report.to_dict(), "settings": report.settings, "note": None}
+    return results, density, likelihood

@@ -65,15 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.top_k = max(arguments.top_k, arguments.more or 0)
     if arguments.data is None and not (arguments.results and arguments.annotations):
         raise ValueError("--data is required: the data set to evaluate on")
-    if arguments.results:
-        if arguments.streaming:
-            raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
-        output = make_output_folder(arguments.output) if arguments.output else None
-        annotations = _ground_truth(arguments)
-        settings = {name: getattr(arguments, name) for name in ("results", "data", "split")}
-        _report(arguments, output, annotations, annotations, arguments.results, settings)
-    else:
+    if not arguments.results:
         _predict(arguments, _processes(arguments))
+        return
+    if arguments.streaming:
+        raise ValueError("--streaming: saved results need the ground truth as a file; give it as --annotations")
+    output = make_output_folder(arguments.output) if arguments.output else None
+    annotations = _ground_truth(arguments)
+    _report(arguments, output, annotations, annotations, arguments.results, ("results", "data", "split"))
 
 
 def format_report(report: DetectionReport) -> str:
@@ -86,9 +85,8 @@ def format_report(report: DetectionReport) -> str:
         lines += _table(report.metrics, [f"AR{limit}", *(name for name in more if name.startswith("AR"))])
     for name, part in report.named_calibration.items():
         lines.append(f"{name} {part.ece:.4f}  ({part.settings}; {part.num_detections} detections)")
-    for localization in report.localization:
-        name = "LaECE" if localization.iou_threshold > 0 else "LaECE_0"
-        lines.append(f"{name} {localization.laece:.4f}  ({localization.settings})")
+    for located in report.localization:
+        lines.append(f"LaECE{'' if located.iou_threshold else '_0'} {located.laece:.4f}  ({located.settings})")
     if report.lrp is not None:
         lines.append(f"LRP {report.lrp.lrp:.4f}  ({report.lrp.settings})")
     if report.parts:
@@ -156,8 +154,7 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         )
         return
     named = ("model", "data", "split", "annotations", "images", "streaming", "batch_size", "with_scales", "with_parts")
-    settings = {name: getattr(arguments, name) for name in (*named, "top_k")}
-    _report(arguments, output, truth, source, results, settings)
+    _report(arguments, output, truth, source, results, (*named, "top_k"))
 
 
 def _report(
@@ -166,14 +163,15 @@ def _report(
     truth: Path | Mapping[str, Any],
     source: Path,
     results: str | list[dict[str, Any]],
-    settings: Mapping[str, Any],
+    named: Sequence[str],
 ) -> None:
-    """Evaluate, print the numbers and write them to `output`."""
+    """Evaluate, print the numbers and write them to `output`, with the arguments that are `named`."""
     options = {"num_bins": arguments.bins, "also_at": arguments.more}
     report = evaluate_detections(truth, results, per_class=True, details=True, **options)
     if output:
         counts = {"images": report.num_images, "detections": report.num_detections}
         errors = to_plain({name: part.ece for name, part in report.named_calibration.items()})
+        settings = {name: getattr(arguments, name) for name in named}
         content = {**settings, "annotations": str(source), **counts, **errors, **report.to_dict()}
         write_json(output / "metrics.json", content)
     if not arguments.per_class:

@@ -1,10 +1,7 @@
 """`drmm export`: a checkpoint as an ONNX file or a torch.export program, checked against the checkpoint."""
 
 import argparse
-import statistics
-import time
 
-import torch
 from PIL import Image
 
 from ..cli import positive_int
@@ -12,16 +9,14 @@ from ..data import load_detection_dataset
 from ..detectors import adapter_for
 from ..evaluation import evaluate_detections, predict_dataset
 from ..export import DEFAULT_OPSET, EXPORT_FORMATS, PRECISIONS, SIDECAR, ExportedDetector, export_detector
-from ..export_graph import MIN_SIDE, STRIDE, DetectorGraph, GraphSettings, deviations, example_inputs
+from ..export_graph import MIN_SIDE, STRIDE, DetectorGraph, GraphSettings, deviations
 from ..files import make_output_folder
-from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import label_names, load_checkpoint
 from ..modeling_drmm import DrmmForObjectDetection
 from ..modeling_drmm_detr import DrmmDetrForObjectDetection
 
 TOLERANCE = 1e-4  # largest deviation of an fp32 file from the checkpoint that counts as the same model
 _METRICS = ("AP", "AP50", "AP75")
-_ROUNDS = 7
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,10 +30,8 @@ def parser() -> argparse.ArgumentParser:
         "--with-postprocessing", action="store_true", help="end in ranked detections instead of raw outputs"
     )
     parser.add_argument("--top-k", type=positive_int, default=100, help="detections an image of it (default: 100)")
-    parser.add_argument("--batch", type=_batch, default=None, metavar="dynamic|N", help="default: dynamic")
-    parser.add_argument(
-        "--size", type=_size, default=None, metavar="dynamic|HxW", help="multiples of 32 (default: dynamic)"
-    )
+    parser.add_argument("--batch", type=_batch, metavar="dynamic|N", help="default: dynamic")
+    parser.add_argument("--size", type=_size, metavar="dynamic|HxW", help="multiples of 32 (default: dynamic)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--opset", type=int, default=DEFAULT_OPSET, help=f"of ONNX (default: {DEFAULT_OPSET})")
     parser.add_argument("--data", help="folder of a labeled data set: measure AP and ECE of checkpoint and file on it")
@@ -53,10 +46,11 @@ def _batch(text: str) -> int | None:
 def _size(text: str) -> tuple[int, int] | None:
     if text == "dynamic":
         return None
-    height, separator, width = text.partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"give dynamic or HEIGHTxWIDTH such as 800x1344, not {text!r}")
-    return int(height), int(width)
+    try:
+        height, width = map(int, text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"give dynamic or HEIGHTxWIDTH such as 800x1344, not {text!r}") from None
+    return height, width
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,31 +80,24 @@ def run(arguments: argparse.Namespace) -> int:
             "torch_export in fp32 takes every family"
         ) from error
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    canvas = settings.size or _canvas_size(exported.processor)
-    within = _print_parity(exported, reference, settings, canvas, arguments.precision)
-    _print_latency(exported, reference, settings, canvas)
+    within = _print_parity(exported, reference, settings, arguments.precision)
     if arguments.data:
         _print_accuracy(exported, model, settings.batch or 1, arguments)
     return 0 if within else 1
 
 
-def _canvas_size(processor: DrmmImageProcessor) -> tuple[int, int]:
-    """(height, width) in pixels of the canvas that the processor makes of a 4:3 image."""
-    height, width = processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape[-2:]
-    return height, width
-
-
 def _print_parity(
-    exported: ExportedDetector,
-    reference: DetectorGraph,
-    settings: GraphSettings,
-    canvas: tuple[int, int],
-    precision: str,
+    exported: ExportedDetector, reference: DetectorGraph, settings: GraphSettings, precision: str
 ) -> bool:
-    """Print the deviations of batches of 1 and 2, a quarter, half and all of `canvas`, unless the settings fix them;
-    True if they are allowed, as any are below fp32.
+    """Print the deviations of batches of 1 and 2, on a quarter, half and all of the canvas of a 4:3 image, unless the
+    settings fix them; True if they are allowed, as any are below fp32.
     """
-    sizes = [canvas] if settings.size else [_part_of(canvas, share) for share in (0.25, 0.5, 1.0)]
+    sizes = [settings.size] if settings.size else []
+    if not sizes:
+        canvas = exported.processor(Image.new("RGB", (640, 480)), return_tensors="pt")["pixel_values"].shape[-2:]
+        for share in (0.25, 0.5, 1.0):
+            height, width = (max(MIN_SIDE, round(side * share / STRIDE) * STRIDE) for side in canvas)
+            sizes.append((height, width))
     places = [(batch, size) for size in sizes for batch in ([settings.batch] if settings.batch else [1, 2])]
     print("largest absolute deviation from the checkpoint, boxes and scales as fractions of the image:")
     found = {}
@@ -132,38 +119,8 @@ def _print_parity(
     return False
 
 
-def _part_of(canvas: tuple[int, int], share: float) -> tuple[int, int]:
-    height, width = (max(MIN_SIDE, round(side * share / STRIDE) * STRIDE) for side in canvas)
-    return height, width
-
-
 def _format(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.1e}" for name, value in values.items())
-
-
-def _print_latency(
-    exported: ExportedDetector, reference: DetectorGraph, settings: GraphSettings, size: tuple[int, int]
-) -> None:
-    """Print medians of alternating rounds on one batch of the usual size."""
-    batch = settings.batch or 1
-    raw = example_inputs(reference.input_names, batch, size)
-    inputs = example_inputs([*raw, *(["target_sizes"] if settings.top_k else [])], batch, size)
-    rounds = []
-    for _ in range(1 + _ROUNDS):  # the first warms up
-        row = []
-        for call in (lambda: reference(**raw), lambda: exported.run(inputs)):
-            wall, cpu = time.perf_counter(), time.process_time()
-            with torch.no_grad():
-                call()
-            row += [time.perf_counter() - wall, time.process_time() - cpu]
-        rounds.append(row)
-    eager, eager_cpu, wall, cpu = (statistics.median(column) * 1e3 for column in zip(*rounds[1:], strict=True))
-    ratio = statistics.median(row[3] / row[1] for row in rounds[1:])
-    print(
-        f"milliseconds of a batch of {batch}, {size[0]}x{size[1]}, median of {_ROUNDS} rounds, "
-        f"{torch.get_num_threads()} threads: eager {eager:.0f} (CPU time {eager_cpu:.0f}), "
-        f"exported {wall:.0f} (CPU time {cpu:.0f}); ratio of CPU time {ratio:.2f}"
-    )
 
 
 def _print_accuracy(

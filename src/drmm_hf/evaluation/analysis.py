@@ -27,7 +27,7 @@ def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], pa
     """Parts of an `analysis.json`: what it says of one checkpoint, and of the data.
 
     Args:
-        path: written by `drmm analyze`, or taken out of such a file by `drmm cards --extract`.
+        path: written by `drmm analyze`.
         checkpoint: as it was given to the analysis; one of a single checkpoint may be about any folder or Hub id, since
             checkpoints are moved and published.
         parts: names of those that are needed.
@@ -133,7 +133,7 @@ def analyze_intervals(
         return {**part, "note": "Not measured: the detections have no known density of their edges."}
     found = prepare_results(results, truth)
     if found.rows and not found.have("scales"):
-        return {**part, "note": "Not measured: the results have no scales; leave out --reuse to predict again."}
+        return {**part, "note": "Not measured: the results have no scales."}
     matches = match_detections(truth, found)
     options: dict[str, Any] = {"density": density, "student_t_dof": student_t_dof}
     report = interval_report(matches, levels=LEVELS, min_scale_ratio=min_scale_ratio, **options)

@@ -147,13 +147,8 @@ def part_calibration_report(
     """ECE of the score p·o, of p alone and of o alone (Fig. 9 of the D-RMM paper).
 
     The detections are the same in all three, and so is which of them are right: those of `calibration_report`, matched
-    and cut by the score p·o. Only the confidence that is compared with the precision differs.
-
-    Args:
-        results: COCO results with `objectness`, as `predict_dataset(..., with_parts=True)` returns them.
-
-    Returns:
-        "score", "class_probability" and "objectness" -> the report.
+    and cut by the score p·o. The results need `objectness`, as `predict_dataset(..., with_parts=True)` returns it; the
+    names of the reports are "score", "class_probability" and "objectness".
     """
     kept = match_detections(ground_truth, results, **options).above(0.0)
     own = kept.results.objectness[kept.rows]
@@ -229,16 +224,10 @@ def brier_report(
 def calibration_measures(
     matches: Matches, num_bins: int = 10, thresholds: Mapping[Any, float] | None = None
 ) -> dict[str, tuple[float, Any]]:
-    """The usual measures of the same detections: name -> value and the report that it is from.
+    """The usual measures of the matches of all detections: name -> value and the report that it is from.
 
-    - ECE, Brier: all detections, at the IoU threshold of the matches.
-    - D-ECE: of `d_ece_report`.
-    - LaECE (IoU 0.1), LaECE_0 and LaACE_0 (any overlap): 25 bins.
-
-    Args:
-        matches: of all detections.
-        num_bins: of ECE and of the Brier decomposition.
-        thresholds: category id -> smallest score that counts for the LaECEs; all detections count without.
+    ECE and Brier are at the IoU threshold of the matches in `num_bins`, LaECE at IoU 0.1, LaECE_0 and LaACE_0 at any
+    overlap, in 25. `thresholds` has for each category id the smallest score that counts for the LaECEs.
     """
     laece, any_overlap = (
         localization_calibration_report(located.above_each(thresholds) if thresholds else located)
@@ -291,10 +280,9 @@ def object_calibration_report(
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
     check_scores(found.scores)
-    classes = np.eye(len(truth.category_ids))
-    briers = [np.zeros((len(thresholds), 0))]
-    missed = [np.zeros((len(thresholds), 0), dtype=bool)]
     chosen = set(truth.chosen_images(image_ids))
+    classes = np.eye(len(truth.category_ids))
+    briers, missed = [np.zeros((len(thresholds), 0))], [np.zeros((len(thresholds), 0), dtype=bool)]
     for seen, present in pairs(found, ranked_rows(found, max_detections, image_ids), by_class=False):
         present = present[~truth.crowd[present]]
         if not present.size or truth.image_ids[truth.images[present[0]]] not in chosen:
@@ -326,10 +314,10 @@ def _class_vectors(found: CocoResults, rows: np.ndarray) -> tuple[np.ndarray, np
     num_classes = len(found.truth.category_ids)
     vectors: dict[tuple[Any, ...], np.ndarray] = {}
     times: Counter[Any] = Counter()
-    columns = (found.classes[rows], found.boxes[rows], found.scores[rows])
-    for label, box, score in zip(*(column.tolist() for column in columns), strict=True):
+    for row in rows.tolist():
+        label, box = int(found.classes[row]), found.boxes[row].tolist()
         times[label, *box] += 1
-        vectors.setdefault((times[label, *box], *box), np.zeros(num_classes))[label] = score
+        vectors.setdefault((times[label, *box], *box), np.zeros(num_classes))[label] = found.scores[row]
     boxes = np.array([key[1:] for key in vectors], dtype=float).reshape(-1, 4)
     return boxes, np.array(list(vectors.values())).reshape(len(vectors), num_classes)
 
@@ -357,21 +345,15 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
 
     Args:
         reports: name -> report of `calibration_report`, from left to right.
-
-    Raises:
-        ValueError: there are no reports.
-        ImportError: matplotlib is missing; the message names the extra.
     """
-    if not reports:
-        raise ValueError("reports is empty; give at least one name and its CalibrationReport")
     figure: Figure = require("matplotlib.figure", "plots").Figure((1.0 + 3.0 * len(reports), 5.2), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
     for (name, report), (top, bottom) in zip(reports.items(), axes.T, strict=True):
         edges = np.array(report.bin_edges)
         place: dict[str, Any] = {"x": edges[:-1], "width": np.diff(edges), "align": "edge"}
-        precision, confidence = np.array(report.bin_accuracies), np.array(report.bin_confidences)
+        precision = np.array(report.bin_accuracies)
         top.bar(height=precision, color=BAR, edgecolor="white", label="precision", **place)
-        gap = confidence - precision
+        gap = np.array(report.bin_confidences) - precision
         for label, color, wrong in (("too confident", OVER, gap > 0), ("not confident enough", UNDER, gap < 0)):
             # nan draws nothing, and leaves the legend its patch
             height, style = np.where(wrong, gap, np.nan), {"facecolor": "none", "linewidth": 0.6, "hatch": "////"}
@@ -405,9 +387,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
 def save_reliability_diagram(path: str | PathLike[str], reports: Mapping[str, CalibrationReport]) -> "Figure":
     """Draw `reliability_figure`, save it and return it; the ending of `path` chooses PNG, SVG or PDF.
 
-    Raises:
-        ValueError: there are no reports, or matplotlib cannot write that kind of file.
-        ImportError: matplotlib is missing; the message names the extra.
+    An ImportError names the extra where matplotlib is missing.
     """
     figure = reliability_figure(reports)
     figure.savefig(path, dpi=160, facecolor="white")

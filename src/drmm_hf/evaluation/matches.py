@@ -234,18 +234,13 @@ def halve_images(
     images = sorted(truth.chosen_images(image_ids), key=str)
     if len(images) < 2:
         raise ValueError(f"image_ids: {len(images)} images cannot be halved; give at least two")
-    order = np.random.default_rng(seed).permutation(len(images))
-    first, second = (frozenset(images[index] for index in part) for part in np.array_split(order, 2))
-    return first, second
-
-
-def iou_text(iou_threshold: float) -> str:
-    """An IoU threshold in words."""
-    return f"IoU {iou_threshold:g}" if iou_threshold > 0 else "IoU > 0"
+    mixed = [images[index] for index in np.random.default_rng(seed).permutation(len(images))]
+    half = (len(images) + 1) // 2
+    return frozenset(mixed[:half]), frozenset(mixed[half:])
 
 
 _IN_WORDS: dict[str, Callable[[Any], str]] = {
-    "iou_threshold": iou_text,
+    "iou_threshold": lambda iou: f"IoU {iou:g}" if iou > 0 else "IoU > 0",
     "iou_thresholds": lambda several: "mean over IoU " + ", ".join(f"{one:g}" for one in several),
     "num_bins": "{} bins".format,
     "score_threshold": lambda score: "LRP-optimal score thresholds" if score is None else f"score >= {score:g}",
@@ -305,4 +300,4 @@ def _keys(of: CocoGroundTruth | CocoResults, by_class: bool = True) -> np.ndarra
 def _positions(truth: CocoGroundTruth, image_ids: Sequence[Any] | None) -> np.ndarray:
     """Where these images stand in `truth.image_ids`."""
     chosen = set(truth.chosen_images(image_ids))
-    return np.array([index for index, image_id in enumerate(truth.image_ids) if image_id in chosen], dtype=int)
+    return np.flatnonzero([image_id in chosen for image_id in truth.image_ids])

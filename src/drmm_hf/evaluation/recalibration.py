@@ -18,7 +18,6 @@ from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_resu
 from .matches import Matchable, Matches, MatchOptions, Report, halve_images, match_detections
 
 Method: TypeAlias = Literal["isotonic", "temperature"]
-Target: TypeAlias = Literal["precision", "iou"]
 
 # Scores of float32 sigmoids reach 0 and 1, whose log-odds are infinite.
 MARGIN = float(np.finfo(np.float32).eps)
@@ -48,17 +47,11 @@ class TemperatureCurve:
         return _sigmoid(_logit(scores) / self.temperature)
 
 
-Curve: TypeAlias = IsotonicCurve | TemperatureCurve
-
-
 @dataclass(frozen=True)
 class ScoreCalibration(Report):
-    """A fitted map from scores to calibrated scores; `ScoreCalibration.fit` makes one."""
+    """A fitted map from scores to calibrated scores, of all classes together; `ScoreCalibration.fit` makes one."""
 
-    pooled: Curve  # of all classes together, for classes that have none of their own
-    per_class: dict[Any, Curve]  # original category id -> curve; empty if fitted pooled
-    method: Method
-    target: Target
+    curve: IsotonicCurve | TemperatureCurve
     iou_threshold: float
     max_detections: int
     num_detections: int  # that it was fitted on
@@ -70,46 +63,27 @@ class ScoreCalibration(Report):
         results: Results | None = None,
         *,
         method: Method = "isotonic",
-        per_class: bool = False,
-        target: Target = "precision",
         **options: Unpack[MatchOptions],
     ) -> "ScoreCalibration":
-        """Fit to matched detections; use images that nothing is reported on.
+        """Fit the probability of a true positive to matched detections; use images that nothing is reported on.
 
         Args:
             ground_truth, results, options: of `match_detections`; scores must lie in [0, 1].
             method: "isotonic" (least squares among all non-decreasing maps) or "temperature" (Guo et al., On
                 calibration of modern neural networks, ICML 2017, for one logit: T minimises the negative
                 log-likelihood).
-            per_class: a curve for each class. A class without detections here uses the pooled curve.
-            target: what a score shall say: "precision", the probability of a true positive (ECE, D-ECE), or
-                "iou", the expected IoU, 0 for a false positive (LaECE).
 
         Raises:
             FileNotFoundError, ValueError: bad input, or no detections to fit to.
         """
-        for name, value, known in (("method", method, get_args(Method)), ("target", target, get_args(Target))):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
         matches = match_detections(ground_truth, results, **options).above(0.0)
         if not len(matches):
             raise ValueError("results: no detections on these images; calibration needs some to fit to")
-        fit_curve = fit_isotonic if method == "isotonic" else fit_temperature
-
-        def fitted(part: Matches) -> Curve:
-            return fit_curve(part.scores, part.ious if target == "iou" else part.correct.astype(float))
-
-        classes = np.unique(matches.classes).tolist() if per_class else []
-        category_ids = matches.truth.category_ids
-        return cls(
-            pooled=fitted(matches),
-            per_class={category_ids[one]: fitted(matches.select(matches.classes == one)) for one in classes},
-            method=method,
-            target=target,
-            iou_threshold=matches.iou_threshold,
-            max_detections=matches.max_detections,
-            num_detections=len(matches),
-        )
+        fitted = fit_isotonic if method == "isotonic" else fit_temperature
+        curve = fitted(matches.scores, matches.correct.astype(float))
+        return cls(curve, matches.iou_threshold, matches.max_detections, len(matches))
 
     def apply(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """COCO results with calibrated scores: new dicts without `objectness`, from the highest old score down.
@@ -118,15 +92,8 @@ class ScoreCalibration(Report):
         the list: this order keeps the matching that they had.
         """
         ranked = sorted(results, key=lambda result: -result["score"])
-        scores = np.array([result["score"] for result in ranked], dtype=float)
-        calibrated = self.pooled(scores)
-        category_ids = np.array([result["category_id"] for result in ranked])
-        for category_id, curve in self.per_class.items():
-            of_class = category_ids == category_id
-            calibrated[of_class] = curve(scores[of_class])
-        # An IoU of 1, which a curve can be fitted to, can be above it by rounding.
-        calibrated = calibrated.clip(0.0, 1.0)
-        return [rescored(result, score) for result, score in zip(ranked, calibrated.tolist(), strict=True)]
+        scores = self.curve(np.array([result["score"] for result in ranked], dtype=float)).clip(0.0, 1.0)
+        return [rescored(result, score) for result, score in zip(ranked, scores.tolist(), strict=True)]
 
 
 def fit_isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicCurve:
@@ -178,27 +145,16 @@ class SplitHalfReport(Report):
 
 
 def split_half_report(
-    ground_truth: GroundTruth,
-    results: Results,
-    seed: int = 0,
-    *,
-    methods: Sequence[Method] = get_args(Method),
-    per_class: bool = False,
-    target: Target = "precision",
-    num_bins: int = 10,
-    **options: Unpack[MatchOptions],
+    ground_truth: GroundTruth, results: Results, seed: int = 0, **options: Unpack[MatchOptions]
 ) -> SplitHalfReport:
     """Split the images in two at random, fit on one half, report on the other, both ways, and average.
 
-    The metrics, each before ("raw") and after, are those of `calibration_measures`. The fit moves detections across the
-    0.3 of D-ECE, so that this one is not over the same detections before and after.
+    The metrics, each before ("raw") and after both methods, are those of `calibration_measures`. The fit moves
+    detections across the 0.3 of D-ECE, so that this one is not over the same detections before and after.
 
     Args:
         ground_truth, results, options: of `match_detections`; scores must lie in [0, 1].
         seed: of the split.
-        methods: which of "isotonic" and "temperature".
-        per_class, target: as in `ScoreCalibration.fit`.
-        num_bins: of ECE and of the Brier decomposition.
 
     Raises:
         FileNotFoundError, ValueError: bad input, fewer than two images, or a half without detections to fit to.
@@ -213,22 +169,18 @@ def split_half_report(
         return match_detections(truth, rows, **of_half)
 
     raw = [match(half, rows) for half, rows in enumerate(rows_of)]
-    measured = {"raw": [calibration_measures(matches, num_bins) for matches in raw]}
-    for method in dict.fromkeys(methods):
-        for half, rows in enumerate(rows_of):
-            calibration = ScoreCalibration.fit(raw[1 - half], method=method, per_class=per_class, target=target)
-            measures = calibration_measures(match(half, calibration.apply(rows)), num_bins)
-            measured.setdefault(method, []).append(measures)
+    measured = {"raw": [calibration_measures(matches) for matches in raw]}
+    for method in get_args(Method):
+        fits = [ScoreCalibration.fit(raw[1 - half], method=method) for half in (0, 1)]
+        after = (match(half, fits[half].apply(rows)) for half, rows in enumerate(rows_of))
+        measured[method] = [calibration_measures(matches) for matches in after]
     return SplitHalfReport(
         values={
             name: {metric: (first[metric][0] + second[metric][0]) / 2 for metric in first}
             for name, (first, second) in measured.items()
         },
         metric_settings={metric: report.settings for metric, (_, report) in measured["raw"][0].items()},
-        fit_settings=(
-            f"fitted {'per class' if per_class else 'pooled'} to {target} at IoU {raw[0].iou_threshold:g}, "
-            f"maxDets {raw[0].max_detections}"
-        ),
+        fit_settings=(f"fitted pooled to precision at IoU {raw[0].iou_threshold:g}, maxDets {raw[0].max_detections}"),
         reports={name: (first["ECE"][1], second["ECE"][1]) for name, (first, second) in measured.items()},
         num_images=(len(halves[0]), len(halves[1])),
         seed=seed,

@@ -39,8 +39,6 @@ from reproduction.comparison import MEASURES, Measured, Side, compare, measured,
 from reproduction.render import machine
 from reproduction.shifts import SHIFTS
 
-OBJECTIVES = {"native": "own loss", "nll_mcm": "D-RMM"}
-LABELS = [label for title in OBJECTIVES.values() for label in (title, f"{title}, isotonic")]
 WIDTH, QUERIES = 96, 64
 _HYBRID = {
     "d_model": WIDTH,
@@ -97,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=1600, help="length of every run (default: 1600)")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-4, 2e-4, 5e-4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--mcm-weights", type=float, nargs="+", default=[0.5], metavar="BETA", help="D-RMM with each (default: 0.5)"
+    )
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--shifts", nargs="*", choices=SHIFTS, default=list(SHIFTS), help="default: all of them")
     arguments = parser.parse_args(argv)
@@ -116,14 +117,18 @@ def _run(arguments: argparse.Namespace) -> None:
         # as many an image as stock post-processing keeps
         return measured(model, arguments.data, shifts, output / "shifted", top_k=QUERIES)
 
-    def side(objective: str, title: str) -> Side:
+    def side(title: str, folder: str, fields: dict[str, Any]) -> Side:
         def config(rate: float, seed: int) -> TrainConfig:
-            folder = output / "runs" / f"{objective}-lr{rate:g}-seed{seed}"
-            return _training(arguments, start, objective, rate, seed, folder, arguments.images)
+            run = output / "runs" / f"{folder}-lr{rate:g}-seed{seed}"
+            return _training(arguments, start, fields, rate, seed, run, arguments.images)
 
         return Side(title, config)
 
-    sides = [side(objective, title) for objective, title in OBJECTIVES.items()]
+    sides = [side("own loss", "native", {"objective": "native"})]
+    for weight in arguments.mcm_weights:
+        title, folder = (f" (β = {weight:g})", f"-beta{weight:g}") if weight != 0.5 else ("", "")
+        fields = {"objective": "nll_mcm", "mcm_weight": weight}
+        sides.append(side(f"D-RMM{title}", f"nll_mcm{folder}", fields))
     clean, shift, tuning = compare(
         sides, arguments.learning_rates, arguments.seeds, lambda folder: measure(folder / "model", arguments.shifts)
     )
@@ -165,15 +170,21 @@ def _start(arguments: argparse.Namespace, output: Path) -> None:
         size={"height": height, "width": width}, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(output / "fresh")
     rate, images = arguments.start_learning_rate, arguments.start_images
-    trained(_training(arguments, output / "fresh", "native", rate, 0, output / "start", images))
+    trained(_training(arguments, output / "fresh", {"objective": "native"}, rate, 0, output / "start", images))
 
 
 def _training(
-    arguments: argparse.Namespace, start: Path, objective: str, rate: float, seed: int, folder: Path, images: int
+    arguments: argparse.Namespace,
+    start: Path,
+    fields: dict[str, Any],
+    rate: float,
+    seed: int,
+    folder: Path,
+    images: int,
 ) -> TrainConfig:
     return TrainConfig(
         model=str(start),
-        config={"objective": objective},
+        config=fields,
         data=arguments.data,
         output=str(folder),
         train_images=images,

@@ -21,7 +21,7 @@ FINISHED, UNFINISHED, OPEN = "finished", "unfinished", "to train"
 
 # Fields of TrainConfig that change how a run is computed or kept, but not what is trained.
 _FREE = {
-    *("output", "resume", "num_workers", "cache_images", "save_every", "save_total_limit", "log_every"),
+    *("output", "resume", "num_workers", "save_every", "save_total_limit", "log_every"),
     *("report_to", "eval_every", "eval_every_epochs", "eval_batch_size", "cpu", "gradient_checkpointing", "compile"),
     "timeout",
 }

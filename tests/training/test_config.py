@@ -40,9 +40,9 @@ def test_a_bad_value_is_refused_by_name(change: dict[str, Any], named: str) -> N
 
 
 def test_options_in_both_spellings() -> None:
-    words = "--data d --epochs 1.5 --batch-size 3 --learning_rate 1e-4 --no-cache-images --cpu --model m --classes a b"
+    words = "--data d --epochs 1.5 --batch-size 3 --learning_rate 1e-4 --no-decay-norms --cpu --model m --classes a b"
     words += " --image-size 480 640"
-    expected = {"data": "d", "epochs": 1.5, "batch_size": 3, "learning_rate": 1e-4, "cache_images": False, "cpu": True}
+    expected = {"data": "d", "epochs": 1.5, "batch_size": 3, "learning_rate": 1e-4, "decay_norms": False, "cpu": True}
     assert parse_config(words.split()) == TrainConfig(**expected, model="m", classes=["a", "b"], image_size=[480, 640])
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from ..cli import add_frame_argument, positive_int
 from ..data import load_detection_dataset
 from ..data.check import check_data, format_check
-from ..data.layouts import SPLITS
-from ..data.load import VALIDATION_SHARE
+from ..data.splits import VALIDATION_SHARE, usual_name
 from ..data.transforms import scaled_size
 from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
@@ -38,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Print the check, and refuse what cannot train."""
     output = make_output_folder(arguments.output) if arguments.output else None
-    validates = arguments.eval_split in SPLITS["val"] and not arguments.eval_annotations
+    validates = usual_name(arguments.eval_split) == "val" and not arguments.eval_annotations
     train = load_detection_dataset(
         arguments.data,
         arguments.train_split,

@@ -22,8 +22,8 @@ from ..configuration_drmm import shown
 from ..files import collection_paused, to_json, write_text
 from .images import ImageFrame, image_size
 from .layouts import shorten
-from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, Portion, build_detection_dataset, image_sizes
-from .splits import Part
+from .rows import OBJECT_FIELDS, Annotations, DetectionDataset, build_detection_dataset, image_sizes
+from .splits import Part, Portion
 
 logger = logging.getLogger(__name__)
 
@@ -68,46 +68,39 @@ def locate_images(part: Part, names: Sequence[str]) -> tuple[Path, list[str]]:
     """The image folder of a split and the path of every image, none of them outside the folders of the split.
 
     Names that are not there as they stand may be written in another way: with backslashes, with %20 for a space, in
-    another Unicode form or case, or with other folders before the file. Of one that leads out of the folders (it is
-    absolute, has a drive or ..), what is left without that counts.
+    another Unicode form or case, or with other folders before the file. One that leads out of the folders (it is
+    absolute, has a drive or ..) is never read as it stands.
 
     Raises:
         FileNotFoundError: there is no folder, or images are missing: how many, and the first few.
     """
-    written, names = names, [_without_way_out(name) for name in names]
     existing = [folder for folder in part.images if folder.is_dir()]
     if not existing:
         looked = shorten([str(folder) for folder in part.images], 8)
         raise FileNotFoundError(f"{part.annotations}: no image folder (looked for {looked}); give it as --images")
     first = names[:_SHOWN]
     folder = next((folder for folder in existing if any((folder / name).is_file() for name in first)), existing[0])
-    wanted = [os.path.join(folder, name) for name in names]
-    paths = [path if os.path.isfile(path) else None for path in wanted]
+    written = [PureWindowsPath(name) for name in names]  # which splits on both kinds of slash
+    outside = [bool(path.anchor) or ".." in path.parts for path in written]
+    wanted = [None if out else os.path.join(folder, name) for name, out in zip(names, outside, strict=True)]
+    paths = [path if path is not None and os.path.isfile(path) else None for path in wanted]
     if None in paths:
         similar = _files_by_name(existing)
         guesses = [path or _similar(name, similar) for path, name in zip(paths, names, strict=True)]
         often = Counter(guess for guess, _ in set(zip(guesses, names, strict=True)))  # of two names neither is it
         paths = [path or (guess if often[guess] == 1 else None) for path, guess in zip(paths, guesses, strict=True)]
-    missing = [f"images[{index}].file_name {written[index]!r}" for index, path in enumerate(paths) if path is None]
+    missing = [f"images[{index}].file_name {names[index]!r}" for index, path in enumerate(paths) if path is None]
     if missing:
         raise FileNotFoundError(
             f"{part.annotations}: {len(missing)} of {len(names)} images are missing in {folder}, or may be several "
             f"files: {shorten(missing, _SHOWN)}; restore or correct them, or give their folder as --images"
         )
-    if foreign := [old for old, new in zip(written, names, strict=True) if old != new]:
+    if any(outside):
         logger.warning(
             "%s: %d of %d file names lead out of the image folder, such as %r; files of the same names in it are taken",
-            *(part.annotations, len(foreign), len(names), foreign[0]),
+            *(part.annotations, sum(outside), len(names), names[outside.index(True)]),
         )
     return folder, [path for path in paths if path is not None]
-
-
-def _without_way_out(name: str) -> str:
-    """A file name without root, drive and `..`, on any operating system; others as they are."""
-    path = PureWindowsPath(name)  # splits on both kinds of slash
-    if not path.anchor and ".." not in path.parts:
-        return name
-    return "/".join(part for part in path.parts if part not in ("..", path.anchor))
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
-import numpy as np
 import PIL.Image
 from PIL import ExifTags
 
@@ -157,41 +156,6 @@ def image_size(example: Mapping[str, Any]) -> Size:
     """
     header = read_header(example)
     return header.stored if example.get("image_frame") == "stored" else header.upright
-
-
-class ImageCache:
-    """Keeps images as uint8 arrays until `max_bytes` are used; the others are decoded every time.
-
-    Nothing is evicted: when an epoch visits every image once in random order, keeping a fixed subset serves
-    more requests than keeping the latest. Every process has its own cache, so the bound holds per DataLoader
-    worker.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes, self.used_bytes = max_bytes, 0
-        self._images: dict[Path, tuple[np.ndarray, Size]] = {}
-
-    def get(self, example: Mapping[str, Any], needed: Callable[[Size], Size]) -> DecodedImage:
-        """The image of an example, downscaled to the size that is needed.
-
-        Only images that come from a file are kept, under its path. `needed` gives the size from that of the whole
-        image, and must always give the same.
-        """
-        source, _ = _image_source(example)
-        if isinstance(source, Path) and source in self._images:
-            pixels, size = self._images[source]
-            image = PIL.Image.fromarray(pixels)
-        else:
-            image = decode_image(example)
-            size = image.height, image.width
-            height, width = needed(size)
-            if height < size[0] and width < size[1]:
-                image = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
-            pixels = np.asarray(image)
-            if isinstance(source, Path) and self.used_bytes + pixels.nbytes <= self.max_bytes:
-                self._images[source] = pixels, size
-                self.used_bytes += pixels.nbytes
-        return DecodedImage(image, (image.width / size[1], image.height / size[0]), size)
 
 
 def _image_source(example: Mapping[str, Any]) -> tuple[Path | BinaryIO | PIL.Image.Image, str]:

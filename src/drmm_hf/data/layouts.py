@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..files import read_json
 from .sidecars import find_sidecars
-from .splits import SPLITS, Part, aliases, split_in
+from .splits import SPLITS, Part, by_split, split_in, usual_name
 
 _TOOLS = {"_annotations.coco": "Roboflow", "instances_default": "CVAT", "result": "Label Studio", "labels": "FiftyOne"}
 _PEEK = 1 << 16
@@ -50,20 +50,14 @@ def _coco_parts(root: Path) -> dict[str, Part]:
     folders += [folder / "annotations" for folder in folders[1:]]
     files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("[!.]*.json"))]
     instances = [file for file in files if file.stem.startswith("instances")]  # COCO has captions and keypoints beside
-    found: dict[str, list[Path]] = {}
-    for file in instances or filter(_is_coco, files):
-        found.setdefault(_split_of(file, root), []).append(file)
-    unnamed = found.pop("", [])
-    if unnamed:
-        found.setdefault("train", unnamed)
+    found = by_split((_split_of(file, root), file) for file in instances or filter(_is_coco, files))
     return {split: coco_part(root, split, _only(files, split, root)) for split, files in found.items()}
 
 
 def _only(files: Sequence[Path], split: str, root: Path) -> Path:
     """The one file of a split, which of several is that with exactly its name."""
-    usual = [
-        f"{prefix}{name}{year}" for prefix in ("instances_", "") for year in ("", "2017") for name in aliases(split)
-    ]
+    names = SPLITS.get(split, (split,))
+    usual = [f"{prefix}{name}{year}" for prefix in ("instances_", "") for year in ("", "2017") for name in names]
     exact = [file for name in usual for file in files if file.stem.lower() == name]
     if len(files) > 1 and not exact:
         raise ValueError(
@@ -75,7 +69,7 @@ def _only(files: Sequence[Path], split: str, root: Path) -> Path:
 
 def coco_part(root: Path, split: str, file: Path) -> Part:
     """The split whose annotations are in this COCO file."""
-    here, names = file.parent, [name.lower() for name in (split, *aliases(split))]
+    here, names = file.parent, SPLITS.get(split, (split,))
     inside = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
     usual = [entry for entry in inside if entry.name.lower() in ("images", "data", "jpegimages", "img", "imgs")]
     folders = [root / f"images/{split}2017", root / f"{split}2017"]
@@ -94,8 +88,7 @@ def coco_part(root: Path, split: str, file: Path) -> Part:
 def _split_of(file: Path, root: Path) -> str:
     """The split that a file is of by its name, or that of its folder; "" where neither tells."""
     if exact := re.fullmatch(r"instances_(.+?)(2017)?", file.stem):
-        name = exact[1].lower()
-        return "" if name == "default" else name
+        return "" if exact[1].lower() == "default" else usual_name(exact[1])
     return split_in(" ".join((*file.relative_to(root).parts[:-1], file.stem)))
 
 

@@ -8,14 +8,11 @@ from pathlib import Path
 from .coco import load_part
 from .images import ImageFrame
 from .layouts import coco_part, find_parts
-from .rows import DetectionDataset, Portion
-from .splits import AnyPath, Part, choose_split
+from .rows import DetectionDataset
+from .splits import AnyPath, Part, Portion, choose_split, usual_name
 from .tables import is_objects_source, load_splits, objects_dataset
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_SHARE = 0.15
-"""Share of the images that is held out for validation where the data have no split for it."""
 
 
 def load_detection_dataset(
@@ -58,19 +55,15 @@ def load_detection_dataset(
         ValueError: the files are of no known format, hold values that cannot be right, or do not fit `id2label`.
     """
 
-    def portion(held_out: bool | None) -> Portion | None:
-        return None if held_out is None else Portion(held_out, validation_share or VALIDATION_SHARE)
-
     if annotations is None and images is None and is_objects_source(path):
         splits = load_splits(path)
-        found, held_out = choose_split(splits, split, validation_share, str(path))
-        name = f"{path} ({found})"
+        found, portion = choose_split(splits, split, validation_share, str(path))
         dataset = objects_dataset(
-            splits[found], id2label=id2label, name=name, portion=portion(held_out), image_frame=image_frame
+            splits[found], id2label=id2label, name=f"{path} ({found})", portion=portion, image_frame=image_frame
         )
     else:
-        part, held_out = find_part(path, split, annotations, images, validation_share)
-        dataset = load_part(part, id2label, portion(held_out), image_frame)
+        part, portion = find_part(path, split, annotations, images, validation_share)
+        dataset = load_part(part, id2label, portion, image_frame)
     logger.info("%s: %s, %d images of the split %r", path, dataset.kind, len(dataset), split)
     return dataset
 
@@ -81,7 +74,7 @@ def find_part(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
     validation_share: float | None = None,
-) -> tuple[Part, bool | None]:
+) -> tuple[Part, Portion | None]:
     """Where a split of a folder is, and which portion of it is meant, as `choose_split` has it.
 
     Args:
@@ -93,14 +86,14 @@ def find_part(
         file = next((file for file in candidates if file.is_file()), None)
         if file is None:
             raise FileNotFoundError(f"{candidates[0]}: no such annotation file; correct --annotations")
-        part, held_out = coco_part(root, split, file), None
+        part, portion = coco_part(root, usual_name(split), file), None
     else:
         parts = find_parts(root)
-        found, held_out = choose_split(parts, split, validation_share, str(path))
+        found, portion = choose_split(parts, split, validation_share, str(path))
         part = parts[found]
     if images is not None:
         part = replace(part, images=[*dict.fromkeys((Path(images).expanduser().absolute(), root / images))])
-    return part, held_out
+    return part, portion
 
 
 def find_ground_truth(path: AnyPath, split: str, annotations: AnyPath | None = None) -> Path:
@@ -110,7 +103,7 @@ def find_ground_truth(path: AnyPath, split: str, annotations: AnyPath | None = N
         path, split, annotations: as in `load_detection_dataset`.
     """
     if annotations is not None or not is_objects_source(path):
-        part, held_out = find_part(path, split, annotations)
-        if part.annotations.suffix == ".json" and held_out is None:
+        part, portion = find_part(path, split, annotations)
+        if part.annotations.suffix == ".json" and portion is None:
             return part.annotations
     return load_detection_dataset(path, split).annotations_path

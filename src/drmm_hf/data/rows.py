@@ -1,7 +1,6 @@
 """What a row of a detection data set is, and how the columns of a split become rows: cleaned and labeled once."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -15,6 +14,7 @@ import pyarrow as pa
 from ..annotations import ARE_THEY_CORNERS, CLIP_TOLERANCE, MIN_SIDE, Records, clean_boxes, frame_problem
 from ..configuration_drmm import class_names
 from .images import ImageFrame, ImageHeader, Size, read_header
+from .splits import Portion
 
 logger = logging.getLogger(__name__)
 
@@ -89,34 +89,6 @@ class DetectionDataset:
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Both parts of a training's data have the same to say."""
-    logger.warning(message)
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A share of a split's images that is held out for validation; or the others.
-
-    Every command that asks for it gets the same images, since they follow from their number alone.
-    """
-
-    held_out: bool
-    share: float
-
-    def indices(self, images: int, source: str) -> np.ndarray:
-        """Of so many images those of the portion, in order."""
-        count = min(max(1, round(images * self.share)), images - 1)
-        if count < 1:
-            raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
-        _warn_once(
-            f"{source}: no split for validation; {count} of its {images} images, chosen at random, are held out for it"
-        )
-        order = np.random.default_rng(0).permutation(images)
-        return np.sort(order[:count] if self.held_out else order[count:])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import yaml
 
 from .images import ImageFrame, image_size
-from .splits import SPLITS, Part, split_in
+from .splits import SPLITS, Part, by_split, split_in
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +103,6 @@ def find_sidecars(root: Path) -> dict[str, Part]:
     return _yolo_parts(files) or _voc_parts(files)
 
 
-def _by_split(named: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
-    """Files by the split that is told of them; where none is told of any, all are training data."""
-    found: dict[str, list[Path]] = {}
-    for split, file in named:
-        found.setdefault(split, []).append(file)
-    unnamed = found.pop("", [])
-    return found or ({"train": unnamed} if unnamed else {})
-
-
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file, without the space around them; some editors of Windows write UTF-16."""
     content = file.read_bytes()
@@ -139,7 +130,7 @@ def _yolo_parts(files: Files) -> dict[str, Part]:
         if images := [image for entry in entries for image in files.listed(entry)]:
             chosen[split] = images
     given = {image for images in chosen.values() for image in images}
-    chosen = {**_by_split((files.split_of(image), image) for image in files.images if image not in given), **chosen}
+    chosen = {**by_split((files.split_of(image), image) for image in files.images if image not in given), **chosen}
     lost = [file for key, file in labels.items() if key not in files.image_of and file.stem != "classes"]
     if lost := [file for file in lost if "labels" in files.relative(file).casefold().split("/")]:
         logger.warning("%d label files have no image and are left out, such as %s", len(lost), lost[0])
@@ -255,7 +246,7 @@ def _voc_parts(files: Files) -> dict[str, Part]:
         told = (
             (files.split_of(file) or (image and files.split_of(image)) or "", file) for file, image in image_of.items()
         )
-        chosen = _by_split(told)
+        chosen = by_split(told)
     everything = [file for of_split in chosen.values() for file in of_split]
     images = {file: files.relative(image) for file, image in image_of.items() if image is not None}
     return {

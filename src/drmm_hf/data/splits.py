@@ -1,13 +1,18 @@
 """Splits of a data set: their names, which of them is meant, and where in a folder one is."""
 
+import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .images import ImageFrame
+
+logger = logging.getLogger(__name__)
 
 AnyPath = str | PathLike[str]
 SPLITS = {
@@ -15,7 +20,11 @@ SPLITS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-"""Names of the same split."""
+"""Names of the same split, by the one that is used here."""
+
+
+VALIDATION_SHARE = 0.15
+"""Share of the images that is held out for validation where the data have no split for it."""
 
 
 @dataclass(frozen=True)
@@ -36,41 +45,70 @@ class Part:
     read: Callable[[ImageFrame], tuple[Any, list[str] | None]]
 
 
+@dataclass(frozen=True)
+class Portion:
+    """A share of a split's images that is held out for validation; or the others.
+
+    Every command that asks for it gets the same images, since they follow from their number alone.
+    """
+
+    held_out: bool
+    share: float
+
+    def indices(self, images: int, source: str) -> np.ndarray:
+        """Of so many images those of the portion, in order."""
+        count = min(max(1, round(images * self.share)), images - 1)
+        if count < 1:
+            raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
+        if self.held_out:
+            message = "%s: no split for validation; %d of its %d images, chosen at random, are held out for it"
+            logger.warning(message, source, count, images)
+        order = np.random.default_rng(0).permutation(images)
+        return np.sort(order[:count] if self.held_out else order[count:])
+
+
 def split_in(text: str) -> str:
     """The split that the words of a name tell, such as `obj_train_data`; "" where none does."""
     words = set(re.findall("[a-z]+", text.lower()))
     return next((split for split, names in SPLITS.items() if words.intersection(names)), "")
 
 
-def aliases(split: str) -> tuple[str, ...]:
-    """The split's name, and others that tools give to the same."""
-    return next(((split, *names) for names in SPLITS.values() if split in names), (split,))
+def by_split(named: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    """Files by the split that is told of them; those of which none is told are training data where no other is."""
+    found: dict[str, list[Path]] = {}
+    for split, file in named:
+        found.setdefault(split, []).append(file)
+    if unnamed := found.pop("", []):
+        found.setdefault("train", unnamed)
+    return found
 
 
-def named_split(names: Collection[str], split: str) -> str | None:
-    """That of the names which the split has, or None."""
-    return next((name for name in (split, split.lower(), *aliases(split.lower())) if name in names), None)
+def usual_name(split: str) -> str:
+    """The name under which a split is known here: "val" for "Validation"; other names in lower case."""
+    return next((usual for usual, names in SPLITS.items() if split.lower() in names), split.lower())
 
 
-def choose_split(names: Collection[str], split: str, share: float | None, source: str) -> tuple[str, bool | None]:
+def choose_split(names: Collection[str], split: str, share: float | None, source: str) -> tuple[str, Portion | None]:
     """Which of the splits of a data set is meant, and which portion of it.
 
     Args:
-        names: of the splits that are there.
+        names: of the splits that are there, as `usual_name` has them.
         split: what is asked for.
         share: to hold out for validation of a training split without one beside it: 0 for nothing, None for nothing
             but where the split for validation itself is asked for.
         source: what messages call the data set.
 
     Returns:
-        The name; and true for the share that is held out for validation, false for the others, None for all images.
+        The name, and the portion of its images where it is not all.
 
     Raises:
         ValueError: there is no such split.
     """
-    found = named_split(names, split)
-    if found is None and split in SPLITS["val"] and share != 0 and (train := named_split(names, "train")):
-        return train, True
-    if found is None:
-        raise ValueError(f"{source}: has no split {split!r}; give one of {sorted(names)}, or the files themselves")
-    return found, False if share and split in SPLITS["train"] and not named_split(names, "val") else None
+    split = usual_name(split)
+    if share and split == "train" and "val" not in names and split in names:
+        return split, Portion(False, share)
+    if split in names:
+        return split, None
+    if split == "val" and share != 0 and "train" in names:
+        return "train", Portion(True, share or VALIDATION_SHARE)
+    raise ValueError(f"{source}: has no split {split!r}; give one of {sorted(names)}, or the files themselves")

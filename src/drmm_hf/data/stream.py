@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from ..annotations import Records, frame_problem
 from .images import ImageFrame, Size, read_header
 from .rows import MAX_SIDE, PIXELS, DatasetReport, DetectionDataset, check_known, ordered_labels, row_features
-from .splits import AnyPath, choose_split
+from .splits import AnyPath, choose_split, usual_name
 from .tables import COLUMNS, class_names_of, is_saved, objects_dataset, read_objects, reason_of, unreadable
 from .tars import TarError, read_tars
 
@@ -114,7 +114,8 @@ class StreamingDetectionDataset(IterableDataset):
     def _clean(self, raw: Mapping[str, Any], number: int) -> tuple[dict[str, Any], np.ndarray]:
         """The row, and its boxes (n, 4) as they came."""
         row = {key: raw.get(key) for key in COLUMNS}
-        image_id = _first_id(row["image_id"], raw.get("__key__"))
+        ids = [Records([{"id": one}], "").ids_or_numbers("id") for one in (row["image_id"], raw.get("__key__"))]
+        image_id = next((int(found[0]) for found, given in ids if given and found[0] >= 0), -1)
         label = f"{self.name}: " + (f"image {image_id}" if image_id >= 0 else f"example {number} of the stream")
         picture = row["image"]
         if isinstance(picture, Mapping) and not picture.get("path"):
@@ -123,9 +124,9 @@ class StreamingDetectionDataset(IterableDataset):
             label = f"{self.name}: {picture['path']}"
         (height, width), turned = self._size(row, picture, label)
         sizes = np.array([width or MAX_SIDE]), np.array([height or MAX_SIDE])
-        ids = np.zeros(1, dtype=np.int64)
+        number_of = np.zeros(1, dtype=np.int64)
         annotations = read_objects(
-            self.name, [row["objects"]], ids, sizes, self.class_names, self.id2label, lambda _: label
+            self.name, [row["objects"]], number_of, sizes, self.class_names, self.id2label, lambda _: label
         )
         labels = list(self.label2id)
         check_known(annotations.category_names, labels, label)
@@ -181,12 +182,12 @@ def load_streaming_dataset(
         builder = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path))
         if builder.name == "webdataset":
             # Our own reader: that of `datasets` wants the types of all files to be those of the first five.
-            tars = {str(key): list(files) for key, files in builder.config.data_files.items()}
+            tars = {usual_name(str(key)): list(files) for key, files in builder.config.data_files.items()}
             found, _ = choose_split(tars, split, 0, str(path))
             # A list in `gen_kwargs` is what `datasets` splits between processes.
             rows = datasets.IterableDataset.from_generator(read_tars, gen_kwargs={"tars": tars[found]})
         else:
-            streams: Any = {str(key): value for key, value in builder.as_streaming_dataset().items()}
+            streams: Any = {usual_name(str(key)): value for key, value in builder.as_streaming_dataset().items()}
             found, _ = choose_split(streams, split, 0, str(path))
             rows = streams[found]
     except (*_DAMAGED, RuntimeError) as error:
@@ -241,12 +242,3 @@ def _rows_of(
 def mixed_seed(*parts: int) -> int:
     """One seed of several numbers, for `torch` and `datasets`."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _first_id(*values: Any) -> int:
-    """The first of the values that is, or reads as, an integer from 0 on; else -1."""
-    for value in values:
-        ids, found = Records([{"id": value}], "").ids_or_numbers("id")
-        if found and ids[0] >= 0:
-            return int(ids[0])
-    return -1

@@ -21,12 +21,11 @@ from .rows import (
     OBJECT_FIELDS,
     Annotations,
     DetectionDataset,
-    Portion,
     build_detection_dataset,
     image_sizes,
     ordered_labels,
 )
-from .splits import AnyPath
+from .splits import AnyPath, Portion, usual_name
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def load_splits(path: AnyPath) -> dict[str, datasets.Dataset]:
     if isinstance(loaded, datasets.Dataset):
         # A slice such as train[:10%] keeps its whole expression as its name.
         loaded = {str(loaded.split or "train").split("[")[0]: loaded}
-    return {str(key): part for key, part in loaded.items()}
+    return {usual_name(str(key)): part for key, part in loaded.items()}
 
 
 def is_objects_source(path: AnyPath) -> bool:

@@ -13,7 +13,7 @@ from torchvision.ops import box_convert
 from torchvision.transforms.v2 import functional
 
 from ..image_processing_drmm import keep_ratio_size
-from .images import DecodedImage, ImageCache, Size, decode_image_at_least
+from .images import DecodedImage, Size, decode_image_at_least
 
 IMAGENET_MEAN_RGB = (124, 116, 104)
 """ImageNet's mean color: a canvas of it is about zero once the network input is normalized."""
@@ -27,8 +27,6 @@ class View:
     The rectangle `source`, `(left, top, right, bottom)` in image pixels, is resampled to the rectangle `target` in
     pixels of the sample, whose size is `size`, `(height, width)`. Brightness, contrast and saturation are multiplied by
     the factors `color`. Then the sample is mirrored left to right and top to bottom, as `flip` says.
-
-    `origin`, `(x, y)` in image pixels, decides only how boxes are rounded: it is subtracted from them first.
     """
 
     source: tuple[float, float, float, float]
@@ -36,7 +34,6 @@ class View:
     size: Size
     flip: tuple[bool, bool] = (False, False)
     color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    origin: tuple[float, float] = (0.0, 0.0)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -68,9 +65,10 @@ class View:
     def move_boxes(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes (N, 4) xyxy in image pixels to pixels of the sample: whole ones, and what lies inside of it."""
         scale = self.scale
-        shift = [self.target[i] - (self.source[i] - self.origin[i]) * scale[i] for i in (0, 1)]
-        origin, factor, offset = (torch.tensor(pair).repeat(2) for pair in (self.origin, scale, shift))
-        whole = tv_tensors.BoundingBoxes((boxes - origin) * factor + offset, format="XYXY", canvas_size=self.size)
+        shift = [self.target[i] - self.source[i] * scale[i] for i in (0, 1)]
+        factor, offset = (torch.tensor(pair, dtype=torch.float64).repeat(2) for pair in (scale, shift))
+        moved = (boxes * factor + offset).float()
+        whole = tv_tensors.BoundingBoxes(moved, format="XYXY", canvas_size=self.size)
         for flip, mirrored in zip((functional.horizontal_flip, functional.vertical_flip), self.flip, strict=True):
             whole = flip(whole) if mirrored else whole
         inside = functional.clamp_bounding_boxes(whole)
@@ -132,7 +130,7 @@ class TrainTransform(Augmentation):
 
     The image is fitted into the canvas, zoomed by a random factor (log-uniform in `scale_range`) about it, shifted,
     cropped or padded, flipped and changed in color. Crop, zoom and resize are one bilinear, anti-aliased resample of
-    the decoded image; without a cache a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is large enough.
+    the decoded image; a JPEG file is decoded at 1/2, 1/4 or 1/8 where that is large enough.
 
     Boxes are clipped to the canvas. One is removed where less than `min_visibility` of its area remains, or a side is
     shorter than `min_box_size` canvas pixels, and so are crowd boxes. Images may end without boxes.
@@ -148,8 +146,6 @@ class TrainTransform(Augmentation):
         keep_aspect: False stretches every image to the canvas instead of fitting it with its own aspect
             ratio.
         fill: RGB color of the canvas where there is no image.
-        cache_bytes: keep decoded images in memory, downscaled to the largest zoom, up to so many bytes in every
-            process. The transform must then always be used with the same files.
     """
 
     min_visibility, min_box_size = 0.25, 2.0
@@ -165,12 +161,10 @@ class TrainTransform(Augmentation):
         color_jitter: float = 0.2,
         keep_aspect: bool = True,
         fill: tuple[int, int, int] = IMAGENET_MEAN_RGB,
-        cache_bytes: int = 0,
     ) -> None:
         self.size, self.flips = size, (horizontal_flip, vertical_flip)
         self.scale_range, self.translate, self.color_jitter = scale_range, translate, color_jitter
         self.keep_aspect, self.fill = keep_aspect, fill
-        self.cache = ImageCache(cache_bytes) if cache_bytes else None
 
     def view(self, whole: Size, draws: Sequence[float]) -> View:
         zoom, shifts, color, flips = self._zoom(draws[0]), draws[1:3], draws[3:6], draws[6:]
@@ -188,9 +182,13 @@ class TrainTransform(Augmentation):
         )
 
     def decode(self, example: Mapping[str, Any], draws: Sequence[float]) -> DecodedImage:
-        if self.cache is not None:
-            return self.cache.get(example, lambda whole: self._zoomed_size(whole, self.scale_range[1]))
-        return decode_image_at_least(example, lambda whole: self._zoomed_size(whole, self._zoom(draws[0])))
+        zoom = self._zoom(draws[0])
+
+        def needed(whole: Size) -> Size:
+            vertical, horizontal = self._fit(whole)
+            return max(1, round_up(whole[0] * vertical * zoom)), max(1, round_up(whole[1] * horizontal * zoom))
+
+        return decode_image_at_least(example, needed)
 
     def _zoom(self, draw: float) -> float:
         low, high = map(math.log, self.scale_range)
@@ -200,11 +198,6 @@ class TrainTransform(Augmentation):
         """Vertical and horizontal zoom that fits the whole image into the canvas."""
         vertical, horizontal = self.size[0] / whole[0], self.size[1] / whole[1]
         return (min(vertical, horizontal),) * 2 if self.keep_aspect else (vertical, horizontal)
-
-    def _zoomed_size(self, whole: Size, zoom: float) -> Size:
-        """Height and width in canvas pixels of the whole image, rounded up."""
-        vertical, horizontal = self._fit(whole)
-        return max(1, round_up(whole[0] * vertical * zoom)), max(1, round_up(whole[1] * horizontal * zoom))
 
 
 class PaperTransform(Augmentation):
@@ -271,7 +264,7 @@ class PaperTransform(Augmentation):
             shown = y2 - y1, x2 - x1
         size = self._fit(shown, shortest)
         target = (0, 0, size[1], size[0])
-        return View(source, target, size, flip=(flip < self.horizontal_flip, False), origin=source[:2])
+        return View(source, target, size, flip=(flip < self.horizontal_flip, False))
 
     def _fit(self, size: Size, shortest: int) -> Size:
         """Size (height, width) after a resize to a shorter side of `shortest`."""
@@ -314,12 +307,7 @@ def canvas_size(landscape_share: float, size: Mapping[str, int]) -> Size:
 
 def read_targets(example: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes (N, 4) float32 xyxy in image pixels and labels (N,) int64 of an example, without crowd."""
-    objects = example.get("objects")
-    if not isinstance(objects, Mapping) or "bbox" not in objects or "category" not in objects:
-        raise ValueError(
-            f"image {example.get('image_id', '?')}: `objects` must be a dict of lists with `bbox` ([x, y, "
-            "width, height] in pixels) and `category` (labels); rename the data set's columns to that"
-        )
+    objects = example["objects"]
     boxes = box_convert(torch.as_tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4), "xywh", "xyxy")
     labels = torch.as_tensor(objects["category"], dtype=torch.int64)
     if objects.get("iscrowd") is None:

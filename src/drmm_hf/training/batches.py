@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
 from ..data import DatasetReport, DetectionDataset, load_detection_dataset
-from ..data.load import VALIDATION_SHARE
-from ..data.splits import SPLITS
+from ..data.splits import VALIDATION_SHARE, usual_name
 from ..data.stream import mixed_seed
 from .config import TrainConfig
 
@@ -150,7 +149,7 @@ class TableData(TrainingData):
 
     def _open(self, id2label: dict[int, str] | None) -> dict[int, str]:
         config = self.config
-        held_out = config.eval_split in SPLITS["val"] and not config.eval_annotations
+        held_out = usual_name(config.eval_split or "") == "val" and not config.eval_annotations
         self.dataset = load_detection_dataset(
             config.data or ".",
             config.train_split,

@@ -25,13 +25,6 @@ NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "archi
 _MANIFEST = "checkpoint.json"
 _AVERAGE = "average.safetensors"
 _ERRORS = (OSError, RuntimeError, SafetensorError)
-_OTHER_DATA = "; resume with the data set of the first part"
-_FIXES = {
-    "images_per_step": "; choose --gradient-accumulation or --batch-size so that the number agrees",
-    "classes": _OTHER_DATA + ", or fine-tune with --model",
-    "training images": _OTHER_DATA,
-    "shards": _OTHER_DATA,
-}
 
 
 class Checkpoints:
@@ -105,8 +98,10 @@ class Checkpoints:
             for name, value in identity.items():
                 saved = progress["identity"].get(name)
                 if saved != value:
-                    fix = _FIXES.get(name, "")
-                    raise ValueError(f"{path}: was made with {name}={saved}, but this run has {value}{fix}")
+                    raise ValueError(
+                        f"{path}: was made with {name}={saved}, but this run has {value}; give the data and settings "
+                        "of the first part, or begin anew with another --output"
+                    )
             logger.warning("going on from %s", path)
             return path, progress
         logger.warning("%s: no checkpoint to resume; starting from the beginning", self.folder)

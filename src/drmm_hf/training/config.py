@@ -98,7 +98,6 @@ class TrainConfig:
         },
     )
     num_workers: int = _option(0, "processes that read and augment images; 0 does it in the main process")
-    cache_images: bool = _option(True, "affine: keep decoded images in memory, up to 1 GiB per worker")
     max_bad_images: int = _option(10, "unreadable training images to replace and report before stopping")
 
     # Augmentation

@@ -27,7 +27,6 @@ from .batches import TableData, TrainingData
 from .config import TrainConfig
 from .stream_batches import StreamData
 
-_CACHE_BYTES = 1 << 30
 _SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # what Accelerate's launcher sets as ACCELERATE_USE_...
 
 
@@ -186,5 +185,4 @@ def build_transform(
         color_jitter=config.color_jitter,
         keep_aspect="height" not in size,
         fill=(red, green, blue),
-        cache_bytes=_CACHE_BYTES if config.cache_images else 0,
     )

@@ -34,6 +34,8 @@ _NO_PICTURE = "Upload a picture, or pick one of the examples."
 _INTRODUCTION = """# D-RMM
 Object detection as a mixture density: a score is the probability that there is an object times that of its class, and
 each edge of a box has a density of its own. There is no NMS."""
+_OF_ANOTHER_DETECTOR = """# {name}
+What the detector finds, and how far its scores can be trusted."""
 # On a phone the table scrolls inside its frame; without these it stretches the whole page.
 _STYLE = """
 .gradio-container { max-width: min(1280px, 100vw) !important; margin: 0 auto !important; }
@@ -251,10 +253,8 @@ def build_app(
         view = show(image, detections, model.config, measured, threshold=threshold, level=level, nms=nms)
         return view.picture, view.text, said, gr.Dataframe(value=view.rows, headers=view.columns)
 
-    with gr.Blocks(
-        title="D-RMM object detection", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
-    ) as app:
-        gr.Markdown(_INTRODUCTION)
+    with gr.Blocks(title="Object detection", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES) as app:
+        gr.Markdown(_INTRODUCTION if with_bands else _OF_ANOTHER_DETECTOR.format(name=type(model).__name__))
         found = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=320):

@@ -189,7 +189,25 @@ def _capitals(folder):
     shutil.copy(folder / "Images" / tools.TRAIN[0][0], folder / "drawn")
 
 
+def _beside_an_archive(folder):
+    folder.rename(folder.parent / "inner")
+    folder.mkdir()
+    (folder.parent / "inner").rename(folder / "train and val")
+    (folder / "pets.zip").touch()
+
+
+def _validation_of_a_year(folder):
+    """The names of the files are the same in both splits' folders."""
+    for split, name, made in (("train", "train2017", tools.TRAIN), ("val", "validation2017", tools.VAL)):
+        (folder / "annotations" / f"instances_{split}.json").rename(folder / "annotations" / f"instances_{name}.json")
+        for other in ("train2017", "validation2017"):
+            tools.draw_all(folder / "images" / other, made)
+    for file in (folder / "images").glob("*.jpg"):
+        file.unlink()
+
+
 COCO_VARIANTS = [
+    *(_beside_an_archive, _validation_of_a_year),
     *(_cvat_subsets, _unpacked, _train_json, _with_captions, _other_folders, _capitals),
     *(_per_split_with_annotations, _with_a_backup),
 ]
@@ -274,7 +292,67 @@ def _of_another_machine(folder):
     (folder / "data.yaml").write_text(settings)
 
 
+def _into(folder, name):
+    """The data set is in a folder of this one, as an archive that was unpacked beside itself."""
+    inner = folder / name
+    inner.mkdir()
+    for file in list(folder.iterdir()):
+        if file != inner:
+            file.rename(inner / file.name)
+    (folder / "pets.zip").touch()
+    (folder / "notes.txt").touch()
+
+
+def _beside_its_archive(folder):
+    _into(folder, "pets")
+
+
+def _called_after_a_split(folder):
+    _into(folder, "my training data")
+
+
+def _one_of_several(folder):
+    _into(folder, "training pets")
+    (folder / "other").mkdir()
+    shutil.copy(folder / "training pets" / "data.yaml", folder)
+
+
+def _words_below_the_split(folder):
+    (folder / "data.yaml").write_text("names: [cat, dog]\n")
+    for name in ("images", "labels"):
+        (folder / name / "val").rename(folder / name / "from train")
+        (folder / name / "val").mkdir()
+        (folder / name / "from train").rename(folder / name / "val" / "from train")
+
+
+def _pictures_beside_the_data_set(folder):
+    (folder / "data.yaml").write_text("names: [cat, dog]\n")
+    (folder / "train2017").symlink_to("images/train")
+    tools.draw(folder / "runs" / "train" / "results.png", 1)
+    tools.draw(folder / "val" / "drawn" / "a.jpg", 1)
+
+
+def _links_that_lead_back(folder):
+    (folder / "data.yaml").write_text("names: [cat, dog]\n")
+    (folder / "loop").symlink_to(".")
+    (folder / "images" / "train" / "up").symlink_to("..")
+    (folder / "one").mkdir()
+    (folder / "one" / "two").symlink_to("../images")
+    (folder / "images" / "one").symlink_to("../one")
+
+
+def _listed_in_another_form(folder):
+    _listed(folder)
+    for kind, suffix in (("images", "jpg"), ("labels", "txt")):
+        place = folder / kind / "train"
+        (place / f"train 0.{suffix}").rename(place / unicodedata.normalize("NFD", f"é.{suffix}"))
+    file = folder / "train.txt"
+    file.write_text(file.read_text().replace("train 0", "é"), "utf-8")
+
+
 YOLO_VARIANTS = [
+    *(_beside_its_archive, _called_after_a_split, _one_of_several, _words_below_the_split),
+    *(_pictures_beside_the_data_set, _links_that_lead_back),
     *(_listed, _label_studio, _darknet, _no_names, _years, _beside_the_images, _quoted_numbers),
     *(_capital_folders, _capital_in_splits, _of_another_machine),
 ]
@@ -287,6 +365,22 @@ def test_variants_of_a_yolo_folder(tmp_path, change):
     train, val = (load_detection_dataset(tmp_path, split) for split in ("train", "val"))
     assert (_boxes(train).keys(), _boxes(val).keys()) == (dict(tools.TRAIN).keys(), dict(tools.VAL).keys())
     assert list(train.id2label.values()) == (["class_0", "class_1"] if change is _no_names else ["cat", "dog"])
+
+
+def test_a_list_may_name_files_in_another_unicode_form_or_that_differ_in_case_alone(tmp_path):
+    tools.ultralytics_yolo(tmp_path)
+    _listed_in_another_form(tmp_path)
+    assert load_detection_dataset(tmp_path).report.boxes == 12
+    shutil.copy(tmp_path / "images" / "train" / "train 1.jpg", tmp_path / "images" / "train" / "TRAIN 1.jpg")
+    with (tmp_path / "train.txt").open("a") as file:
+        file.write("\n./images/train/TRAIN 1.jpg\n")
+    assert len(_boxes(load_detection_dataset(tmp_path))) == 7
+
+
+def test_one_folder_of_images_may_be_both_splits(tmp_path):
+    tools.ultralytics_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("path: ../pets\ntrain: images\nval: images/\nnames: [cat, dog]\n")
+    assert [len(load_detection_dataset(tmp_path, split)) for split in ("train", "val")] == [9, 9]
 
 
 def test_a_split_may_be_several_folders_and_a_list_names_what_is_there(tmp_path):
@@ -365,9 +459,37 @@ def _capital_voc(folder):
     (folder / "ImageSets").rename(folder / "imagesets")
 
 
+def _lists_in_both_places(folder):
+    for file in list((folder / "ImageSets" / "Main").iterdir()):
+        shutil.copy(file, folder / "ImageSets")
+
+
+def _other_xml_files(folder):
+    shutil.rmtree(folder / "ImageSets")
+    shutil.copytree(folder / "Annotations", folder / "Annotations before")
+    (folder / "project.xml").write_text("<project/>")
+
+
+def _other_xml_files_beside(folder):
+    _other_xml_files(folder)
+    shutil.rmtree(folder / "Annotations before")
+    for file in [*(folder / "JPEGImages").iterdir(), *(folder / "Annotations").iterdir()]:
+        file.rename(folder / file.name)
+    for name in ("JPEGImages", "Annotations"):
+        (folder / name).rmdir()
+
+
+def _masks(folder):
+    """Of the same names as the images, whose folders alone tell the splits."""
+    _images_per_split(folder)
+    for name, _ in (*tools.TRAIN, *tools.VAL):
+        tools.draw(folder / "masks" / name.replace(".jpg", ".png"), 1)
+
+
 @pytest.mark.parametrize(
     ("change", "images"),
     [
+        *((_lists_in_both_places, 6), (_other_xml_files, 9), (_other_xml_files_beside, 9), (_masks, 6)),
         *((_beside, 9), (_per_split, 6), (_unknown_sizes, 6), (_lists_with_endings, 6)),
         *((_in_labels, 6), (_images_per_split, 6), (_in_xmls, 6), (_folder_per_split, 6), (_capital_voc, 6)),
     ],
@@ -376,7 +498,7 @@ def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
     tools.pascal_voc(tmp_path)
     change(tmp_path)
     train = load_detection_dataset(tmp_path)
-    assert len(train) == images
+    assert len(train) == images == len({row["image"]["path"] for row in train.dataset})
     assert dict(tools.TRAIN).keys() <= _boxes(train).keys() | _boxes(load_detection_dataset(tmp_path, "val")).keys()
     assert train.dataset[0]["width"] == tools.WIDTH
 

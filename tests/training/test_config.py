@@ -131,6 +131,13 @@ def test_a_recipe_goes_over_its_base(tmp_path: Path) -> None:
     assert not {"epochs", "milestones", "base"} & set(fields)
 
 
+def test_a_recipe_of_an_earlier_version_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: there\nepochs: 12\ncache_images: false\n")
+    assert parse_config(["--recipe", str(recipe)]) == TrainConfig(data="there", epochs=12.0)
+    assert len(caplog.records) == 1
+
+
 def test_the_resolved_recipe_repeats_the_run(tmp_path: Path) -> None:
     words = "--recipe drmm-adamixer-r50-3x --data d --output o --resume --config density=cauchy"
     config = parse_config(words.split())

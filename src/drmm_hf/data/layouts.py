@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import read_json
-from .sidecars import find_sidecars
+from .sidecars import Files, class_settings, find_sidecars
 from .splits import SPLITS, Part, by_split, split_in, usual_name
 
 _TOOLS = {"_annotations.coco": "Roboflow", "instances_default": "CVAT", "result": "Label Studio", "labels": "FiftyOne"}
@@ -25,12 +25,15 @@ def find_parts(root: Path) -> dict[str, Part]:
         hint = hints.get(root.suffix.lower(), "give the folder of the data set that it is in")
         what = f"is a file; {hint}" if root.is_file() else None
         raise FileNotFoundError(f"{root}: {what or 'no such folder; give that of a data set'}")
-    parts = _coco_parts(root)
-    entries = [e for e in root.iterdir() if not e.name.lower().startswith((".", "__", "readme", "license"))]
-    if not parts and len(entries) == 1 and entries[0].is_dir() and not split_in(entries[0].name):
+    if parts := _coco_parts(root):
+        return parts
+    files = Files(root)
+    inside = [entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
+    if len(inside) == 1 and not _has_own(files):
         with contextlib.suppress(FileNotFoundError):
-            return find_parts(entries[0])  # an archive that was unpacked into a folder of its own
-    parts = parts or find_sidecars(root)
+            inner = find_parts(inside[0])  # an archive that was unpacked into a folder of its own
+            return inner if [*inner] != ["train"] else {split_in(inside[0].name) or "train": inner["train"]}
+    parts = find_sidecars(files)
     if not parts:
         present = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
         tars = " (tars are read with --streaming)" if any(name.endswith(".tar") for name in present) else ""
@@ -42,6 +45,13 @@ def find_parts(root: Path) -> dict[str, Part]:
             f"{shorten(present, 10) or 'no files'}{tars}. Give files that are elsewhere as --annotations and --images"
         )
     return parts
+
+
+def _has_own(files: Files) -> bool:
+    """Whether a folder has annotations or names of classes itself, not only in the folders inside."""
+    own = [file for file in files.files if file.parent == files.root]
+    beside = any(file.suffix == ".xml" or (file.suffix == ".txt" and files.key(file) in files.image_of) for file in own)
+    return beside or class_settings(files)[1] is not None
 
 
 def _coco_parts(root: Path) -> dict[str, Part]:
@@ -72,7 +82,7 @@ def coco_part(root: Path, split: str, file: Path) -> Part:
     here, names = file.parent, SPLITS.get(split, (split,))
     inside = [entry for entry in sorted(root.iterdir()) if entry.is_dir()] if root.is_dir() else []
     usual = [entry for entry in inside if entry.name.lower() in ("images", "data", "jpegimages", "img", "imgs")]
-    folders = [root / f"images/{split}2017", root / f"{split}2017"]
+    folders = [folder / f"{name}2017" for name in names for folder in (root / "images", root)]
     for entries in (*([*sorted(folder.iterdir())] for folder in usual), inside):
         folders += [entry for name in names for entry in entries if entry.name.lower() == name]
     folders += [*usual, *(folder / "default" for folder in usual), here / "images", here / "data", here]

@@ -2,7 +2,7 @@
 
 All files of the folder are listed once. An image and its annotations are those whose paths differ in nothing but the
 ending and folders that say what they hold, such as `images` and `labels`. The split is the one that a list names, or
-the words of the path.
+the names of the folders.
 """
 
 import functools
@@ -19,14 +19,13 @@ from xml.etree import ElementTree
 import yaml
 
 from .images import ImageFrame, image_size
-from .splits import SPLITS, Part, by_split, split_in
+from .splits import SPLITS, Part, by_split, split_in, usual_name
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 _CONTENTS = frozenset(("images", "jpegimages", "labels", "annotations", "xmls"))
 """Names of folders, in any case, that say what is in them and not of which images."""
-_DEPTH = 8
 
 
 class Files:
@@ -34,21 +33,21 @@ class Files:
 
     Attributes:
         files: all of them.
-        by_name: each by its path relative to the folder, in lower case.
+        by_name: each by its path relative to the folder, as it is and in its plain form.
         images: those that are pictures by their names, and not what macOS writes beside each.
-        image_of: each picture by its `key`.
+        image_of: each picture by its `key`; of several, one in a folder of images.
     """
 
     def __init__(self, root: Path) -> None:
         self.root, found = root, []
         for folder, inner, names in os.walk(root, followlinks=True):
-            deep = len(Path(folder).relative_to(root).parts) >= _DEPTH  # as where a link leads back
-            inner[:] = [] if deep else [name for name in inner if not name.startswith(".")]
+            inner[:] = [name for name in inner if not name.startswith(".") and not _leads_back(Path(folder, name))]
             found += [Path(folder, name) for name in names if not name.startswith(".")]
         self.files = sorted(found)
-        self.by_name = {self.relative(file).casefold(): file for file in self.files}
+        self.by_name = {_plain(self.relative(file)): file for file in self.files}
+        self.by_name |= {self.relative(file): file for file in self.files}
         self.images = self.ending(*_SUFFIXES)
-        self.image_of = {self.key(image): image for image in self.images}
+        self.image_of = {self.key(image): image for image in sorted(self.images, key=self.in_place)}
 
     def relative(self, file: Path) -> str:
         return file.relative_to(self.root).as_posix()
@@ -62,26 +61,34 @@ class Files:
         folders = [part for part in file.relative_to(self.root).parts[:-1] if part.casefold() not in _CONTENTS]
         return unicodedata.normalize("NFC", "/".join((*folders, file.stem)))
 
-    def split_of(self, file: Path) -> str:
-        """The split that the folders of a file tell, or ""."""
-        return split_in(self.relative(file.parent))
+    def in_place(self, file: Path) -> bool:
+        """Whether a file is in a folder that says what is in it."""
+        return any(part.casefold() in _CONTENTS for part in file.relative_to(self.root).parts[:-1])
 
-    def listed(self, path: str) -> list[Path]:
+    def split_of(self, file: Path) -> str:
+        """The split that the folders of a file tell, or ""; one with no other word in its name tells it first."""
+        folders = file.relative_to(self.root).parts[:-1]
+        exact = (usual_name(re.sub("[^a-z]", "", name.lower())) for name in folders)
+        return next((split for split in exact if split in SPLITS), split_in("/".join(folders)))
+
+    def listed(self, base: str, entry: str) -> list[Path]:
         """The images that an entry of data.yaml means: those of a folder, or of a list, or one.
 
         A path may be that of another machine, or begin with `..`, as Roboflow's: its end is what counts.
         """
+        path = f"{base}/{entry}"
         file = self.find(path)
         if file is not None:
             return self.in_list(file) if file.suffix == ".txt" else [file]
-        for ending in _endings(path):
-            inside = [image for image in self.images if self.relative(image).casefold().startswith(ending + "/")]
-            if inside and (ending != "images" or ending == path.casefold()):  # which tells nothing of the split
+        for ending in _endings(_plain(path)):
+            inside = [image for image in self.images if _plain(self.relative(image)).startswith(ending + "/")]
+            if inside and (ending != "images" or _endings(_plain(entry)) == [ending]):  # tells nothing of the split
                 return inside
         return []
 
     def find(self, path: str) -> Path | None:
-        return next((self.by_name[ending] for ending in _endings(path) if ending in self.by_name), None)
+        endings = (*_endings(path), *_endings(_plain(path)))
+        return next((self.by_name[ending] for ending in endings if ending in self.by_name), None)
 
     def in_list(self, place: Path) -> list[Path]:
         found = {line: self.find(line) for line in read_lines(place) if line}
@@ -90,16 +97,24 @@ class Files:
         return [file for file in found.values() if file is not None]
 
 
+def _plain(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a link leads to a folder that it is in."""
+    return folder.is_symlink() and any(above.resolve().is_relative_to(folder.resolve()) for above in folder.parents)
+
+
 def _endings(path: str) -> list[str]:
-    """A path in lower case, without what leads out of a folder, and without its first parts."""
-    parts = PurePosixPath(path.casefold().replace("\\", "/")).parts
+    """A path without what leads out of a folder, and without its first parts."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
     parts = tuple(part for part in parts if part not in ("/", ".."))
     return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
-def find_sidecars(root: Path) -> dict[str, Part]:
+def find_sidecars(files: Files) -> dict[str, Part]:
     """The splits of a YOLO or Pascal VOC folder by their names; empty for another one."""
-    files = Files(root)
     return _yolo_parts(files) or _voc_parts(files)
 
 
@@ -121,16 +136,20 @@ def _yolo_parts(files: Files) -> dict[str, Part]:
     labels = {files.key(file): file for file in files.ending(".txt")}
     if not labels.keys() & files.image_of.keys():
         return {}
-    settings, source = _settings(files)
+    settings, source = class_settings(files)
     chosen: dict[str, list[Path]] = {}
     for split, names in SPLITS.items():
-        base = f"{settings['path']}/" if settings.get("path") else ""
-        entries = [base + entry for name in names for entry in _as_list(settings.get(name))]
+        entries = [entry for name in names for entry in _as_list(settings.get(name))]
         entries = entries or [f"{name}.txt" for name in names if source]
-        if images := [image for entry in entries for image in files.listed(entry)]:
+        base = str(settings.get("path") or "")
+        if images := [image for entry in entries for image in files.listed(base, entry)]:
             chosen[split] = images
     given = {image for images in chosen.values() for image in images}
-    chosen = {**by_split((files.split_of(image), image) for image in files.images if image not in given), **chosen}
+    inner = {files.key(image) for image in files.images if files.in_place(image)}
+    # Beside folders of images lie previews, drawn boxes and plots of trainings.
+    stray = inner if inner.isdisjoint(labels) else inner | {*files.image_of}.difference(labels)
+    others = [image for image in files.images if files.in_place(image) or files.key(image) not in stray]
+    chosen = {**by_split((files.split_of(image), image) for image in others if image not in given), **chosen}
     lost = [file for key, file in labels.items() if key not in files.image_of and file.stem != "classes"]
     if lost := [file for file in lost if "labels" in files.relative(file).casefold().split("/")]:
         logger.warning("%d label files have no image and are left out, such as %s", len(lost), lost[0])
@@ -143,7 +162,7 @@ def _yolo_parts(files: Files) -> dict[str, Part]:
     return parts
 
 
-def _settings(files: Files) -> tuple[Mapping[str, Any], Path | None]:
+def class_settings(files: Files) -> tuple[Mapping[str, Any], Path | None]:
     """Content and path of data.yaml, or names of classes from a text file; nothing where there is neither."""
     candidates = [file for file in files.ending(".yaml", ".yml") if file.parent == files.root]
     for file in sorted(candidates, key=lambda file: (file.stem != "data", file)):
@@ -233,15 +252,21 @@ def _label(words: Sequence[str], place: str, keypoints: bool) -> tuple[int, tupl
 
 def _voc_parts(files: Files) -> dict[str, Part]:
     """The splits are the lists in `ImageSets/Main` or `ImageSets`, or those of the folders of the files or images."""
-    xmls = {file.stem: file for file in files.ending(".xml")}
-    by_stem = {image.stem: image for image in files.images}
-    image_of = {file: files.image_of.get(files.key(file), by_stem.get(file.stem)) for file in files.ending(".xml")}
+    # Elsewhere are copies, those of other programs, and masks of the same names.
+    found = files.ending(".xml")
+    if any(map(files.in_place, found)):
+        found = [file for file in found if files.in_place(file) or files.key(file) in files.image_of]
+    xmls: dict[str, list[Path]] = {}
+    for file in found:
+        xmls.setdefault(file.stem, []).append(file)
+    by_stem = {image.stem: image for image in sorted(files.images, key=files.in_place)}
+    image_of = {file: files.image_of.get(files.key(file), by_stem.get(file.stem)) for file in found}
     chosen: dict[str, list[Path]] = {}
     for split, names in SPLITS.items():
         for name in (*names, *(("trainval",) if split == "train" else ())):
             lists = files.ending(f"imagesets/main/{name}.txt", f"imagesets/{name}.txt")
             if lines := [(line, file) for file in lists for line in read_lines(file) if line]:
-                chosen.setdefault(split, [_listed_xml(xmls, *line) for line in lines])
+                chosen.setdefault(split, [*dict.fromkeys(_listed_xml(xmls, *line) for line in lines)])
     if not chosen:
         told = (
             (files.split_of(file) or (image and files.split_of(image)) or "", file) for file, image in image_of.items()
@@ -257,11 +282,11 @@ def _voc_parts(files: Files) -> dict[str, Part]:
     }
 
 
-def _listed_xml(xmls: Mapping[str, Path], line: str, file: Path) -> Path:
-    """The xml of a line of a list: a name, which may have 1 or -1 after it, or that of the image."""
+def _listed_xml(xmls: Mapping[str, Sequence[Path]], line: str, file: Path) -> Path:
+    """The nearest xml of a line of a list: a name, which may have 1 or -1 after it, or that of the image."""
     for name in (line, line.split()[0], Path(line).stem):
         if name in xmls:
-            return xmls[name]
+            return max(xmls[name], key=lambda xml: len(os.path.commonpath((xml, file))))
     raise FileNotFoundError(f"{file}: there is no {line}.xml; add it, or remove the line")
 
 
@@ -278,7 +303,7 @@ def _read_voc(
         raise ValueError(f"{files[0].parent}: none of {len(trees)} xml files has an <object>; give those with boxes")
     images: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
-    for number, file in enumerate(files):
+    for number, file in enumerate(file for file in files if trees[file].tag == "annotation" or file in image_of):
         tree = trees[file]
         written = (tree.findtext("filename") or "").replace("\\", "/").rpartition("/")[2].strip()
         images.append({"id": number, "file_name": image_of.get(file) or written or file.stem, **_size(tree)})

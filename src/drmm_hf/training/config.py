@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import logging
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from transformers import HfArgumentParser
 from ..configuration_drmm import shown
 from ..files import write_text
 
+logger = logging.getLogger(__name__)
+
 _RECIPES = resources.files("drmm_hf.training") / "recipes"
 # Of two fields that exclude each other, one that is given replaces the other one of the recipe.
 _RIVALS = (("epochs", "train_images"), ("train_images", "epochs"), ("model", "warm_start"), ("warm_start", "model"))
@@ -28,6 +31,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
 _LARGEST = 1e18
+_GONE = ("cache_images",)  # fields that recipes of earlier versions have, without which the training is the same
 _SHARES = ("horizontal_flip", "vertical_flip", "translate", "color_jitter")  # in [0, 1]
 _BELOW_ONE = ("warmup_ratio", "ema_decay")  # in [0, 1)
 
@@ -323,6 +327,9 @@ def read_recipe(source: str, above: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{where}: holds no fields; write lines such as `epochs: 12`")
     base = content.pop("base", None)
+    for name in content.keys() & {*_GONE}:
+        logger.warning("%s: there is no field %r any more; it is passed over", where, name)
+        del content[name]
     for name in content:
         if name not in _HINTS:
             near = difflib.get_close_matches(str(name), _HINTS, n=1, cutoff=0.3)

@@ -33,14 +33,15 @@ def requirements(lowest: bool) -> list[str]:
 
 
 def tested(python: str, lowest: bool, arguments: list[str]) -> dict[str, str]:
-    """Versions and the last line of pytest in a fresh environment (kept; it is made again when it is removed)."""
+    """Versions and the last line of pytest in a fresh environment (kept; made again for other requirements)."""
     folder = ENVIRONMENTS / f"{python}-{'lowest' if lowest else 'newest'}"
     run = str(folder / "bin" / "python")
-    if not (folder / "complete").exists():
+    complete, wanted = folder / "complete", requirements(lowest)
+    if not complete.exists() or complete.read_text() != "\n".join(wanted):
         subprocess.run([f"python{python}", "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([run, "-m", "pip", "install", "--quiet", *requirements(lowest)], check=True)
+        subprocess.run([run, "-m", "pip", "install", "--quiet", *wanted], check=True)
         subprocess.run([run, "-m", "pip", "install", "--quiet", "--no-deps", "-e", str(ROOT)], check=True)
-        (folder / "complete").touch()
+        complete.write_text("\n".join(wanted))
     frozen = subprocess.run([run, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
     versions = dict(re.findall(r"^([\w-]+)==([\w.]+)", frozen.replace("_", "-"), flags=re.MULTILINE))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

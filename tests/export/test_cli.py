@@ -1,5 +1,6 @@
 """`drmm export` as a user calls it, and as docs/export.md does."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from drmm_hf.export import ExportedDetector
 from export_fixtures import spread_model
 
 TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+WITH_ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="needs the extra `export`")
 COMMANDS = re.findall(r"^ {4}python scripts/export\.py (.+)$", TEXT, flags=re.MULTILINE)
 
 
@@ -40,7 +42,7 @@ def test_an_export_is_checked_and_described(exported: Path) -> None:
         (["--size", "100x96"], "100x96"),
         (["--precision", "int8"], "int8"),
         (["--with-postprocessing", "--data", "x"], "--with-postprocessing"),
-        (["--format", "onnx", "--opset", "17"], "17"),
+        pytest.param(["--format", "onnx", "--opset", "17"], "17", marks=WITH_ONNX),
         (["--format", "onnx"], "drmm-hf[export]"),
     ],
 )

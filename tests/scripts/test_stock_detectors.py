@@ -1,5 +1,6 @@
 """The commands take detectors of transformers: fine-tuned by likelihood, evaluated, analyzed, deployed as they were."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from packaging.version import Version
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -29,6 +31,9 @@ from drmm_hf.training import TrainConfig
 from drmm_hf.training import train as train_here
 from training.runs import run_two_processes
 
+WITH_ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="needs the extra `export`")
+# 2.11 raises SerializeError where it stores the graph, 2.14 does not; those between were not tried
+WITH_NEW_TORCH = pytest.mark.skipif(Version(torch.__version__) < Version("2.14"), reason="needs torch 2.14")
 PROCESSORS = {
     "rt_detr_v2": RTDetrImageProcessor(size={"height": 64, "width": 64}),
     "rf_detr": RTDetrImageProcessor(size={"height": 64, "width": 64}, do_normalize=True),
@@ -147,7 +152,10 @@ def test_gradient_checkpointing_accumulation_and_shortest_edge(stock, scenes, tm
 @pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("stock", "options"),
-    [("rt_detr_v2", ["--format", "torch_export"]), ("detr", ["--format", "onnx", "--with-postprocessing"])],
+    [
+        pytest.param("rt_detr_v2", ["--format", "torch_export"], marks=WITH_NEW_TORCH),
+        pytest.param("detr", ["--format", "onnx", "--with-postprocessing"], marks=WITH_ONNX),
+    ],
     indirect=["stock"],
 )
 def test_exported(stock, options, tmp_path, capsys):

@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         raise ValueError(
             f"{arguments.checkpoint}: this family cannot be written as {arguments.format} ({type(error).__name__}); "
-            "torch_export in fp32 takes every family"
+            "torch_export in fp32 takes every family, with torch 2.14 or newer"
         ) from error
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     within = _print_parity(exported, reference, settings, arguments.precision)

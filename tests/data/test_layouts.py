@@ -330,6 +330,7 @@ def _pictures_beside_the_data_set(folder):
     (folder / "train2017").symlink_to("images/train")
     tools.draw(folder / "runs" / "train" / "results.png", 1)
     tools.draw(folder / "val" / "drawn" / "a.jpg", 1)
+    tools.draw(folder / "labels" / "train" / "train 0.png", 1)  # a mask
 
 
 def _links_that_lead_back(folder):

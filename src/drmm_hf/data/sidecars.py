@@ -24,7 +24,8 @@ from .splits import SPLITS, Part, by_split, split_in, usual_name
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-_CONTENTS = frozenset(("images", "jpegimages", "labels", "annotations", "xmls"))
+_OF_IMAGES = frozenset(("images", "jpegimages"))
+_CONTENTS = _OF_IMAGES | {"labels", "annotations", "xmls"}
 """Names of folders, in any case, that say what is in them and not of which images."""
 
 
@@ -62,8 +63,9 @@ class Files:
         return unicodedata.normalize("NFC", "/".join((*folders, file.stem)))
 
     def in_place(self, file: Path) -> bool:
-        """Whether a file is in a folder that says what is in it."""
-        return any(part.casefold() in _CONTENTS for part in file.relative_to(self.root).parts[:-1])
+        """Whether a file is in a folder that says what is in it; images among labels may be masks."""
+        names = _OF_IMAGES if file.suffix.lower() in _SUFFIXES else _CONTENTS
+        return any(part.casefold() in names for part in file.relative_to(self.root).parts[:-1])
 
     def split_of(self, file: Path) -> str:
         """The split that the folders of a file tell, or ""; one with no other word in its name tells it first."""

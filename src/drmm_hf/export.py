@@ -88,7 +88,7 @@ def export_detector(
         else:  # in memory first: torch's own writer ends the process when the disk is full
             content = io.BytesIO()
             torch.export.save(program, content)
-            path.write_bytes(content.getbuffer())
+            path.write_bytes(content.getvalue())
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):

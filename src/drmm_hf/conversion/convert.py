@@ -210,11 +210,12 @@ def write_released_file(model: DrmmForObjectDetection, path: Path) -> int:
         raise ValueError(f"{path}: give a .pth file to write")
     state = released_state_dict(model)
     classes = list((model.config.id2label or {}).values())  # in the order of the labels
-    # In memory first: torch's own writer ends the process when the disk is full.
+    # In memory first: torch's own writer ends the process when the disk is full. Not as `getbuffer()`, whose garbage
+    # collection ends that of Python 3.12.1 (fixed in 3.12.2).
     content = io.BytesIO()
     torch.save({"meta": {"CLASSES": classes}, "state_dict": state}, content)
     with writing(path):
-        path.write_bytes(content.getbuffer())
+        path.write_bytes(content.getvalue())
     return len(state)
 
 

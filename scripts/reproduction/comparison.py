@@ -140,7 +140,7 @@ def measured(
         rows = [row for path in foreign for row in load_detection_dataset(path, "test").dataset]
         batches = predict_batches(detector, processor, rows, top_k=top_k, progress=False)
         scores = torch.cat([one["scores"] for _, found_there in batches for one in found_there]).double().numpy()
-        for kind, values in (("raw", scores), ("isotonic", isotonic.pooled(scores))):
+        for kind, values in (("raw", scores), ("isotonic", isotonic.curve(scores))):
             claims = (values.sum().item() / len(rows), (values > 0.5).sum().item() / len(rows))
             measures["test"][kind].update(zip(FOREIGN, claims, strict=True))
     return to_plain(measures)  # without NaN, which stands where nothing was there to be measured

@@ -32,11 +32,8 @@ from transformers.models.rf_detr import modeling_rf_detr
 from drmm_hf.backbone import load_imagenet_weights
 from drmm_hf.cli import run_command
 from drmm_hf.data import load_detection_dataset
-from drmm_hf.files import write_json
 from drmm_hf.training import TrainConfig
-from markdown_table import PAPER
-from reproduction.comparison import MEASURES, Measured, Side, compare, measured, trained, with_seeds
-from reproduction.render import machine
+from reproduction.comparison import MEASURES, Measured, Side, compare, measured, trained, with_seeds, write_tables
 from reproduction.shifts import SHIFTS
 
 WIDTH, QUERIES = 96, 64
@@ -134,16 +131,12 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     begin = {"start": with_seeds({0: measure(start, ())["test"]["raw"]}, MEASURES)}
     settings = {
-        "source": "not in the paper",
+        "title": arguments.family,
         "command": arguments.command,
         "data": f"{arguments.data}, split test",
         "training": f"{arguments.images} images after {arguments.start or f'{arguments.start_images} by its own loss'}",
-        "learning rates": tuning,
-        "machine": machine(),
-        PAPER: {},
     }
-    for name, rows in (("clean", {**begin, **clean}), ("shift", shift)):
-        write_json(output / f"{name}.json", {"title": arguments.family, **settings, "rows": rows})
+    write_tables(output, {**begin, **clean}, shift, tuning, settings)
     print(json.dumps({row: {name: one["mean"] for name, one in values.items()} for row, values in clean.items()}))
 
 

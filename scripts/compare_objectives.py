@@ -17,11 +17,8 @@ import drmm_hf  # noqa: F401  (before torch, whose waiting threads then sleep)
 
 # isort: split
 from drmm_hf.cli import run_command
-from drmm_hf.files import write_json
 from drmm_hf.training import TrainConfig, parse_config
-from markdown_table import PAPER
-from reproduction.comparison import Measured, Side, compare, measured
-from reproduction.render import machine
+from reproduction.comparison import Measured, Side, compare, measured, write_tables
 from reproduction.shifts import SHIFTS
 
 DECODERS = {"adamixer": "AdaMixer", "sparse-rcnn": "Sparse R-CNN"}
@@ -79,16 +76,12 @@ def _compare_on(data: str, arguments: argparse.Namespace) -> None:
     sides = [side(decoder, prefix) for decoder in arguments.decoders for prefix in OBJECTIVES]
     clean, shift, tuning = compare(sides, arguments.learning_rates, arguments.seeds, measure)
     settings = {
-        "source": "not in the paper",
+        "title": Path(data).name,
         "command": arguments.command,
         "data": f"{data}, split test",
         "training": f"{arguments.images} images from ImageNet features",
-        "learning rates": tuning,
-        "machine": machine(),
-        PAPER: {},
     }
-    for name, rows in (("clean", clean), ("shift", shift)):
-        write_json(output / f"{name}.json", {"title": Path(data).name, **settings, "rows": rows})
+    write_tables(output, clean, shift, tuning, settings)
     print(f"{output}: clean.json and shift.json")
 
 

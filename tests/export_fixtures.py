@@ -1,13 +1,16 @@
 """Small detectors whose scores spread, to export, and the names of a file's axes."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from drmm_hf import DrmmForObjectDetection
 from model_fixtures import small_model
 
+WITH_ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="the extra `export` is not installed")
 DECODERS = {"sparse_rcnn": {}, "adamixer": {"decoder": "adamixer", "num_sampling_points": 8, "num_mixing_points": 8}}
 
 

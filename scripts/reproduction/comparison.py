@@ -26,8 +26,10 @@ from drmm_hf.evaluation.predict import predict_batches
 from drmm_hf.files import read_json, to_plain, write_json
 from drmm_hf.loading import load_detector
 from drmm_hf.training import TrainConfig, train
+from markdown_table import PAPER
 
 from .measurements import summary
+from .render import machine
 from .shifts import shifted_split
 
 MEASURES = ("AP", "AP50", "AP75", "AR100", "ECE", "D-ECE", "OCE", "Brier", "LRP", "duplicates/object")
@@ -101,6 +103,19 @@ def compare(
     conditions = list(dict.fromkeys(condition for condition, _ in shift))
     ordered = sorted(shift.items(), key=lambda item: conditions.index(item[0][0]))
     return clean, {f"{condition}: {label}": values for (condition, label), values in ordered}, tuning
+
+
+def write_tables(
+    output: Path,
+    clean: Mapping[str, Any],
+    shift: Mapping[str, Any],
+    tuning: Mapping[str, Any],
+    settings: dict[str, str],
+) -> None:
+    """clean.json and shift.json from what `compare` gives, with the `settings` that a reader needs to know."""
+    about = {**settings, "source": "not in the paper", "learning rates": tuning, "machine": machine(), PAPER: {}}
+    for name, rows in (("clean", clean), ("shift", shift)):
+        write_json(output / f"{name}.json", {**about, "rows": rows})
 
 
 def measured(

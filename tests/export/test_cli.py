@@ -1,6 +1,5 @@
 """`drmm export` as a user calls it, and as docs/export.md does."""
 
-import importlib.util
 import json
 import re
 import shlex
@@ -16,10 +15,9 @@ from drmm_hf.cli import main
 from drmm_hf.commands.export import parser
 from drmm_hf.data import generate_scenes
 from drmm_hf.export import ExportedDetector
-from export_fixtures import spread_model
+from export_fixtures import WITH_ONNX, spread_model
 
 TEXT = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
-WITH_ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="needs the extra `export`")
 COMMANDS = re.findall(r"^ {4}python scripts/export\.py (.+)$", TEXT, flags=re.MULTILINE)
 
 

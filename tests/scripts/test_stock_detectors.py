@@ -1,6 +1,5 @@
 """The commands take detectors of transformers: fine-tuned by likelihood, evaluated, analyzed, deployed as they were."""
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +28,9 @@ from drmm_hf.evaluation import predict_dataset
 from drmm_hf.export import ExportedDetector
 from drmm_hf.training import TrainConfig
 from drmm_hf.training import train as train_here
+from export_fixtures import WITH_ONNX
 from training.runs import run_two_processes
 
-WITH_ONNX = pytest.mark.skipif(not importlib.util.find_spec("onnx"), reason="needs the extra `export`")
 # 2.11 raises SerializeError where it stores the graph, 2.14 does not; those between were not tried
 WITH_NEW_TORCH = pytest.mark.skipif(Version(torch.__version__) < Version("2.14"), reason="needs torch 2.14")
 PROCESSORS = {

@@ -2,10 +2,11 @@
 
     python scripts/compare_objectives.py bccd raccoon cards --backbone WEIGHTS --output runs/real-data
 
-For each folder and decoder, a detector with the backbone tf_efficientnet_lite0 is trained by D-RMM (`nll_mcm`) and by
-matching (`set_prediction`) with the recipe `finetune-photos`. How the sides are tuned and measured:
-`reproduction/comparison.py`; besides, each detector is shown the test images of the other folders, where all that it
-claims to see is false. Writes a json for each folder, clean and under shift; finished runs are kept.
+For each folder and decoder, a detector with the backbone tf_efficientnet_lite0 is trained with the recipe
+`finetune-photos` by D-RMM (`nll_mcm`), by D-RMM with `objectness_anchor=poisson`, and by matching (`set_prediction`).
+How the sides are tuned and measured: `reproduction/comparison.py`; besides, each detector is shown the test images of
+the other folders, where all that it claims to see is false. Writes a json for each folder, clean and under shift;
+finished runs are kept.
 """
 
 import argparse
@@ -22,8 +23,12 @@ from reproduction.comparison import Measured, Side, compare, measured, write_tab
 from reproduction.shifts import SHIFTS
 
 DECODERS = {"adamixer": "AdaMixer", "sparse-rcnn": "Sparse R-CNN"}
-OBJECTIVES = {"drmm-": "D-RMM", "": "matching"}
-"""Prefix of the preset -> title."""
+OBJECTIVES = {
+    "D-RMM": ("drmm-", []),
+    "D-RMM, anchored": ("drmm-", ["--config", "objectness_anchor=poisson"]),
+    "matching": ("", []),
+}
+"""Title -> prefix of the preset, and further options of the training."""
 DETECTIONS = 100
 
 
@@ -35,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="folder of the runs and tables")
     parser.add_argument("--backbone", required=True, help="weights of tf_efficientnet_lite0: a file, hub or package")
     parser.add_argument("--decoders", nargs="+", choices=DECODERS, default=list(DECODERS))
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--images", type=int, default=6000, help="length of every run (default: 6000)")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -61,19 +67,20 @@ def _compare_on(data: str, arguments: argparse.Namespace) -> None:
         shifted = output / "shifted"
         return measured(folder / "model", data, arguments.shifts, shifted, top_k=DETECTIONS, foreign=foreign)
 
-    def side(decoder: str, prefix: str) -> Side:
+    def side(decoder: str, objective: str) -> Side:
+        prefix, options = OBJECTIVES[objective]
         preset = f"{prefix}{decoder}-lite0"
 
         def config(rate: float, seed: int) -> TrainConfig:
-            folder = output / "runs" / f"{preset}-lr{rate:g}-seed{seed}"
+            folder = output / "runs" / "-".join([preset, *options[1:], f"lr{rate:g}", f"seed{seed}"])
             words = ["--recipe", "finetune-photos", "--preset", preset, "--backbone-weights", arguments.backbone]
             words += ["--data", data, "--output", str(folder), "--train-images", str(arguments.images)]
             words += ["--learning-rate", str(rate), "--seed", str(seed), "--save-every", "0", "--cpu"]
-            return parse_config([*words, *arguments.training])
+            return parse_config([*words, *options, *arguments.training])
 
-        return Side(f"{DECODERS[decoder]}, {OBJECTIVES[prefix]}", config)
+        return Side(f"{DECODERS[decoder]}, {objective}", config)
 
-    sides = [side(decoder, prefix) for decoder in arguments.decoders for prefix in OBJECTIVES]
+    sides = [side(decoder, objective) for decoder in arguments.decoders for objective in arguments.objectives]
     clean, shift, tuning = compare(sides, arguments.learning_rates, arguments.seeds, measure)
     settings = {
         "title": Path(data).name,

@@ -47,7 +47,17 @@ def test_options_in_both_spellings() -> None:
 
 
 def test_fields_of_the_model_are_given_as_assignments() -> None:
-    options = ["--data", "d", "--epochs", "1", "--config", "objective=nll", "mcm_weight=1e-1", "pyramid_levels=[0, 1]"]
+    options = [
+        "--data",
+        "d",
+        "--epochs",
+        "1",
+        "--config",
+        "objective=nll",
+        "mcm_weight=1e-1",
+        "--config",
+        "pyramid_levels=[0, 1]",
+    ]
     config = parse_config([*options, "learn_proposal_boxes=false"]).config
     expected = {"objective": "nll", "mcm_weight": 0.1, "pyramid_levels": [0, 1], "learn_proposal_boxes": False}
     assert config == expected

@@ -241,7 +241,9 @@ def parser() -> argparse.ArgumentParser:
         conflict_handler="resolve",
         allow_abbrev=False,
     )
-    options.add_argument("--config", nargs="+", metavar="NAME=VALUE", help="such as objective=nll mcm_weight=1.0")
+    options.add_argument(
+        "--config", nargs="+", action="extend", metavar="NAME=VALUE", help="such as objective=nll mcm_weight=1.0"
+    )
     options.add_argument(
         "--recipe",
         help="settings to start from: " + ", ".join(recipe_names()) + ", or a YAML file such as OUTPUT/recipe.yaml",

@@ -30,7 +30,7 @@ from .mixture import MixtureLoss, MixtureParameters, mixture_loss, mixture_losse
 from .modeling_drmm import DrmmForObjectDetection, DrmmModel, DrmmObjectDetectionOutput, DrmmPreTrainedModel
 from .modeling_drmm_detr import DrmmDetrForObjectDetection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "DrmmConfig",
     "DrmmDetrConfig",

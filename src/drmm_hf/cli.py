@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from . import __version__
+
 FAILED, INTERRUPTED = 2, 130
 
 COMMANDS = {
@@ -42,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(f"  {name:11} {text}" for name, text in COMMANDS.items()))
         print("\n`drmm COMMAND --help` says what a command takes.")
         return 0 if words else FAILED
+    if words[0] == "--version":
+        print(f"drmm-hf {__version__}")
+        return 0
     name, *rest = words
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import distributed
 
+import drmm_hf
 from drmm_hf.cli import COMMANDS, main, run_command
 
 ROOT = Path(__file__).parents[2]
@@ -19,6 +21,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_installed_command_is_this_one() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"drmm": "drmm_hf.cli:main"}
+
+
+def test_it_tells_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.split() == ["drmm-hf", drmm_hf.__version__]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == drmm_hf.__version__
 
 
 def test_every_command_has_a_script() -> None:

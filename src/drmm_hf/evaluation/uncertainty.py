@@ -24,7 +24,7 @@ SMALLEST_FACTOR = 1e-6  # for boxes without an error: an interval without a widt
 NUM_QUANTILES = 5
 
 
-class _Edges(NamedTuple):
+class Edges(NamedTuple):
     """Edges of n true positives, (n, 4) each in pixels of the original image and in the order l, t, r, b."""
 
     errors: np.ndarray  # |true - predicted|
@@ -33,9 +33,9 @@ class _Edges(NamedTuple):
     ratios: np.ndarray  # errors / scales; where both are zero, zero
 
 
-def _match_edges(
+def match_edges(
     ground_truth: Matchable, results: Results | None, options: MatchOptions
-) -> tuple[Matches, Matches, _Edges]:
+) -> tuple[Matches, Matches, Edges]:
     """The matches from a score of 0.3 if no other is given, the true positives among them, and their edges."""
     options.setdefault("score_threshold", 0.3)
     matches = match_detections(ground_truth, results, **options)
@@ -45,7 +45,7 @@ def _match_edges(
     errors, scales = np.abs(true - predicted), right.results.scales[right.rows]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(errors > 0, errors / scales, 0.0)
-    return matches, right, _Edges(errors, scales, np.tile(predicted[:, 2:] - predicted[:, :2], 2), ratios)
+    return matches, right, Edges(errors, scales, np.tile(predicted[:, 2:] - predicted[:, :2], 2), ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def interval_report(
     if not (math.isfinite(scale_factor) and scale_factor > 0.0):
         raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
     reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
-    _, right, edges = _match_edges(ground_truth, results, options)
+    _, right, edges = match_edges(ground_truth, results, options)
     inside = edges.ratios <= reaches[:, None, None]  # (levels, n, 4)
     errors, scales = edges.errors.ravel(), edges.scales.ravel()
     relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
@@ -180,7 +180,7 @@ def fit_scale_factor(
     reach = half_width(level, density, student_t_dof)
     reported = tuple(sorted({float(level), *map(float, levels)}))
     reaches = np.array([half_width(one, density, student_t_dof) for one in reported])[:, None]
-    matches, right, edges = _match_edges(ground_truth, results, options)
+    matches, right, edges = match_edges(ground_truth, results, options)
     halves = halve_images(matches.truth, matches.image_ids, seed)
     image_ids = [matches.truth.image_ids[image] for image in right.images]
     of_half = [edges.ratios[[image_id in half for image_id in image_ids]].ravel() for half in halves]

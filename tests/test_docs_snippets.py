@@ -82,8 +82,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for index, row in enumerate(truth["annotations"])
     ]
-    (here / "runs/confidence").mkdir()
-    (here / "runs/confidence/results.json").write_text(json.dumps(found))
+    for name in ("confidence", "test"):
+        (here / "runs" / name).mkdir()
+        (here / "runs" / name / "results.json").write_text(json.dumps(found))
     return here
 
 

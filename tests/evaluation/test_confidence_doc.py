@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     picture = Path(dataset.dataset[0]["image"]["path"])
     Image.open(picture).convert("RGB").save(tmp_path / "picture.jpg")
     content = json.loads(dataset.annotations_path.read_text())
+    shutil.copy(dataset.annotations_path, tmp_path / "FOLDER/annotations/instances_test.json")
+    shutil.copytree(picture.parent, tmp_path / "FOLDER/test")
     stem = Path(content["images"][0]["file_name"]).stem
     (tmp_path / "predictions.json").write_text(
         json.dumps([{"image_id": stem, "category_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5}])
@@ -67,7 +70,7 @@ def simulate(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_commands_and_snippets_run(home: Path, capsys: pytest.CaptureFixture) -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     for command in COMMANDS:
         # `python scripts/NAME.py ...` or `drmm NAME ...`
         _, name, *arguments = shlex.split(command)
@@ -87,5 +90,6 @@ def test_commands_and_snippets_run(home: Path, capsys: pytest.CaptureFixture) ->
     assert names["found"]["box_intervals"].shape == (len(names["found"]["scores"]), 2, 4)
     assert names["lower"].shape == names["upper"].shape
     assert names["fitted"].factor > 0.0
-    assert len(names["corrected"]) == len(truth["annotations"])
+    of_test = json.loads((home / "runs/test/results.json").read_text())
+    assert len(names["corrected"]) == len(of_test)
     assert capsys.readouterr().out.count("class_probability") == 1

@@ -76,6 +76,9 @@ def test_parts_of_the_scores_are_shown_where_they_are_known():
     assert heading in check_page(page).text
     assert heading not in without
     assert page.count("<svg") == 2 + without.count("<svg")
+    single = {**TRUTH, "categories": TRUTH["categories"][1:]}
+    of_one = [one for one in with_parts if one["category_id"] == 7]
+    assert heading not in render_report(gathered(single, of_one)), "the probability of the only class is no news"
 
 
 @pytest.mark.parametrize("results", [[], RESULTS])

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     analysis = to_plain({"data": data, "top_k": arguments.top_k, "checkpoints": models, "worst_images": worst})
     write_json(output / NUMBERS, analysis)
     write_text(output / REPORT, render_report(analysis, draw_images(dataset, worst, truth, drawn)))
-    print(f"{truth.source}: {data['images']} images, {data['objects']} objects, {len(models)} checkpoints")
+    print(f"{truth.source}: images: {data['images']}, objects: {data['objects']}, models: {len(models)}")
     for model in analysis["checkpoints"]:
         ap = model["accuracy"]["metrics"]["AP"]
         print(f"{model['name']}: AP {'-' if ap is None else format(ap, '.3f')}, {model['detections']} detections")

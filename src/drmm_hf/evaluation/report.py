@@ -87,7 +87,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
             if entry["score_threshold"] is None and entry["objects"]:
                 entry["score_threshold"] = "keep none"
         model["duplicates"]["gains"] = {part: _gains(model, part) for part in ("nms", "winner_takes_all")}
-    environment.filters |= {"pretty": lambda text: text.replace(">=", "≥"), "jpeg": _jpeg}
+    environment.filters |= {"pretty": lambda text: text.replace(">=", "≥"), "jpeg": _jpeg, "counted": _counted}
     environment.globals |= {
         "bars": functools.partial(_bars, models),
         "cells": lambda *path, **options: compared_cells(models, path, **options),
@@ -401,7 +401,8 @@ def _recalibration_finding(model: Model) -> str:
 
 
 def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural * (number != 1)}"
 
 
 def _nms_finding(model: Model) -> str:

@@ -173,10 +173,10 @@ class _Training:
         """Refuse an output folder that holds a training, unless this one goes on with it or may replace it."""
         found, resumable = self._found(), bool(self.checkpoints.paths())
         if found and not self.config.overwrite and not (self.config.resume and resumable):
-            ways = (
-                "choose another --output, " + "--resume to go on with it, " * resumable + "or --overwrite to begin anew"
+            go_on = "--resume to go on with it, " * resumable
+            raise ValueError(
+                f"--output {self.output}: holds {found}; choose another folder, {go_on}or --overwrite to begin anew"
             )
-            raise ValueError(f"--output {self.output}: holds {found} already; {ways}")
 
     def optimize(self) -> None:
         """Train to the last step, or until nothing gets better."""

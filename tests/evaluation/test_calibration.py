@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +263,9 @@ def test_the_diagram_draws_what_the_report_says(tmp_path: Path, monkeypatch: pyt
     assert drawn["too confident"] == {0: (0, pytest.approx(0.05)), 9: (0.5, pytest.approx(0.95))}
     assert drawn["not confident enough"] == {6: (1, pytest.approx(0.65))}
     assert [bar.get_height() for bar in bottom.containers[0]] == [3, 0, 0, 0, 0, 0, 2, 0, 0, 4]
-    assert "model" in top.get_title()
+    assert top.get_title() == "model\nD-ECE 0.417 of 6, ECE 0.294"  # (4 * 0.45 + 2 * 0.35) / 6, + 3 * 0.05 / 9
+    at_other = save_reliability_diagram(tmp_path / "other.svg", {"model": replace(report, iou_threshold=0.75)})
+    assert "D-ECE" not in at_other.axes[0].get_title()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"drmm-hf\[plots\]"):
         save_reliability_diagram(tmp_path / "figure.png", {"model": report})

@@ -11,7 +11,7 @@ from drmm_hf.cli import main
 from drmm_hf.evaluation import evaluate_coco
 from drmm_hf.evaluation.analysis import analyze_intervals, analyze_results, describe_data
 from drmm_hf.evaluation.coco_input import prepare_ground_truth
-from drmm_hf.evaluation.report import compared_cells, render_report
+from drmm_hf.evaluation.report import VERDICTS, compared_cells, render_report, verdict
 from evaluation_fixtures import MIXED_RESULTS as RESULTS
 from evaluation_fixtures import MIXED_TRUTH as TRUTH
 from model_fixtures import save_small
@@ -122,16 +122,53 @@ def test_cells_show_numbers_and_dashes() -> None:
     assert [own[0][0] for own in compared_cells(models, ["a", "b"], form=".1f")] == ["x", "–", "–", "−1.2", "–"]
 
 
-def test_errors_that_cancel_are_not_called_a_match() -> None:
-    """Too high in the lower bins and too low in the upper ones: the mean gap is small, D-ECE is not."""
-    analysis = gathered(TRUTH, RESULTS)
-    bins = analysis["checkpoints"][0]["calibration"]["reliability"]
-    scores = [0.05 + 0.1 * index for index in range(10)]
-    bins.update(bin_counts=[100] * 10, bin_confidences=scores, bin_accuracies=list(scores))
-    assert "but not bin by bin" not in render_report(analysis)
-    for index, error in ((3, 0.14), (4, 0.14), (8, -0.14), (9, -0.14)):
-        bins["bin_accuracies"][index] = scores[index] - error
-    assert "not bin by bin: they are 0.080 away" in render_report(analysis)
+def scored(*groups: tuple[float, int, int]) -> dict:
+    """The analysis of detections of (score, number, right ones), each alone in an image with one object."""
+    flags = [(score, index < right) for score, count, right in groups for index in range(count)]
+    box = [0, 0, 10, 10]
+    truth = {
+        "images": [{"id": index} for index in range(len(flags))],
+        "categories": [{"id": 7, "name": "cell"}],
+        "annotations": [{"image_id": index, "category_id": 7, "bbox": box} for index in range(len(flags))],
+    }
+    found = [
+        {"image_id": index, "category_id": 7, "bbox": box if right else [50, 50, 9, 9], "score": score}
+        for index, (score, right) in enumerate(flags)
+    ]
+    return gathered(truth, found, None)
+
+
+@pytest.mark.parametrize(
+    ("groups", "known"),
+    [
+        ([(0.75, 400, 300)], "trusted"),
+        ([(0.75, 30, 22)], "few"),  # as right, but of too few
+        ([(0.05, 900, 45), (0.75, 1, 0)], "few"),  # the many with tiny scores do not count
+        ([(0.75, 400, 200)], "not"),
+        ([(0.75, 50, 29)], "care"),  # 0.17 too high, but of fifty
+        ([(0.35, 200, 100), (0.85, 200, 140)], "not"),  # too low and too high: nothing is left on average
+    ],
+)
+def test_the_page_begins_with_a_verdict(groups: list[tuple[float, int, int]], known: str) -> None:
+    analysis = scored(*groups)
+    measured = analysis["checkpoints"][0]["calibration"]["measures"]["D-ECE"]
+    assert verdict(measured["value"], measured["detections"]) == known
+    text = check_page(render_report(analysis)).text.partition("Accuracy")[0]
+    assert [key for key, words in VERDICTS.items() if words in text] == [known]
+    score, count, right = max(groups, key=lambda group: abs(group[0] * group[1] - group[2]))
+    told = f"of the {count} detections with a score from {score - 0.05:.1f} to {score + 0.05:.1f}, {right} were right"
+    assert (told in text) == (known != "few")
+
+
+def test_a_correction_has_to_lower_both_errors() -> None:
+    """A fall of the Brier score alone is no reason: that is what a fit to many tiny scores brings."""
+    analysis = scored((0.05, 200, 0), (0.75, 400, 200))
+    values = analysis["checkpoints"][0]["recalibration"]["values"]
+    values |= {"raw": {**values["raw"], "D-ECE": 0.25, "Brier": 0.2}, "isotonic": {**values["isotonic"], "Brier": 0.1}}
+    del values["temperature"]
+    for after, better in ((0.05, True), (0.35, False)):
+        values["isotonic"]["D-ECE"] = after
+        assert ("from 0.250 to 0.050" in check_page(render_report(analysis)).text) == better
 
 
 def test_names_of_others_cannot_break_the_page() -> None:

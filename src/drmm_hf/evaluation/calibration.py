@@ -323,7 +323,7 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
 
     Each column shows, over the confidence, the precision of the detections of each bin (bar), how far it is from
     their mean confidence (hatched), and the number of detections on a logarithmic axis. The title has the name,
-    the ECE and its settings.
+    the ECE and its settings, and before it, if the report has all detections in its bins, D-ECE and their number.
 
     Args:
         reports: name -> report of `calibration_report`, from left to right.
@@ -342,7 +342,12 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
             top.bar(height=height, bottom=precision, edgecolor=color, label=label, **style, **place)
         top.plot((0, 1), (0, 1), "--", color=INK, linewidth=1, label="perfectly calibrated")
         top.set(xlim=(0, 1), ylim=(0, 1))
-        top.set_title(f"{name}\nECE {report.ece:.3f}", fontsize=11, color=INK, pad=28)
+        title = f"ECE {report.ece:.3f}"
+        shown = np.array(report.bin_counts[3:])  # from 0.3 on, where there are ten bins: those of D-ECE
+        if (report.iou_threshold, report.score_threshold, report.num_bins) == (0.5, 0.0, 10) and shown.any():
+            d_ece = np.nansum(shown * abs(gap[3:])) / shown.sum()
+            title = f"D-ECE {d_ece:.3f} of {shown.sum():,}, {title}"
+        top.set_title(f"{name}\n{title}", fontsize=11, color=INK, pad=28)
         settings = report.settings.replace(", score", ",\nscore").replace(">=", "≥")
         top.text(0.5, 1.02, settings, fontsize=8, color=FAINT, transform=top.transAxes, ha="center", va="bottom")
         bottom.bar(height=report.bin_counts, color=COUNT, edgecolor="white", **place)

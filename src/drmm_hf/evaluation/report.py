@@ -42,6 +42,14 @@ STYLE: Any = {
     "xtick.color": FAINT, "xtick.labelsize": 10.5, "xtick.major.size": 0, "ytick.color": FAINT, "ytick.labelsize": 10.5,
     "ytick.major.size": 0, "lines.markersize": 5,
 }  # fmt: skip
+SHOWN = 0.3  # score from which a detection counts for D-ECE
+FEW = 50  # detections or objects, below which nothing is said about them
+VERDICTS = {
+    "few": "too few detections to tell whether to trust its scores",
+    "trusted": "its scores can be trusted",
+    "care": "its scores can be used with care",
+    "not": "its scores cannot be trusted",
+}
 LONGEST_SIDE = 900  # of a picture, pixels: sharp on a wide screen, and ten images stay a few megabytes
 
 
@@ -88,11 +96,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
         "notes": functools.partial(_notes, models),
         "reliability": _reliability,
     }
-    findings = {
-        "calibration": _calibration_finding,
-        "recalibration": _recalibration_finding,
-        "duplicates": _nms_finding,
-    }
+    findings = {"recalibration": _recalibration_finding, "duplicates": _nms_finding}
     template = environment.get_template("report.html.jinja")
     # class names are no formulas, text stays text, and the same figure is the same text
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "drmm", "text.parse_math": False}):
@@ -101,6 +105,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
             models=models,
             data=analysis["data"],
             worst=worst,
+            summaries=[_summary(model) for model in models],
             findings={part: [text for model in models if (text := find(model))] for part, find in findings.items()},
         )
 
@@ -292,41 +297,123 @@ def _gains(model: Model, part: str) -> list[float | None]:
     return [None if before is None or ap is None else ap - before for ap in after]
 
 
-def _calibration_finding(model: Model) -> str:
+def verdict(d_ece: float | None, detections: int) -> str:
+    """Whether scores can be trusted, a key of VERDICTS, from the D-ECE of so many detections.
+
+    One standard error, at most 0.5/√n, keeps luck out of both "trusted" and "not".
+    """
+    if d_ece is None or detections < FEW:
+        return "few"
+    error = 0.5 / math.sqrt(detections)
+    return "trusted" if d_ece + error <= 0.08 else "not" if d_ece - error > 0.12 else "care"
+
+
+def _summary(model: Model) -> tuple[str, list[str]]:
+    """The verdict on a checkpoint, and what it is from and what follows, in plain sentences."""
+    d_ece, count = (model["calibration"]["measures"]["D-ECE"][name] for name in ("value", "detections"))
+    known = verdict(d_ece, count)
+    sentences = [f"{_counted(count, 'detection')} with a score of {SHOWN} or more."]
+    if known != "few":
+        sentences = [*_gap_sentences(model, d_ece, count), *_threshold_sentences(model)]
+    return f"{model['name']}: {VERDICTS[known]}.", [*sentences, "Next: " + _next_step(model, known)]
+
+
+def _gap_sentences(model: Model, d_ece: float, count: int) -> list[str]:
     report = model["calibration"]["reliability"]
-    columns = (report[f"bin_{name}"] for name in ("counts", "confidences", "accuracies", "edges"))
-    known = [(n, score - right) for n, score, right, low in zip(*columns, strict=False) if n and low >= 0.3 - 1e-9]
-    total = sum(count for count, _ in known)
-    if not total:
-        return ""
-    gap = sum(count * difference for count, difference in known) / total
-    distance = sum(count * abs(difference) for count, difference in known) / total
-    if abs(gap) < 0.02:
-        text = f"{model['name']}: scores of 0.3 and more match precision on average (gap {cell_text(gap, '+.3f')})"
-        # too high in some bins and too low in others: the mean alone would hide it
-        return text + (f", but not bin by bin: they are {distance:.3f} away from it." if distance >= 0.05 else ".")
-    side, verdict = ("above", "too confident") if gap > 0 else ("below", "not confident enough")
-    return f"{model['name']}: scores of 0.3 and more lie {abs(gap):.3f} {side} precision on average: {verdict}."
+    columns = (report[f"bin_{name}"] for name in ("edges", "counts", "confidences", "accuracies"))
+    bins = [one for one in zip(*columns, strict=False) if one[1] and one[0] >= SHOWN - 1e-9]
+    gap = sum(n * (score - right) for _, n, score, right in bins) / count
+    side = f"{abs(gap):.3f} too {'high' if gap > 0 else 'low'}" if abs(gap) >= 0.02 else "neither too high nor too low"
+    low, n, score, right = max(bins, key=lambda one: one[1] * abs(one[2] - one[3]))
+    return [
+        f"Scores of {SHOWN} or more are off by {d_ece:.3f} (D-ECE of {count:,} detections); taken together they are "
+        f"{side}.",
+        f"Where that weighs most: of the {_counted(n, 'detection')} with a score from {low:.1f} to {low + 0.1:.1f}, "
+        f"{round(n * right):,} were right ({right:.0%}); the scores promise {score:.0%}.",
+    ]
+
+
+def _threshold_sentences(model: Model) -> list[str]:
+    found = {name: entry for name, entry in model["thresholds"]["per_class"].items() if entry["objects"]}
+    limits = {n: e["score_threshold"] for n, e in found.items() if isinstance(e["score_threshold"], float)}
+    if not limits:
+        return ["No threshold keeps more right than wrong detections."]
+    named = ", ".join(f"{name} {limit:.2f}" for name, limit in limits.items())
+    if len(limits) > 4:
+        named = f"{min(limits.values()):.2f} to {max(limits.values()):.2f}, class by class"
+    right, wrong, objects = (
+        sum(e[k] for e in found.values()) for k in ("true_positives", "false_positives", "objects")
+    )
+    return [
+        f"Threshold to use: {named}. That keeps {_counted(right + wrong, 'detection')}, {right:,} of them right "
+        f"({right / (right + wrong):.0%}), and finds {right / objects:.0%} of the {_counted(objects, 'object')}."
+    ]
+
+
+def _next_step(model: Model, known: str) -> str:
+    if known == "few":
+        return (
+            "analyze more labeled images; if there were many, the model finds little "
+            f"(AP {cell_text(model['accuracy']['metrics']['AP'], '.3f')}): train it longer (docs/train.md)."
+        )
+    if known == "trusted":
+        return (
+            "read the scores as probabilities on images like these, and keep what is above the thresholds "
+            "(docs/confidence.md, “Which threshold”)."
+        )
+    if best := _best_correction(model):
+        before, after = (model["recalibration"]["values"][name]["D-ECE"] for name in ("raw", best))
+        return (
+            f"correct the scores by a fit on images kept aside: here {best} brings D-ECE from {before:.3f} to "
+            f"{after:.3f} (docs/confidence.md, “Correcting the scores”)."
+        )
+    return "choose thresholds by what they keep, below; more images to train on or to analyze (docs/train.md) may help."
+
+
+def _best_correction(model: Model) -> str | None:
+    """The correction with the least Brier score among those that lower both it and D-ECE; None if there is none."""
+    values = model["recalibration"]["values"]
+
+    def lowers(method: str, measure: str) -> bool:
+        before, after = values["raw"][measure], values[method][measure]
+        return _known(before) and _known(after) and after < before
+
+    better = [method for method in values if lowers(method, "Brier") and lowers(method, "D-ECE")]
+    return min(better, key=lambda method: values[method]["Brier"], default=None)
 
 
 def _recalibration_finding(model: Model) -> str:
-    values = model["recalibration"]["values"]
-    known = {method: value["ECE"] for method, value in values.items() if _known(value["ECE"])}
-    if "raw" not in known or len(known) < 2:
+    values, count = model["recalibration"]["values"], model["calibration"]["measures"]["D-ECE"]["detections"]
+    if not values:
         return ""
-    best = min(known, key=lambda method: known[method])
-    if best == "raw":
-        return f"{model['name']}: no correction lowers the ECE of {known['raw']:.4f}; use the scores as they are."
-    return f"{model['name']}: {best} lowers the ECE from {known['raw']:.4f} to {known[best]:.4f}."
+    if count < FEW:
+        return f"{model['name']}: {_counted(count, 'detection')} with a score of {SHOWN} or more: too few to tell."
+    best = _best_correction(model)
+    if not best:
+        return f"{model['name']}: no correction lowers both the Brier score and D-ECE; use the scores as they are."
+    (d_ece, brier), (d_ece_after, brier_after) = (
+        [values[name][measure] for measure in ("D-ECE", "Brier")] for name in ("raw", best)
+    )
+    return (
+        f"{model['name']}: {best} lowers D-ECE from {d_ece:.3f} to {d_ece_after:.3f} and the Brier score from "
+        f"{brier:.4f} to {brier_after:.4f} ({_counted(count, 'detection')} with a score of {SHOWN} or more)."
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _nms_finding(model: Model) -> str:
     gains = zip(model["duplicates"]["gains"]["nms"], model["duplicates"]["winner_takes_all"], strict=True)
     known = [(gain, overlap) for gain, overlap in gains if gain is not None]
+    objects = sum(entry["objects"] for entry in model["thresholds"]["per_class"].values())
     if not known:
         return ""
+    if objects < FEW:
+        return f"{model['name']}: {_counted(objects, 'object')}: too few to tell."
     best, overlap = max(known, key=lambda pair: pair[0])
     change = cell_text(best, "+.3f")
     if best < 0.002:
         return f"{model['name']}: NMS brings no AP (at best {change}, at IoU {overlap}); none is needed."
-    return f"{model['name']}: NMS at IoU {overlap} changes AP by {change}: that is what duplicates cost."
+    return f"{model['name']}: NMS at IoU {overlap} changes AP by {change} ({_counted(objects, 'object')})."

@@ -45,7 +45,7 @@ def test_an_interrupted_run_wants_resume_and_goes_on(words: Words, table3: Path,
     shutil.copytree(table3, tmp_path, dirs_exist_ok=True)
     run = tmp_path / "runs/nll-seed0"
     recipe = read_recipe(str(run / "recipe.yaml"))
-    train(TrainConfig(**{**recipe, "output": str(run), "save_every": 1}))
+    train(TrainConfig(**{**recipe, "output": str(run), "save_every": 1, "overwrite": True}))
     (run / "metrics.json").unlink()  # as if it had been killed at the end
     assert main(words(tmp_path)) == 2
     assert "--resume" in capsys.readouterr().err

@@ -73,6 +73,7 @@ def train(stock: str, scenes: Path, output: Path, *more: str) -> dict[str, Any]:
 def test_trained_evaluated_and_deployed(stock, scenes, tmp_path, capsys):
     first = train(stock, scenes, tmp_path / "out")
     assert "nll_stage_1" in first
+    printed = capsys.readouterr().out
     run(
         "evaluate",
         "--model",
@@ -89,10 +90,13 @@ def test_trained_evaluated_and_deployed(stock, scenes, tmp_path, capsys):
     assert isinstance(model, DrmmDetrForObjectDetection)
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out/model")
     assert type(processor) is type(AutoImageProcessor.from_pretrained(stock))
-    # what is deployed, without D-RMM, detects the same
-    model.detector.save_pretrained(tmp_path / "deployed")
-    processor.save_pretrained(tmp_path / "deployed")
-    run("evaluate", "--model", tmp_path / "deployed", "--data", scenes, "--top-k", "8", "--output", tmp_path / "again")
+    # what is deployed, without D-RMM, is the stock detector and detects the same
+    assert str(tmp_path / "out/deployed") in printed
+    deployed = AutoModelForObjectDetection.from_pretrained(tmp_path / "out/deployed")
+    assert type(deployed) is type(AutoModelForObjectDetection.from_pretrained(stock))
+    assert deployed.config.id2label == model.config.id2label
+    words = ["--model", tmp_path / "out/deployed", "--data", scenes, "--top-k", "8", "--output", tmp_path / "again"]
+    run("evaluate", *words)
     again = json.loads((tmp_path / "again/results.json").read_text())
     scores = {(one["image_id"], tuple(one["bbox"])): one["score"] for one in results}
     known = [(one["score"], scores.get((one["image_id"], tuple(one["bbox"])))) for one in again]
@@ -102,9 +106,15 @@ def test_trained_evaluated_and_deployed(stock, scenes, tmp_path, capsys):
 def test_native_objective_and_other_classes(stock, scenes, tmp_path):
     names = {0: "a", 1: "b"}
     small_detector("rt_detr_v2", id2label=names, label2id={"a": 0, "b": 1}).save_pretrained(stock)
-    first = train(stock, scenes, tmp_path / "native", "--config", "objective=native")
+    first = train(stock, scenes, tmp_path / "native", "--config", "objective=native", "--eval-every", "2")
     assert "nll_stage_1" not in first
     assert first["loss"] > 0
+    for wrapped, plain in (("model", "deployed"), ("best", "deployed-best")):
+        weights = AutoModelForObjectDetection.from_pretrained(tmp_path / "native" / wrapped).detector.state_dict()
+        deployed = AutoModelForObjectDetection.from_pretrained(tmp_path / "native" / plain)
+        assert not isinstance(deployed, DrmmDetrForObjectDetection)
+        assert all(torch.equal(value, weights[name]) for name, value in deployed.state_dict().items())
+        AutoImageProcessor.from_pretrained(tmp_path / "native" / plain)
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "native/model")
     assert model.config.id2label == load_detection_dataset(scenes, "val").id2label
     # the result goes on learning by likelihood

@@ -27,6 +27,8 @@ from drmm_hf.training import TrainConfig, parse_config, read_recipe, recipe_name
         ({"schedule": "multi_step"}, "milestones"),
         ({"mixed_precision": "int8"}, "mixed_precision"),
         ({"model": "a", "warm_start": "b"}, "warm_start"),
+        ({"model": ""}, "--model"),
+        ({"overwrite": True, "resume": True}, "overwrite"),
         ({"epoch_images": 5}, "epoch_images"),
         ({"image_size": [640, 640, 3]}, "image_size"),
         ({"image_size": [16]}, "image_size"),
@@ -96,15 +98,30 @@ def test_a_bad_option_ends_with_one_message_and_status_2(scenes, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+FROM_A_CHECKPOINT = ("finetune-small", "finetune-detr")
+
+
+@pytest.mark.parametrize("name", sorted({*recipe_names()} - {*FROM_A_CHECKPOINT}))
 def test_every_recipe_is_a_complete_training(name: str) -> None:
     config = parse_config(["--recipe", name, "--data", "folder"])
     DrmmConfig.from_preset(config.preset, **(config.config or {}))
 
 
+@pytest.mark.parametrize("name", FROM_A_CHECKPOINT)
+def test_a_recipe_that_fine_tunes_needs_a_checkpoint(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"base: {name}\nlearning_rate: 1e-5\n")
+    for recipe in (name, str(tmp_path / "mine.yaml")):
+        words = ["--recipe", recipe, "--data", "d"]
+        with pytest.raises(ValueError, match="--model"):
+            parse_config(words)
+        assert parse_config([*words, "--model", "m"]).model == "m"
+        assert parse_config([*words, "--warm-start", "w"]).model is None
+
+
 def test_the_papers_schedules() -> None:
-    recipes = {name: parse_config(["--recipe", name, "--data", "d"]) for name in recipe_names()}
-    assert len(recipes) == 20
+    names = {*recipe_names()} - {*FROM_A_CHECKPOINT}
+    recipes = {name: parse_config(["--recipe", name, "--data", "d"]) for name in names}
+    assert len(recipes) == 18
     for name, config in recipes.items():
         if not name.endswith(("1x", "3x")):
             continue

@@ -53,6 +53,22 @@ def test_a_run_leaves_model_metrics_and_settings(scenes: Path, tmp_path: Path) -
     assert (tmp_path / "checkpoints/step-00000002").is_dir()
 
 
+def test_the_command_ends_with_commands_that_go_on_from_it(scenes: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib", reason="drmm analyze needs the extra plots")
+    output, truth = tmp_path / "a run", scenes / "annotations/instances_train.json"
+    words = ["--data", scenes, "--output", output, "--train-images", 2, "--cpu", "--config", "num_stages=1"]
+    words += ["num_proposals=16", "--image-size", 96, "--eval-split", "mine", "--eval-annotations", truth]
+    assert main(["train", *map(str, words)]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^mine \(12 images\) .*\bAP .*\bAP50 .*\bAR100 .*\bECE .*\bD-ECE ", printed, flags=re.MULTILINE)
+    [analyze, predict] = (shlex.split(line) for line in re.findall(r"\bdrmm (.*)$", printed, flags=re.MULTILINE))
+    assert main(analyze) == 0
+    assert (output / "report/report.html").is_file()
+    picture = next((scenes / "images").rglob("*.jpg"))
+    assert main([str(picture) if word == "IMAGES" else word for word in predict[:-1]] + [str(tmp_path / "drawn")]) == 0
+    assert len(list((tmp_path / "drawn").iterdir())) >= 1
+
+
 def test_the_seed_decides_everything(scenes: Path, tmp_path: Path) -> None:
     for i, seed in enumerate((3, 3, 4)):
         train(settings(scenes, tmp_path / str(i), train_images=4, seed=seed))

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from drmm_hf.cli import main
 from drmm_hf.training import TrainConfig, TrainResult, train
 from training.runs import SMALL, fields, lines, start
 
@@ -89,14 +90,33 @@ def test_checkpoints_are_rotated_and_damaged_ones_are_passed_over_with_a_note(sc
     assert lines(tmp_path) == expected
 
 
-def test_an_unfinished_run_is_not_overwritten(scenes, tmp_path, monkeypatch) -> None:
+def content(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_training_is_overwritten_only_if_told(scenes, tmp_path, monkeypatch) -> None:
     settings = saving(scenes, tmp_path)
     cut_in_save(monkeypatch, 2, settings)
-    with pytest.raises(ValueError, match="--resume"):
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="--resume"):  # an unfinished one
         train(TrainConfig(**settings))
+    assert content(tmp_path) == before
     train(TrainConfig(**settings, resume=True))
-    train(TrainConfig(**settings))  # a finished one may be made again
-    assert len(lines(tmp_path)) == 12
+    (tmp_path / "best").mkdir()
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*--overwrite"):  # a finished one
+        train(TrainConfig(**settings))
+    assert content(tmp_path) == before
+    train(TrainConfig(**{**settings, "train_images": 4, "save_every": 0}, overwrite=True))
+    assert len(lines(tmp_path)) == 2
+    assert not (tmp_path / "best").exists()  # of the training before
+    with pytest.raises(ValueError, match="--overwrite"):  # nothing to resume, and it would begin anew
+        train(TrainConfig(**settings, resume=True))
+
+
+def test_overwriting_is_not_repeated_by_the_recipe_that_a_run_leaves(scenes, tmp_path) -> None:
+    train(TrainConfig(**fields(scenes, tmp_path, train_images=2, overwrite=True)))
+    assert main(["train", "--recipe", str(tmp_path / "recipe.yaml")]) == 2
 
 
 @pytest.fixture(scope="module")
@@ -123,20 +143,20 @@ def finished(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_resuming_something_else_is_refused_by_name(scenes, tmp_path, change, named, finished: Path) -> None:
     settings = saving(scenes, finished, resume=True)
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    before = content(finished)
     if named in ("classes", "training images"):
-        content = json.loads((scenes / "annotations/instances_train.json").read_text())
-        content["categories"][0]["name"] = "something else" if named == "classes" else content["categories"][0]["name"]
-        content["images"] = content["images"] if named == "classes" else content["images"][:-1]
-        kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        truth = json.loads((scenes / "annotations/instances_train.json").read_text())
+        truth["categories"][0]["name"] = "something else" if named == "classes" else truth["categories"][0]["name"]
+        truth["images"] = truth["images"] if named == "classes" else truth["images"][:-1]
+        kept = {image["id"] for image in truth["images"]}
+        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in kept]
         (tmp_path / "annotations").mkdir()
         (tmp_path / "images").symlink_to(scenes / "images")
-        (tmp_path / "annotations/instances_train.json").write_text(json.dumps(content))
+        (tmp_path / "annotations/instances_train.json").write_text(json.dumps(truth))
         change = {"data": str(tmp_path)}
     with pytest.raises(ValueError, match=named):
         train(TrainConfig(**{**settings, **change}))
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert content(finished) == before
 
 
 @pytest.mark.parametrize("moment", ["state", "manifest"])

@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         model=arguments.model or checkpoint(),
         data=data,
         output=str(output),
+        overwrite=True,
         train_images=arguments.train_images,
         batch_size=arguments.batch_size,
         vertical_flip=arguments.vertical_flip,

@@ -70,6 +70,7 @@ class TrainConfig:
         "with the columns image and objects; with --streaming also a folder of WebDataset tars",
     )
     output: str = _option("runs/train", "folder for the model, metrics.json and results")
+    overwrite: bool = _option(False, "begin anew in an output folder that holds a training already")
     image_frame: Literal["upright", "stored"] = _option(
         "upright",
         "boxes are in pixels of images turned by their EXIF orientation, as viewers show them, or of the stored pixels",
@@ -181,7 +182,9 @@ class TrainConfig:
                 self.annotations and self.eval_split and not (self.data or self.eval_annotations),
                 "annotations without eval_annotations: give both, or --eval-split '' for none",
             ),
+            (self.model == "", "this recipe needs --model, the checkpoint to fine-tune (folder or Hub id)"),
             (self.model and self.warm_start, "model (train on from it) excludes warm_start (take its trunk only)"),
+            (self.overwrite and self.resume, "overwrite (begin anew) excludes resume (go on)"),
             ((self.train_images is None) == (self.epochs is None), "give exactly one of train_images and epochs"),
             ((self.schedule == "multi_step") != bool(drops), "schedule multi_step, and no other, needs milestones"),
             (drops and self.epochs is None, "milestones are epochs; set the length of the training by epochs, too"),
@@ -354,4 +357,4 @@ def _recipe_text(source: str) -> str:
 
 def write_recipe(config: TrainConfig, path: Path) -> None:
     """The resolved settings as a recipe that repeats the run from its beginning."""
-    write_text(path, yaml.safe_dump({**config.to_dict(), "resume": False}, sort_keys=False))
+    write_text(path, yaml.safe_dump({**config.to_dict(), "resume": False, "overwrite": False}, sort_keys=False))

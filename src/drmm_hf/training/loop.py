@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -23,6 +24,7 @@ from ..evaluation import evaluate_detections, predict_dataset
 from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
+from ..modeling_drmm_detr import DrmmDetrForObjectDetection
 from .checkpoints import NOT_THE_MODEL, Checkpoints
 from .config import TrainConfig, write_recipe
 from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, weight_average
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 # Of the batches of a step, known without waiting for the device.
 _COUNTS = ("objects", "dropped_boxes")
+# Beside which folder the stock detector that D-RMM was put on lies by itself.
+_PLAIN = {"model": "deployed", "best": "deployed-best"}
 
 
 class TrainingStopped(ValueError):
@@ -47,12 +51,15 @@ class TrainResult:
         model_dir: folder with model and image processor, for `from_pretrained` and `pipeline`.
         metrics: the content of `metrics.json`; the COCO numbers are absent without an evaluation split.
         model, processor: the trained pair, on the device of the training.
+        deployed_dir: where D-RMM was put on a detector of transformers, the folder of that detector by itself, which
+            needs nothing of this package; else None.
     """
 
     model_dir: Path
     metrics: dict[str, Any]
     model: DrmmForObjectDetection
     processor: DrmmImageProcessor
+    deployed_dir: Path | None = None
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -61,8 +68,9 @@ def train(config: TrainConfig) -> TrainResult:
     The weights are in best/, too, where there were evaluations during the training: those of the highest AP.
 
     Raises:
-        FileNotFoundError, ValueError: the data, the settings or the checkpoint are wrong; the message names the file or
-            field. Nothing is written before the data have been read.
+        FileNotFoundError, ValueError: the data, the settings or the checkpoint are wrong, or the output folder holds a
+            training and `config` says neither `resume` nor `overwrite`; the message names the file or field. Nothing is
+            written before the data have been read.
         TrainingStopped: too many steps from which nothing can be learned, too many unreadable images, a lost process,
             or no memory.
         KeyboardInterrupt: Ctrl-C; a training of one process finishes its step and writes a checkpoint first.
@@ -80,9 +88,12 @@ class _Training:
 
     def __init__(self, config: TrainConfig):
         self.config = config
+        self.output = Path(config.output)
+        self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
+        # Read everything that can be wrong before the minutes of training.
+        self._keep_other_trainings()
         self.accelerator = build_accelerator(config)
         set_seed(config.seed)
-        # Read everything that can be wrong before the minutes of training.
         self.data = open_data(config, self.accelerator)
         epoch_images = self.data.epoch_images
         self.eval_dataset = self.data.evaluation_dataset() if config.eval_split else None
@@ -93,8 +104,6 @@ class _Training:
         images = config.train_images or (config.epochs or 0) * (epoch_images or 0)
         self.num_steps = max(1, round(images / self.images_per_step))
         self.eval_steps = self._evaluation_steps()
-        self.output = Path(config.output)
-        self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
         self.progress: dict[str, Any] = {
             "step": 0,
             "train_seconds": 0.0,
@@ -116,22 +125,20 @@ class _Training:
     def prepare(self) -> None:
         """The output folder, and everything that Accelerate wraps, at the beginning or where a checkpoint says."""
         config, accelerator = self.config, self.accelerator
-        finished = self.output / "metrics.json"
         resumed = self.checkpoints.to_resume(self._identity()) if config.resume else None
-        if not config.resume and self.checkpoints.paths() and not finished.is_file():
-            raise ValueError(
-                f"{self.checkpoints.folder}: an unfinished training has left checkpoints here; add --resume to go on "
-                "with it, or choose another --output."
-            )
         checked = None
         if resumed is None:
             checked = check_training_data(self.data, self.eval_dataset, self.model, self.processor, accelerator)
         accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if accelerator.is_main_process:
             make_output_folder(str(self.output))
-            if resumed is None:  # what would make a new run look finished or resumable
+            if resumed is None:
+                if self._found():  # what would make a new run look finished, or pass for a part of it
+                    for name in ("metrics.json", "results.json"):
+                        (self.output / name).unlink(missing_ok=True)
+                    for name in ("best", *_PLAIN.values()):
+                        shutil.rmtree(self.output / name, ignore_errors=True)
                 self.checkpoints.clear()
-                finished.unlink(missing_ok=True)
             write_recipe(config, self.output / "recipe.yaml")
             if checked is not None:
                 write_json(self.output / "data_report.json", checked)
@@ -155,6 +162,21 @@ class _Training:
         if accelerator.log_with:
             plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in config.to_dict().items()}
             accelerator.init_trackers("drmm-hf", config=plain)
+
+    def _found(self) -> str:
+        """What the output folder holds already: "a finished training", "an unfinished training" or nothing."""
+        if (self.output / "metrics.json").is_file():
+            return "a finished training"
+        return "an unfinished training" if self.checkpoints.paths() else ""
+
+    def _keep_other_trainings(self) -> None:
+        """Refuse an output folder that holds a training, unless this one goes on with it or may replace it."""
+        found, resumable = self._found(), bool(self.checkpoints.paths())
+        if found and not self.config.overwrite and not (self.config.resume and resumable):
+            go_on = "--resume to go on with it, " * resumable
+            raise ValueError(
+                f"--output {self.output}: holds {found}; choose another folder, {go_on}or --overwrite to begin anew"
+            )
 
     def optimize(self) -> None:
         """Train to the last step, or until nothing gets better."""
@@ -311,18 +333,23 @@ class _Training:
         if metrics["AP"] > self.progress["best"].get("AP", -2.0):
             self.progress["best"] = {"AP": metrics["AP"], "step": self.progress["step"]}
             self.progress["evaluations_without_gain"] = 0
-            self._save_model(self.output / "best")
+            self._save_model("best")
 
-    def _save_model(self, folder: Path) -> None:
+    def _save_model(self, name: str) -> None:
+        """The weights and the processor; of D-RMM on a stock detector, that detector by itself beside them, too."""
         if self.accelerator.is_main_process:
-            self.trained_model.save_pretrained(folder)
-            self.processor.save_pretrained(folder)
+            models = {name: self.trained_model}
+            if isinstance(self.trained_model, DrmmDetrForObjectDetection):
+                models[_PLAIN[name]] = self.trained_model.detector
+            for folder, model in models.items():
+                model.save_pretrained(self.output / folder)
+                self.processor.save_pretrained(self.output / folder)
 
     def finish(self) -> TrainResult:
         """Save and evaluate what has been trained."""
-        progress, model_dir = self.progress, self.output / "model"
-        self._save_model(model_dir)
-        metrics = {} if self.eval_dataset is None else self._evaluate()
+        progress = self.progress
+        self._save_model("model")
+        metrics = {} if self.eval_dataset is None else self._evaluate() | {"eval_images": len(self.eval_dataset)}
         metrics |= {
             "train_seconds": progress["train_seconds"],
             "train_steps": progress["step"],
@@ -341,7 +368,14 @@ class _Training:
         # not end_training(), which also ends the process group: a program may train again
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        return TrainResult(model_dir, metrics, self.trained_model, self.processor)
+        deployed = self.output / _PLAIN["model"]
+        return TrainResult(
+            self.output / "model",
+            metrics,
+            self.trained_model,
+            self.processor,
+            deployed if isinstance(self.trained_model, DrmmDetrForObjectDetection) else None,
+        )
 
     def _identity(self) -> dict[str, Any]:
         """What a resumed run must share with the one before, as plain values."""

@@ -52,11 +52,12 @@ def test_every_tool_s_folder_gives_the_same_boxes(folder):
     assert evaluate_coco(val.annotations_path, results)["AP"] == pytest.approx(1)
 
 
-def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog):
+def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog, capfd):
     tools.cvat_coco(tmp_path)
     with caplog.at_level(logging.WARNING):
         load_detection_dataset(tmp_path, validation_share=0.15)
         held_out = [load_detection_dataset(tmp_path, split) for split in ("val", "validation", "val")]
+    assert "%|" not in capfd.readouterr().err  # a bar of `datasets`
     assert sum("held out" in record.getMessage() for record in caplog.records) == 3
     ids = [list(part.dataset["image_id"]) for part in held_out]
     assert ids[0] == ids[1] == ids[2]

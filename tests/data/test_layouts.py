@@ -6,6 +6,7 @@ import re
 import shutil
 import unicodedata
 
+import datasets
 import numpy as np
 import pytest
 
@@ -52,12 +53,19 @@ def test_every_tool_s_folder_gives_the_same_boxes(folder):
     assert evaluate_coco(val.annotations_path, results)["AP"] == pytest.approx(1)
 
 
-def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog, capfd):
+def test_holding_out_draws_no_bar_and_leaves_those_of_others(tmp_path, capfd):
+    tools.cvat_coco(tmp_path)
+    datasets.enable_progress_bars()  # conftest.py turns them off for every test
+    load_detection_dataset(tmp_path, "val")
+    assert "%|" not in capfd.readouterr().err
+    assert not datasets.utils.are_progress_bars_disabled()
+
+
+def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog):
     tools.cvat_coco(tmp_path)
     with caplog.at_level(logging.WARNING):
         load_detection_dataset(tmp_path, validation_share=0.15)
         held_out = [load_detection_dataset(tmp_path, split) for split in ("val", "validation", "val")]
-    assert "%|" not in capfd.readouterr().err  # a bar of `datasets`
     assert sum("held out" in record.getMessage() for record in caplog.records) == 3
     ids = [list(part.dataset["image_id"]) for part in held_out]
     assert ids[0] == ids[1] == ids[2]

@@ -70,11 +70,12 @@ def simulate(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_commands_and_snippets_run(home: Path, capsys: pytest.CaptureFixture) -> None:
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     for command in COMMANDS:
         # `python scripts/NAME.py ...` or `drmm NAME ...`
         _, name, *arguments = shlex.split(command)
         assert main([Path(name).stem, *arguments, "--device", "cpu"]) == 0, command
+    assert (home / "drawn/picture.png").is_file()
     assert (home / "runs/report/report.html").is_file()
     assert [path.name for path in (home / "runs/test-dev").iterdir()] == ["results.json"]
     rows = json.loads((home / "runs/confidence/results.json").read_text())

@@ -131,6 +131,20 @@ def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows,
     assert len(caplog.records) == 2, "images and categories"
 
 
+def test_a_file_of_other_images_is_told(truth: dict[str, Any], results: Rows, tmp_path: Path, caplog: Any) -> None:
+    """Images without a detection count as missed, which is wrong where nobody looked for one."""
+    file, prepared = tmp_path / "results.json", prepare_ground_truth(truth)
+    file.write_text(json.dumps(results))
+    prepare_results(file, prepared)
+    assert not caplog.records
+    few = [one for one in results if one["image_id"] <= 4]
+    file.write_text(json.dumps(few))
+    prepare_results(few, prepared)  # half of the images is not a file
+    assert not caplog.records
+    prepare_results(file, prepared)
+    assert "8 of the 12 images" in caplog.text
+
+
 @pytest.mark.parametrize("root", [0, 6])
 def test_detections_of_a_category_that_is_no_class_are_left_out(
     root: int, truth: dict[str, Any], results: Rows, caplog: Any

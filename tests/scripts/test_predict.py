@@ -68,6 +68,29 @@ def test_it_writes_drawings_and_results(model, images, tmp_path, capsys):
     assert [one["category_id"] for one in again] == [one["category_id"] for one in results]
 
 
+def test_the_thresholds_of_an_analysis_are_applied_class_by_class(model, images, tmp_path, capsys):
+    options = ["--model", model, "--top-k", "20", "--output"]
+    assert predict(images, *options, tmp_path / "all", "--threshold", "0") == 0
+    everything = json.loads((tmp_path / "all/predictions.json").read_text())
+    middle = sorted(one["score"] for one in everything)[len(everything) // 2]
+    # a class with its own threshold, one of which nothing is worth keeping, and those that the data did not have
+    per_class = {name: {"score_threshold": None, "objects": 0} for name in NAMES.values()}
+    per_class[NAMES[0]] = {"score_threshold": middle, "objects": 3}
+    per_class[NAMES[1]] = {"score_threshold": None, "objects": 3}
+    analysis = tmp_path / "analysis.json"
+    analysis.write_text(json.dumps({"checkpoints": [{"checkpoint": "x", "thresholds": {"per_class": per_class}}]}))
+    assert predict(images, *options, tmp_path / "kept", "--analysis", analysis) == 0
+    assert str(analysis) in capsys.readouterr().out
+    kept = json.loads((tmp_path / "kept/predictions.json").read_text())
+    limits = {0: middle, 1: 2.0, **dict.fromkeys(range(2, len(NAMES)), 0.5)}
+    expected = [one for one in everything if one["score"] >= limits[one["category_id"]]]
+    assert 0 < len(kept) < len(everything)
+    assert [one["score"] for one in kept] == pytest.approx([one["score"] for one in expected])
+    del per_class[NAMES[0]]
+    analysis.write_text(json.dumps({"checkpoints": [{"checkpoint": "x", "thresholds": {"per_class": per_class}}]}))
+    assert NAMES[0] in fails(capsys, images, *options, tmp_path / "none", "--analysis", analysis)
+
+
 def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, capsys):
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:300])
     out = tmp_path / "out"

@@ -3,12 +3,15 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..cli import add_frame_argument, add_model_arguments, count, fraction, positive_int
 from ..evaluation import detections_to_coco
+from ..evaluation.analysis import read_thresholds
 from ..evaluation.predict import find_images, is_url, open_source, predict_batches
 from ..evaluation.tiles import predict_tiled
 from ..files import make_output_folder, numbered, write_json, writing
@@ -21,7 +24,8 @@ _SMALLEST_STEP = 16
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Detect objects in images. Writes a drawing of each and predictions.json (COCO results).",
+        description="Detect objects in images. Writes a drawing of each and predictions.json (COCO results, whose "
+        "category_id is the model's label, from 0; category_name says which).",
     )
     parser.add_argument("--model", required=True, help="folder written by save_pretrained, or a Hub id")
     add_model_arguments(parser)
@@ -30,7 +34,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", default="drawn", help="folder for the drawings and predictions.json (default: %(default)s)"
     )
-    parser.add_argument("--threshold", type=fraction, default=0.3, help="smallest score (default: 0.3)")
+    smallest = parser.add_mutually_exclusive_group()
+    smallest.add_argument("--threshold", type=fraction, default=0.3, help="smallest score (default: 0.3)")
+    smallest.add_argument(
+        "--analysis", metavar="JSON", help="analysis.json of drmm analyze: of each class its threshold there"
+    )
     parser.add_argument(
         "--workers", type=count, default=1, help="threads that prepare images, each a batch ahead (default: 1)"
     )
@@ -59,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             "pixels, which takes hours; give larger tiles or a smaller overlap"
         )
     model, processor = load_detector(arguments.model, arguments.device)
+    limits = _limits(arguments, label_names(model))
     make_output_folder(arguments.output)
     targets, id2label = name_outputs(files, output), label_names(model)
     skipped: list[str] = []
@@ -72,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {
         "batch_size": arguments.batch_size,
-        "threshold": arguments.threshold,
+        "threshold": 0.0 if arguments.analysis else arguments.threshold,
         "top_k": arguments.top_k,
         "num_workers": arguments.workers,
     }
@@ -84,20 +93,32 @@ def run(arguments: argparse.Namespace) -> int:
     results: list[dict[str, Any]] = []
     # Held by the loop alone: an error in it ends the generator, and with it the progress bar, before it is printed.
     for rows, found in predict(model, processor, readable(), **options):
-        for row, detections in zip(rows, found, strict=True):
+        for row, candidates in zip(rows, found, strict=True):
+            kept = candidates["scores"] >= limits[candidates["labels"]]
+            detections = {name: values[kept] for name, values in candidates.items()}
             drawing = targets[row["file"]]
             with writing(drawing):
-                draw_detections(row["image"], detections, id2label, threshold=arguments.threshold).save(drawing)
+                draw_detections(row["image"], detections, id2label, threshold=0.0).save(drawing)
             # `category_id` is the model's label, boxes are in pixels of the image in its frame
             for result in detections_to_coco([detections], [row["image_id"]], range(len(id2label))):
                 names = {"category_name": id2label[result["category_id"]], "file_name": row["file"]}
                 results.append({**result, **names, "drawing": drawing.name})
     write_json(output / "predictions.json", results)
     read = len(files) - len(skipped)
+    known = f"their class's in {arguments.analysis}" if arguments.analysis else arguments.threshold
     print(f"{len(results)} detections in {read} of {len(files)} images: {output / 'predictions.json'}")
+    print(f"smallest score: {known}")
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     return 1 if skipped else 0
+
+
+def _limits(arguments: argparse.Namespace, id2label: Mapping[int, str]) -> torch.Tensor:
+    """(labels,) the smallest score of each label."""
+    names = [id2label[label] for label in range(len(id2label))]
+    if not arguments.analysis:
+        return torch.full((len(names),), arguments.threshold)
+    return torch.tensor(read_thresholds(arguments.analysis, arguments.model, names))
 
 
 def name_outputs(files: list[str], output: Path) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """Every number of the analysis report as plain values, ready for JSON and for the page; and read from that JSON."""
 
 import contextlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -48,6 +49,20 @@ def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], pa
             f"{path}: has no {missing[0]} of {checkpoint}; give the analysis.json of drmm analyze on this checkpoint"
         )
     return {part: found[part] for part in parts}
+
+
+def read_thresholds(path: str | PathLike[str], checkpoint: str | PathLike[str], classes: Sequence[str]) -> list[float]:
+    """The smallest score of each class, as in the report: infinity where it is best to keep none.
+
+    Args:
+        path, checkpoint: as in `read_analysis`, with its errors.
+        classes: names of the model's classes; a ValueError if the analysis lacks one.
+    """
+    known = read_analysis(path, checkpoint, ("thresholds",))["thresholds"]["per_class"]
+    if missing := [name for name in classes if name not in known]:
+        raise ValueError(f"{path}: has no class {missing[0]}, which the model knows; give the analysis of this model")
+    limits = [(known[name]["score_threshold"], known[name]["objects"]) for name in classes]
+    return [(math.inf if objects else FALLBACK_THRESHOLD) if limit is None else limit for limit, objects in limits]
 
 
 def describe_data(truth: CocoGroundTruth, data: str, split: str) -> dict[str, Any]:

@@ -176,7 +176,8 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
     Ids that the ground truth does not have are understood as other tools write them if that explains all of them, and
     a warning says so: images by the names of their files (ultralytics), categories by their number in the order of the
     ids, from 0 if there is a 0 (detectron2's instances) and else from 1 (ultralytics). Detections of categories of the
-    file that are no classes are left out, with a warning.
+    file that are no classes are left out, with a warning. Another one says so where a file of results has nothing in
+    more than a tenth of the images with objects: it may be of other images.
 
     Args:
         results: list of `{"image_id", "category_id", "bbox": [x, y, w, h] in pixels, "score"}`, with whatever other
@@ -207,11 +208,17 @@ def prepare_results(results: Results, ground_truth: CocoGroundTruth) -> CocoResu
         f"a category of {of} ({_some(f'{one} {name}' for one, name in categories)}), or for all results the numbers in "
         f"this order from 0 or 1; here are {_some(sorted(set(rows.references('category_id')), key=str))}"
     )
+    images = rows.positions("image_id", ground_truth.image_ids, image)
+    filled = np.unique(ground_truth.images[~ground_truth.crowd])
+    without = len(np.setdiff1d(filled, images))
+    if source != "results" and without > 0.1 * len(filled):
+        text = "%s: has no detection in %d of the %d images of %s with objects; their objects count as missed"
+        logger.warning(text, source, without, len(filled), of)
     return CocoResults(
         truth=ground_truth,
         source=source,
         rows=rows.records,
-        images=rows.positions("image_id", ground_truth.image_ids, image),
+        images=images,
         classes=rows.positions("category_id", ground_truth.category_ids, category),
         boxes=rows.boxes(),
         scores=rows.numbers("score", "a finite number"),

@@ -358,8 +358,8 @@ def _next_step(model: Model, known: str) -> str:
         )
     if known == "trusted":
         return (
-            "read the scores as probabilities on images like these, and keep what is above the thresholds "
-            "(docs/confidence.md, “Which threshold”)."
+            "read the scores as probabilities on images like these; `drmm predict --analysis analysis.json` keeps what "
+            "is above the thresholds (docs/confidence.md, “Which threshold”)."
         )
     if best := _best_correction(model):
         before, after = (model["recalibration"]["values"][name]["D-ECE"] for name in ("raw", best))

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
-    start = Path(arguments.start or output / "start" / "model" / "detector")
+    start = Path(arguments.start or output / "start" / "deployed")
     if not start.exists():
         _start(arguments, output)
 

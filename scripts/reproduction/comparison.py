@@ -58,13 +58,10 @@ class Side:
 
 
 def trained(config: TrainConfig) -> Path:
-    """The folder of a run, trained if it is not there; beside the model of a stock detector lies that detector."""
+    """The folder of a run, trained if it is not there."""
     folder = Path(config.output)
     if not (folder / "metrics.json").is_file():
-        result = train(config)
-        if detector := getattr(result.model, "detector", None):
-            detector.save_pretrained(folder / "model" / "detector")
-            result.processor.save_pretrained(folder / "model" / "detector")
+        train(config)
     return folder
 
 

@@ -8,9 +8,13 @@ checkout that is not installed.
 import argparse
 import difflib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from huggingface_hub import utils as hub
+from transformers.utils import logging as transformers_logging
 
 from . import __version__
 
@@ -59,11 +63,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    _quiet()
     parser = command.parser()
     parser.prog = f"drmm {name}"
     if not any("--debug" in action.option_strings for action in parser._actions):
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return run_command(command.run, parser.parse_args(rest))
+
+
+def _quiet() -> None:
+    """Without bars of a second and notes that mean nothing here; bars of downloads stay."""
+    downloads = not hub.are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()  # "Loading weights", "Writing model shards"; turns off the Hub's, too
+    if downloads:
+        hub.enable_progress_bars()
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)  # lists layers that share their weights
 
 
 def run_command(run: Callable[[argparse.Namespace], int | None], arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """Loads a trained detector for use, with one clear error where the folder holds something else."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from .files import read_json
 from .image_processing_drmm import DrmmImageProcessor
 from .modeling_drmm import DrmmForObjectDetection
 from .modeling_drmm_detr import DrmmDetrForObjectDetection
+
+logger = logging.getLogger(__name__)
 
 _OWN = (DrmmConfig.model_type, DrmmDetrConfig.model_type)
 
@@ -52,7 +55,7 @@ def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
         processor = kind.from_pretrained(model)
     # A misfit is an error below, whose message names it; transformers prints a table of several lines.
     forced = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    with _naming(f"{model}: the model cannot be loaded"):
+    with _naming(f"{model}: the model cannot be loaded"), _without_report():
         detector, info = AutoModelForObjectDetection.from_pretrained(model, **forced)
     if found not in _OWN:  # stock checkpoints may have more than they need
         info = {**info, "unexpected_keys": []}
@@ -75,13 +78,18 @@ def load_to_train(
 ) -> tuple[Any, Any]:
     """As `load_checkpoint`, with these classes and fields of the configuration; D-RMM is put on a stock detector."""
     found = model_type(model)
-    if found not in _OWN:
-        with _naming(f"{model}: the model cannot be loaded"):
+    before = AutoConfig.from_pretrained(model).num_labels
+    if found in _OWN:
+        loaded = load_checkpoint(model, ignore_mismatched_sizes=True, id2label=id2label, label2id=label2id, **fields)
+    else:
+        with _naming(f"{model}: the model cannot be loaded"), _without_report():
             adapter_for(found)  # before anything is loaded
             processor = AutoImageProcessor.from_pretrained(model)
             detector = DrmmDetrForObjectDetection.from_detector(model, dict(id2label), dict(label2id), **fields)
-        return detector, processor
-    return load_checkpoint(model, ignore_mismatched_sizes=True, id2label=id2label, label2id=label2id, **fields)
+        loaded = detector, processor
+    if before != len(id2label):
+        logger.warning("%s: class layer: begins anew, for %d classes in place of %d", model, len(id2label), before)
+    return loaded
 
 
 def model_type(model: str) -> str:
@@ -143,7 +151,9 @@ def _read_config(model: str) -> Any:
                         f"{folder}: holds an adapter (adapter_config.json), not a whole model; load it with peft, "
                         "merge it (merge_and_unload) and save the model and its image processor"
                     )
-                raise FileNotFoundError(f"{folder}: no {name} in this folder; give one that save_pretrained wrote")
+                inside = folder / "model"
+                hint = f"did you mean {inside}?" if (inside / name).is_file() else "give one that save_pretrained wrote"
+                raise FileNotFoundError(f"{folder}: no {name} in this folder; {hint}")
         return read_json(folder / "config.json")
     if folder.is_file():
         raise ValueError(f"{folder}: is a file; give the folder that save_pretrained wrote")
@@ -162,6 +172,25 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ValueError(f"{what}: {' '.join(str(error).split())[:500] or type(error).__name__}") from error
+
+
+@contextlib.contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of weights that do not fit: misfits are an error, or meant, as of other classes.
+
+    It is shown where weights are missing.
+    """
+
+    def shown(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return "LOAD REPORT" not in text or "MISSING" in text
+
+    source = logging.getLogger("transformers.modeling_utils")
+    source.addFilter(shown)
+    try:
+        yield
+    finally:
+        source.removeFilter(shown)
 
 
 def _check_weights(model: str, state: Mapping[str, Tensor], info: Mapping[str, Any], other_classes: bool) -> None:

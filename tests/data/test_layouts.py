@@ -6,6 +6,7 @@ import re
 import shutil
 import unicodedata
 
+import datasets
 import numpy as np
 import pytest
 
@@ -50,6 +51,14 @@ def test_every_tool_s_folder_gives_the_same_boxes(folder):
         for label, box in zip(row["objects"]["category"], row["objects"]["bbox"], strict=True)
     ]
     assert evaluate_coco(val.annotations_path, results)["AP"] == pytest.approx(1)
+
+
+def test_holding_out_draws_no_bar_and_leaves_those_of_others(tmp_path, capfd):
+    tools.cvat_coco(tmp_path)
+    datasets.enable_progress_bars()  # conftest.py turns them off for every test
+    load_detection_dataset(tmp_path, "val")
+    assert "%|" not in capfd.readouterr().err
+    assert not datasets.utils.are_progress_bars_disabled()
 
 
 def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog):

@@ -73,7 +73,7 @@ def test_both_sides_are_trained_and_measured(family, seeds, rates, weights, scen
         assert 0 <= row["ECE"]["mean"] <= 1
         assert list(row["AP"]["seeds"]) == seeds
     # what both began from is the stock detector
-    assert json.loads((tmp_path / "start/model/detector/config.json").read_text())["model_type"] == family
+    assert json.loads((tmp_path / "start/deployed/config.json").read_text())["model_type"] == family
 
 
 @pytest.mark.slow

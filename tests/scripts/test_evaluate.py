@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from annotation_folders import ultralytics_yolo
 from drmm_hf.cli import main
 from drmm_hf.data import generate_scenes, load_detection_dataset
 from drmm_hf.evaluation import (
@@ -107,6 +108,15 @@ def test_saved_results_need_neither_model_nor_images(data, results, tmp_path, ca
     # A file of annotations alone does as well.
     assert evaluate([*arguments, "--annotations", str(truth)]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == printed.splitlines()[1:]
+
+
+def test_it_names_the_data_and_not_a_file_that_was_made_of_them(tmp_path, capsys):
+    ultralytics_yolo(tmp_path / "pets")
+    (tmp_path / "results.json").write_text("[]")
+    assert evaluate(["--results", str(tmp_path / "results.json"), "--data", str(tmp_path / "pets")]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{tmp_path / 'pets'} (val)")
+    assert ".json" not in first
 
 
 def test_more_measures_are_those_of_their_modules(data, results, tmp_path, capsys):
@@ -244,6 +254,7 @@ def class_of_another_model(data: Path) -> None:
         (["--model", "MODEL", "--data", "data", "--split", "train"], "train"),
         (["--model", "MODEL", "--data", "data", "--split", "test"], "yak"),
         (["--model", "MODEL", "--data", "nowhere"], "nowhere"),
+        (["--model", "run", "--data", "data"], "run/model"),
         (["--model", "MODEL", "--data", "data", "--images", "torn"], "a.png"),
         (["--model", "MODEL", "--data", "data", "--output", "saved.json"], "saved.json"),
     ],
@@ -255,6 +266,8 @@ def test_bad_inputs_are_one_line(arguments, named, model, data, results, tmp_pat
     (tmp_path / "torn").mkdir()
     for name in ("a.png", "b.png"):
         (tmp_path / "torn" / name).write_bytes(b"no image")
+    (tmp_path / "run/model").mkdir(parents=True)
+    (tmp_path / "run/model/config.json").write_text("{}")
     class_of_another_model(data)
     assert named in fails([model if word == "MODEL" else word for word in arguments], capsys)
 

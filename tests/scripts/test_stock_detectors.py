@@ -1,6 +1,7 @@
 """The commands take detectors of transformers: fine-tuned by likelihood, evaluated, analyzed, deployed as they were."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
     YolosConfig,
     YolosImageProcessor,
 )
+from transformers.utils import logging as transformers_logging
 
 from detector_fixtures import small_detector
 from drmm_hf import DrmmDetrForObjectDetection
@@ -121,6 +123,23 @@ def test_native_objective_and_other_classes(stock, scenes, tmp_path):
     assert "mcm_stage_0" in train(
         str(tmp_path / "native/model"), scenes, tmp_path / "on", "--config", "objective=nll_mcm"
     )
+
+
+def test_other_classes_are_one_line_and_no_bars_of_a_second(stock, scenes, tmp_path, capfd, caplog):
+    small_detector("rt_detr_v2", id2label={0: "a"}, label2id={"a": 0}).save_pretrained(stock)
+    capfd.readouterr()
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
+    try:
+        train(stock, scenes, tmp_path / "out", "--eval-split", "")
+    finally:
+        transformers_logging.set_verbosity(before)
+    printed = capfd.readouterr().err
+    assert {bar for bar in re.findall(r"[\w ]+(?=:\s+\d+%\|)", printed)} == {"training"}
+    assert "LOAD REPORT" not in printed
+    classes = len(load_detection_dataset(scenes, "val").id2label)
+    [note] = (record.getMessage() for record in caplog.records if stock in record.getMessage())
+    assert {str(classes), "1"} <= {*note.split()}
 
 
 @pytest.fixture

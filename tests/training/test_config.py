@@ -1,5 +1,6 @@
 """Settings: checked by name, given as options, recipes or both."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ def test_options_in_both_spellings() -> None:
     words += " --image-size 480 640"
     expected = {"data": "d", "epochs": 1.5, "batch_size": 3, "learning_rate": 1e-4, "decay_norms": False, "cpu": True}
     assert parse_config(words.split()) == TrainConfig(**expected, model="m", classes=["a", "b"], image_size=[480, 640])
+
+
+def test_the_help_has_every_option_once_and_the_recipe_first(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    options = re.findall(r"^  (?:-h, )?(--\S+)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert options[:2] == ["--help", "--recipe"]
+    assert {"--learning-rate", "--no-decay-norms", "--config"} <= {*options}
+    assert len({*options}) == len(options)
+    assert not any("_" in option for option in options)
 
 
 def test_fields_of_the_model_are_given_as_assignments() -> None:

@@ -170,7 +170,8 @@ def _report(
         write_json(output / "metrics.json", content)
     if not arguments.per_class:
         report = replace(report, metrics={name: value for name, value in report.metrics.items() if "/" not in name})
-    print(f"{source}: {report.num_images} images, {report.num_detections} detections")
+    name = arguments.annotations or f"{arguments.data} ({arguments.split})"
+    print(f"{name}: {report.num_images} images, {report.num_detections} detections")
     print(format_report(report))
 
 

@@ -40,7 +40,7 @@ def summary(config: TrainConfig, result: TrainResult) -> str:
     lines.append(f"model     {model}")
     if result.deployed_dir:
         kind = type(result.model.detector).__name__
-        lines.append(f"deployed  {result.deployed_dir}    (the same as a {kind}, which needs transformers alone)")
+        lines.append(f"deployed  {result.deployed_dir}    (the same as {kind}, which needs transformers alone)")
     if numbers and not config.streaming:
         options = {
             "--data": config.data or ".",

@@ -349,4 +349,10 @@ def _as_dataset(
         columns["image_frame"] = pa.array([image_frame] * len(counts))
         features["image_frame"] = datasets.Value("string")
     del features["image"]
-    return datasets.concatenate_datasets([pictures, datasets.Dataset.from_dict(columns, features=features)], axis=1)
+    shown = not datasets.utils.are_progress_bars_disabled()
+    datasets.disable_progress_bars()  # one of "Flattening the indices" where a portion of the pictures was chosen
+    try:
+        return datasets.concatenate_datasets([pictures, datasets.Dataset.from_dict(columns, features=features)], axis=1)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

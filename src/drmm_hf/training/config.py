@@ -126,7 +126,7 @@ class TrainConfig:
     learning_rate: float = _option(1e-3, "peak learning rate of AdamW")
     backbone_lr_factor: float = _option(1.0, "learning rate of the backbone relative to the rest")
     weight_decay: float = _option(1e-4, "weight decay of AdamW")
-    decay_norms: bool = _option(True, "weight decay also on biases and normalization layers")
+    decay_norms: bool = _option(True, "weight decay on biases and normalization layers, too")
     adam_beta2: float = _option(0.99, "decay of AdamW's second moment; 0.999 for long trainings")
     schedule: Literal["cosine", "linear", "constant_with_warmup", "multi_step"] = _option(
         "cosine", "learning rate after warm-up"
@@ -236,6 +236,11 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """The options of `drmm train`; what was not given is not in its namespace, so that a recipe can fill it."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument(
+        "--recipe",
+        help="settings to start from: " + ", ".join(recipe_names()) + ", or a YAML file such as OUTPUT/recipe.yaml",
+    )
     options = HfArgumentParser(
         [TrainConfig],  # type: ignore[list-item]
         usage="%(prog)s [--recipe NAME] --data FOLDER [options]",
@@ -243,18 +248,19 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.HelpFormatter,
         conflict_handler="resolve",
         allow_abbrev=False,
+        parents=[first],
     )
     options.add_argument(
         "--config", nargs="+", action="extend", metavar="NAME=VALUE", help="such as objective=nll mcm_weight=1.0"
-    )
-    options.add_argument(
-        "--recipe",
-        help="settings to start from: " + ", ".join(recipe_names()) + ", or a YAML file such as OUTPUT/recipe.yaml",
     )
     for action in options._actions:
         if action.default not in (None, "", False, argparse.SUPPRESS):
             action.help = f"{action.help} (default: {action.default})"
         action.default = argparse.SUPPRESS
+        # the help has one spelling of two; both are understood
+        action.option_strings = [word for word in action.option_strings if "_" not in word]
+        if action.option_strings[0].startswith("--no-"):
+            action.help = f"the opposite of --{action.option_strings[0].removeprefix('--no-')}"
     return options
 
 

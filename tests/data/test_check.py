@@ -1,6 +1,7 @@
 """The check of the data before a training."""
 
 import json
+import re
 import shutil
 
 import PIL.Image

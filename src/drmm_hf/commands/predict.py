@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
             "pixels, which takes hours; give larger tiles or a smaller overlap"
         )
     model, processor = load_detector(arguments.model, arguments.device)
-    limits = _limits(arguments, label_names(model))
+    id2label = label_names(model)
+    limits = [arguments.threshold] * len(id2label)
+    if arguments.analysis:
+        classes = [id2label[label] for label in range(len(id2label))]
+        limits = read_thresholds(arguments.analysis, arguments.model, classes)
     make_output_folder(arguments.output)
-    targets, id2label = name_outputs(files, output), label_names(model)
+    targets = name_outputs(files, output)
     skipped: list[str] = []
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -94,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Held by the loop alone: an error in it ends the generator, and with it the progress bar, before it is printed.
     for rows, found in predict(model, processor, readable(), **options):
         for row, candidates in zip(rows, found, strict=True):
-            kept = candidates["scores"] >= limits[candidates["labels"]]
+            kept = candidates["scores"] >= torch.tensor(limits)[candidates["labels"]]
             detections = {name: values[kept] for name, values in candidates.items()}
             drawing = targets[row["file"]]
             with writing(drawing):
@@ -111,14 +115,6 @@ def run(arguments: argparse.Namespace) -> int:
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     return 1 if skipped else 0
-
-
-def _limits(arguments: argparse.Namespace, id2label: Mapping[int, str]) -> torch.Tensor:
-    """(labels,) the smallest score of each label."""
-    names = [id2label[label] for label in range(len(id2label))]
-    if not arguments.analysis:
-        return torch.full((len(names),), arguments.threshold)
-    return torch.tensor(read_thresholds(arguments.analysis, arguments.model, names))
 
 
 def name_outputs(files: list[str], output: Path) -> dict[str, Path]:

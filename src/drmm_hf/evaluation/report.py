@@ -43,6 +43,7 @@ STYLE: Any = {
     "ytick.major.size": 0, "lines.markersize": 5,
 }  # fmt: skip
 SHOWN = 0.3  # score from which a detection counts for D-ECE
+TRUSTED, DISTRUSTED = 0.08, 0.12  # D-ECE up to which scores can be trusted, and above which they cannot
 FEW = 50  # detections or objects, below which nothing is said about them
 VERDICTS = {
     "few": "too few detections to tell whether to trust its scores",
@@ -105,6 +106,7 @@ def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ())
             models=models,
             data=analysis["data"],
             worst=worst,
+            limits=(TRUSTED, DISTRUSTED),
             summaries=[_summary(model) for model in models],
             findings={part: [text for model in models if (text := find(model))] for part, find in findings.items()},
         )
@@ -305,17 +307,30 @@ def verdict(d_ece: float | None, detections: int) -> str:
     if d_ece is None or detections < FEW:
         return "few"
     error = 0.5 / math.sqrt(detections)
-    return "trusted" if d_ece + error <= 0.08 else "not" if d_ece - error > 0.12 else "care"
+    return "trusted" if d_ece + error <= TRUSTED else "not" if d_ece - error > DISTRUSTED else "care"
 
 
 def _summary(model: Model) -> tuple[str, list[str]]:
     """The verdict on a checkpoint, and what it is from and what follows, in plain sentences."""
     d_ece, count = (model["calibration"]["measures"]["D-ECE"][name] for name in ("value", "detections"))
-    known = verdict(d_ece, count)
+    known, (correction, corrected) = verdict(d_ece, count), _correction(model)
     sentences = [f"{_counted(count, 'detection')} with a score of {SHOWN} or more."]
     if known != "few":
-        sentences = [*_gap_sentences(model, d_ece, count), *_threshold_sentences(model)]
-    return f"{model['name']}: {VERDICTS[known]}.", [*sentences, "Next: " + _next_step(model, known)]
+        sentences = [*_gap_sentences(model, d_ece, count), _threshold_sentence(model)]
+    if known == "few":
+        ap = cell_text(model["accuracy"]["metrics"]["AP"], ".3f")
+        following = f"analyze more labeled images. If these were many, it finds little (AP {ap}): train longer"
+        page = "docs/train.md"
+    elif known == "trusted":
+        following = "on images like these, read scores as probabilities; drmm predict --analysis applies the thresholds"
+        page = "docs/confidence.md, “Which threshold”"
+    elif corrected <= DISTRUSTED:
+        following = f"correct the scores by a fit on images kept aside: here {correction}"
+        page = "docs/confidence.md, “Correcting the scores”"
+    else:
+        following = "train longer or on more images; correcting the scores alone does not make them good"
+        page = "docs/train.md"
+    return f"{model['name']}: {VERDICTS[known]}.", [*sentences, f"Next: {following} ({page})."]
 
 
 def _gap_sentences(model: Model, d_ece: float, count: int) -> list[str]:
@@ -326,78 +341,47 @@ def _gap_sentences(model: Model, d_ece: float, count: int) -> list[str]:
     side = f"{abs(gap):.3f} too {'high' if gap > 0 else 'low'}" if abs(gap) >= 0.02 else "neither too high nor too low"
     low, n, score, right = max(bins, key=lambda one: one[1] * abs(one[2] - one[3]))
     return [
-        f"Scores of {SHOWN} or more are off by {d_ece:.3f} (D-ECE of {count:,} detections); taken together they are "
-        f"{side}.",
+        f"Scores of {SHOWN} or more are off by {d_ece:.3f} (D-ECE of {count:,} detections), on average {side}.",
         f"Where that weighs most: of the {_counted(n, 'detection')} with a score from {low:.1f} to {low + 0.1:.1f}, "
         f"{round(n * right):,} were right ({right:.0%}); the scores promise {score:.0%}.",
     ]
 
 
-def _threshold_sentences(model: Model) -> list[str]:
+def _threshold_sentence(model: Model) -> str:
     found = {name: entry for name, entry in model["thresholds"]["per_class"].items() if entry["objects"]}
     limits = {n: e["score_threshold"] for n, e in found.items() if isinstance(e["score_threshold"], float)}
     if not limits:
-        return ["No threshold keeps more right than wrong detections."]
+        return "No threshold leaves detections worth keeping."
     named = ", ".join(f"{name} {limit:.2f}" for name, limit in limits.items())
     if len(limits) > 4:
         named = f"{min(limits.values()):.2f} to {max(limits.values()):.2f}, class by class"
-    right, wrong, objects = (
-        sum(e[k] for e in found.values()) for k in ("true_positives", "false_positives", "objects")
+    right, objects = (sum(entry[name] for entry in found.values()) for name in ("true_positives", "objects"))
+    kept = right + sum(entry["false_positives"] for entry in found.values())
+    return (
+        f"Threshold to use: {named}. That keeps {_counted(kept, 'detection')}, {right:,} of them right "
+        f"({right / kept:.0%}), and finds {right / objects:.0%} of the {_counted(objects, 'object')}."
     )
-    return [
-        f"Threshold to use: {named}. That keeps {_counted(right + wrong, 'detection')}, {right:,} of them right "
-        f"({right / (right + wrong):.0%}), and finds {right / objects:.0%} of the {_counted(objects, 'object')}."
-    ]
 
 
-def _next_step(model: Model, known: str) -> str:
-    if known == "few":
-        return (
-            "analyze more labeled images; if there were many, the model finds little "
-            f"(AP {cell_text(model['accuracy']['metrics']['AP'], '.3f')}): train it longer (docs/train.md)."
-        )
-    if known == "trusted":
-        return (
-            "read the scores as probabilities on images like these; `drmm predict --analysis analysis.json` keeps what "
-            "is above the thresholds (docs/confidence.md, “Which threshold”)."
-        )
-    if best := _best_correction(model):
-        before, after = (model["recalibration"]["values"][name]["D-ECE"] for name in ("raw", best))
-        return (
-            f"correct the scores by a fit on images kept aside: here {best} brings D-ECE from {before:.3f} to "
-            f"{after:.3f} (docs/confidence.md, “Correcting the scores”)."
-        )
-    return "choose thresholds by what they keep, below; more images to train on or to analyze (docs/train.md) may help."
-
-
-def _best_correction(model: Model) -> str | None:
-    """The correction with the least Brier score among those that lower both it and D-ECE; None if there is none."""
-    values = model["recalibration"]["values"]
-
-    def lowers(method: str, measure: str) -> bool:
-        before, after = values["raw"][measure], values[method][measure]
-        return _known(before) and _known(after) and after < before
-
-    better = [method for method in values if lowers(method, "Brier") and lowers(method, "D-ECE")]
-    return min(better, key=lambda method: values[method]["Brier"], default=None)
+def _correction(model: Model) -> tuple[str, float]:
+    """What the best of the corrections that lower both D-ECE and the Brier score brings, and the D-ECE after it."""
+    values = model["recalibration"]["values"].items()
+    errors = {name: np.array([value["D-ECE"], value["Brier"]], dtype=float) for name, value in values}  # nan for None
+    better = [name for name in errors if (errors[name] < errors["raw"]).all()]
+    if not better:
+        return "", math.inf
+    best = min(better, key=lambda name: errors[name][1])
+    (d_ece, brier), (lower, lower_brier) = errors["raw"], errors[best]
+    text = f"{best} lowers D-ECE from {d_ece:.3f} to {lower:.3f}, the Brier score from {brier:.4f} to {lower_brier:.4f}"
+    return text, lower
 
 
 def _recalibration_finding(model: Model) -> str:
-    values, count = model["recalibration"]["values"], model["calibration"]["measures"]["D-ECE"]["detections"]
-    if not values:
-        return ""
+    count = model["calibration"]["measures"]["D-ECE"]["detections"]
+    text = _correction(model)[0] or "no correction lowers both D-ECE and the Brier score; use the scores as they are"
     if count < FEW:
-        return f"{model['name']}: {_counted(count, 'detection')} with a score of {SHOWN} or more: too few to tell."
-    best = _best_correction(model)
-    if not best:
-        return f"{model['name']}: no correction lowers both the Brier score and D-ECE; use the scores as they are."
-    (d_ece, brier), (d_ece_after, brier_after) = (
-        [values[name][measure] for measure in ("D-ECE", "Brier")] for name in ("raw", best)
-    )
-    return (
-        f"{model['name']}: {best} lowers D-ECE from {d_ece:.3f} to {d_ece_after:.3f} and the Brier score from "
-        f"{brier:.4f} to {brier_after:.4f} ({_counted(count, 'detection')} with a score of {SHOWN} or more)."
-    )
+        text = f"{_counted(count, 'detection')} with a score of {SHOWN} or more: too few to tell"
+    return f"{model['name']}: {text}." if model["recalibration"]["values"] else ""
 
 
 def _counted(number: int, noun: str) -> str:

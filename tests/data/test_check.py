@@ -195,6 +195,17 @@ def test_exif_orientations_and_the_frame_of_the_annotations(folder, orientation,
     assert any("EXIF" in warning for warning in report["warnings"]) == (misfits > 0)
 
 
+def test_the_command_names_splits_that_it_does_not_look_at(tmp_path, capsys):
+    tools.coco_folder(tmp_path)
+    assert main(["check-data", str(tmp_path)]) == 0
+    assert "test" not in capsys.readouterr().out.replace(str(tmp_path), "")
+    shutil.copy(tmp_path / "annotations/instances_val.json", tmp_path / "annotations/instances_test.json")
+    assert main(["check-data", str(tmp_path)]) == 0
+    assert "test" in capsys.readouterr().out.replace(str(tmp_path), "")
+    assert main(["check-data", str(tmp_path), "--eval-split", "test"]) == 0
+    assert "val" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_the_command(tmp_path, capsys):
     tools.label_studio_coco(tmp_path / "set")
     assert main(["check-data", str(tmp_path / "set"), "--output", str(tmp_path / "out")]) == 0

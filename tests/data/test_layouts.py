@@ -56,7 +56,7 @@ def test_every_tool_s_folder_gives_the_same_boxes(folder):
 def test_holding_out_draws_no_bar_and_leaves_those_of_others(tmp_path, capfd):
     tools.cvat_coco(tmp_path)
     datasets.enable_progress_bars()  # conftest.py turns them off for every test
-    load_detection_dataset(tmp_path, "val")
+    load_detection_dataset(tmp_path, "val", validation_share=0.5)
     assert "%|" not in capfd.readouterr().err
     assert not datasets.utils.are_progress_bars_disabled()
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from ..cli import add_frame_argument, positive_int
 from ..data import load_detection_dataset
 from ..data.check import check_data, format_check
+from ..data.layouts import find_parts
 from ..data.splits import VALIDATION_SHARE, usual_name
+from ..data.tables import is_objects_source, load_splits
 from ..data.transforms import scaled_size
 from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
@@ -64,6 +66,11 @@ def run(arguments: argparse.Namespace) -> None:
         size = scaled_size(size, given)
     report = check_data(train, val, size=size, num_proposals=preset_fields(arguments.preset)["num_proposals"])
     print(format_check(report))
+    if not arguments.annotations:
+        folder = Path(arguments.data).expanduser().absolute()
+        there = {*(load_splits(arguments.data) if is_objects_source(arguments.data) else find_parts(folder))}
+        if others := sorted(there - {usual_name(arguments.train_split), usual_name(arguments.eval_split)}):
+            print(f"other splits: {', '.join(others)} (--eval-split {others[0]} checks it)")
     if output:
         write_json(output / "data_report.json", report)
     if report["problem"]:

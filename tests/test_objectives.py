@@ -119,3 +119,22 @@ def test_every_objective_trains_a_model(objective) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("decoder", ["sparse_rcnn", "adamixer"])
+def test_the_gradient_of_the_class_alone_is_scaled(decoder) -> None:
+    losses, gradients = [], []
+    for factor in (1.0, 3.0):
+        model = small_model(decoder=decoder, class_gradient=factor).train()
+        loss = model(**inputs()).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert losses[0] == losses[1]
+    last = model.config.num_stages - 1
+    for name, plain in gradients[0].items():
+        if "classifier" in name:
+            torch.testing.assert_close(gradients[1][name], 3.0 * plain)
+        elif name.endswith(("objectness.weight", f"{last}.head.box.weight")):
+            torch.testing.assert_close(gradients[1][name], plain)
+    assert any("classifier" in name for name in gradients[0])

@@ -96,6 +96,9 @@ class DrmmConfig(PreTrainedConfig):
             Floor of the scales relative to the predicted box, see `mixture.effective_scales`.
         likelihood_floor (`float`, defaults to 1e-12), class_weight (`float`), stop_gradient (`list[str]`):
             See `mixture.mixture_loss`.
+        class_gradient (`float`, defaults to 1.0):
+            Factor on the gradient that the class probabilities send into the network; likelihood and responsibilities
+            are unchanged. 1 is the paper; 2 tells look-alike classes apart sooner (docs/results/real-data.md).
         loss_reduction (`str`, defaults to `"sum"`):
             `"sum"` over all ground truths of the batch (released code) or `"mean"` per ground truth.
         isolate_images (`bool`, defaults to `False`):
@@ -175,6 +178,7 @@ class DrmmConfig(PreTrainedConfig):
     likelihood_floor: float | int = 1e-12
     class_weight: float | int = 1.0
     stop_gradient: list[str] | tuple[str, ...] = ("location",)
+    class_gradient: float | int = 1.0
     loss_reduction: Literal["sum", "mean"] = "sum"
     isolate_images: bool = False
     top_k_ratio: float | None = None

@@ -354,6 +354,7 @@ class DrmmMixtureHead(_Head):
     def __init__(self, config: DrmmConfig):
         super().__init__(config)
         dim, num_labels, self.scale_unit = config.hidden_size, len(config.id2label or {}), float(config.box_unit)
+        self.class_gradient = float(config.class_gradient)
         # One matrix in the released code: apart, the objectness survives fine-tuning on other classes.
         self.objectness = XavierLinear(dim, 1, bias_value=0.0, fan_out=num_labels + 1, exact=True)
         self.classifier = XavierLinear(dim, num_labels, bias_value=0.0, fan_out=num_labels + 1, exact=True)
@@ -363,6 +364,9 @@ class DrmmMixtureHead(_Head):
         """Queries (B, K, D) and the regions (B, K, 4) they looked at to the stage's mixture and the next regions."""
         hidden = self.class_layers(query_states)
         class_logits, objectness_logits = self.classifier(hidden), self.objectness(hidden).squeeze(-1)
+        if self.training and self.class_gradient != 1.0:
+            fixed = class_logits.detach()
+            class_logits = fixed + self.class_gradient * (class_logits - fixed)
         moves, raw_scales = self.raw_boxes(query_states).chunk(2, dim=-1)
         regions = self.coding.refine(regions, moves)
         scales = self.scale_unit * F.softplus(raw_scales)

@@ -298,3 +298,18 @@ def test_the_commands_of_the_documentation_run(scenes: Path, parquet: Path, tmp_
         AcceleratorState._reset_state(reset_partial_state=True)
         result = train(dataclasses.replace(config, **short))
         assert "AP" in result.metrics, words
+
+
+def test_the_floor_of_gamma_comes_down_to_that_of_the_model(scenes: Path, tmp_path: Path) -> None:
+    runs = {start: tmp_path / str(start) for start in (None, 0.04, 0.3)}
+    states = {
+        start: train(settings(scenes, folder, min_scale_ratio_start=start)).model.state_dict()
+        for start, folder in runs.items()
+    }
+    for name, tensor in states[None].items():
+        torch.testing.assert_close(tensor, states[0.04][name], msg=name)  # from the model's own floor: no path
+    first = [losses(runs[start])[0] for start in (None, 0.3)]
+    assert abs(first[1] - first[0]) > 0.1
+    assert DrmmConfig.from_pretrained(runs[0.3] / "model").min_scale_ratio == 0.04
+    with pytest.raises(ValueError, match="min_scale_ratio"):
+        train(settings(scenes, tmp_path / "none", min_scale_ratio_start=0.2, config={"min_scale_ratio": 0.0}))

@@ -27,7 +27,7 @@ _RIVALS = (("epochs", "train_images"), ("train_images", "epochs"), ("model", "wa
 _POSITIVE = (
     *("train_images", "epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_grad_norm", "scale_min"),
     *("max_bad_steps", "eval_every_epochs", "eval_batch_size", "patience", "save_total_limit", "log_every", "timeout"),
-    *("epoch_images", "shuffle_buffer"),
+    *("epoch_images", "shuffle_buffer", "min_scale_ratio_start"),
 )
 _NOT_NEGATIVE = ("num_workers", "max_bad_images", "warmup_steps", "eval_every", "save_every", "backbone_lr_factor")
 _LARGEST = 1e18
@@ -136,6 +136,11 @@ class TrainConfig:
     )
     warmup_ratio: float = _option(0.05, "share of the steps with a linearly rising learning rate")
     warmup_steps: int | None = _option(None, "the same as a number of steps; overrides the share")
+    min_scale_ratio_start: float | None = _option(
+        None,
+        "floor of gamma at the first step, as a share of the box; over nine tenths of the training it comes down to "
+        "the model's min_scale_ratio, so that boxes are first found and then fitted",
+    )
     max_grad_norm: float = _option(1.0, "clip the gradient to this global norm")
     ema_decay: float | None = _option(
         None, "average the weights with this decay, such as 0.999, and evaluate and save the average"

@@ -98,6 +98,8 @@ class _Training:
         epoch_images = self.data.epoch_images
         self.eval_dataset = self.data.evaluation_dataset() if config.eval_split else None
         self.model, self.processor = build_model(config, self.data.id2label, self.data.label2id)
+        if config.min_scale_ratio_start is not None and not self.model.config.min_scale_ratio:
+            raise ValueError("min_scale_ratio_start needs a model whose min_scale_ratio is above 0, to come down to")
         self.transform = build_transform(config, self.data.landscape_share, self.processor)
         self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
         self.steps_per_epoch = (epoch_images or math.nan) / self.images_per_step
@@ -235,7 +237,8 @@ class _Training:
             inputs = model_inputs(self.processor, batch["images"], batch["annotations"], accelerator.device)
             last = turn == len(step_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
-                outputs = self.prepared(**inputs)
+                with self._scale_floor():
+                    outputs = self.prepared(**inputs)
                 accelerator.backward(outputs.loss * weight)
             for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
                 values[name] = values.get(name, 0.0) + value.detach() * weight
@@ -248,6 +251,19 @@ class _Training:
             self.average.update_parameters(self.model)
         counts = {name: sum(batch[name] for batch in step_batches) for name in _COUNTS}
         return {**values, "grad_norm": norm, "bad": bad, **counts}
+
+    @contextlib.contextmanager
+    def _scale_floor(self) -> Iterator[None]:
+        """The model's `min_scale_ratio` is that of this step, on a geometric path from `min_scale_ratio_start`."""
+        config, start = self.model.config, self.config.min_scale_ratio_start
+        end = config.min_scale_ratio
+        if start is not None:
+            share = min(1.0, (self.progress["step"] + 1) / self.num_steps / 0.9)
+            config.min_scale_ratio = start ** (1 - share) * end**share
+        try:
+            yield
+        finally:
+            config.min_scale_ratio = end
 
     def _summary(self, window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Means over the steps with a finite gradient and the processes (None where there is none), and sums of counts.
@@ -383,6 +399,7 @@ class _Training:
         return {
             "images_per_step": self.images_per_step,
             "seed": self.config.seed,
+            "min_scale_ratio_start": self.config.min_scale_ratio_start,
             **self.data.identity(),
             "classes": {str(label): name for label, name in self.data.id2label.items()},
             "ema_decay": self.config.ema_decay,

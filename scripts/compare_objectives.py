@@ -3,10 +3,10 @@
     python scripts/compare_objectives.py bccd raccoon cards --backbone WEIGHTS --output runs/real-data
 
 For each folder and decoder, a detector with the backbone tf_efficientnet_lite0 is trained with the recipe
-`finetune-photos` by D-RMM (`nll_mcm`), by D-RMM with `objectness_anchor=poisson`, and by matching (`set_prediction`).
-How the sides are tuned and measured: `reproduction/comparison.py`; besides, each detector is shown the test images of
-the other folders, where all that it claims to see is false. Writes a json for each folder, clean and under shift;
-finished runs are kept.
+`finetune-photos` by D-RMM (`nll_mcm`), by D-RMM with `objectness_anchor=poisson`, by that with a class that pulls
+harder and a floor of γ that comes down, and by matching (`set_prediction`). How the sides are tuned and measured:
+`reproduction/comparison.py`; besides, each detector is shown the test images of the other folders, where all that it
+claims to see is false. Writes a json for each folder, clean and under shift; finished runs are kept.
 """
 
 import argparse
@@ -23,12 +23,18 @@ from reproduction.comparison import Measured, Side, compare, measured, write_tab
 from reproduction.shifts import SHIFTS
 
 DECODERS = {"adamixer": "AdaMixer", "sparse-rcnn": "Sparse R-CNN"}
+_ANCHORED = ["objectness_anchor=poisson"]
 OBJECTIVES = {
-    "D-RMM": ("drmm-", []),
-    "D-RMM, anchored": ("drmm-", ["--config", "objectness_anchor=poisson"]),
-    "matching": ("", []),
+    "D-RMM": ("drmm-", "", []),
+    "D-RMM, anchored": ("drmm-", "-anchored", ["--config", *_ANCHORED]),
+    "D-RMM, anchored, annealed": (
+        "drmm-",
+        "-annealed",
+        ["--config", *_ANCHORED, "class_gradient=2", "--min-scale-ratio-start", "0.2"],
+    ),
+    "matching": ("", "", []),
 }
-"""Title -> prefix of the preset, and further options of the training."""
+"""Title -> prefix of the preset, what the names of its runs add, and further options of the training."""
 DETECTIONS = 100
 
 
@@ -68,11 +74,11 @@ def _compare_on(data: str, arguments: argparse.Namespace) -> None:
         return measured(folder / "model", data, arguments.shifts, shifted, top_k=DETECTIONS, foreign=foreign)
 
     def side(decoder: str, objective: str) -> Side:
-        prefix, options = OBJECTIVES[objective]
+        prefix, suffix, options = OBJECTIVES[objective]
         preset = f"{prefix}{decoder}-lite0"
 
         def config(rate: float, seed: int) -> TrainConfig:
-            folder = output / "runs" / "-".join([preset, *options[1:], f"lr{rate:g}", f"seed{seed}"])
+            folder = output / "runs" / f"{preset}{suffix}-lr{rate:g}-seed{seed}"
             words = ["--recipe", "finetune-photos", "--preset", preset, "--backbone-weights", arguments.backbone]
             words += ["--data", data, "--output", str(folder), "--train-images", str(arguments.images)]
             words += ["--learning-rate", str(rate), "--seed", str(seed), "--save-every", "0", "--cpu"]

@@ -89,11 +89,11 @@ def test_likelihood_and_matching_are_compared_on_every_data_set(scenes, tmp_path
     clean, shift = (
         json.loads((tmp_path / f"runs/{scenes.name}/{name}.json").read_text()) for name in ("clean", "shift")
     )
-    sides = ("D-RMM", "D-RMM, anchored", "matching")
+    sides = ("D-RMM", "D-RMM, anchored", "D-RMM, anchored, annealed", "matching")
     labels = [f"AdaMixer, {side}{fitted}" for side in sides for fitted in ("", ", isotonic")]
-    assert set(clean["rows"]) == {*labels, *(f"AdaMixer, {side}, × E[IoU]" for side in sides[:2])}
+    assert set(clean["rows"]) == {*labels, *(f"AdaMixer, {side}, × E[IoU]" for side in sides[:3])}
     values = [clean["rows"][f"AdaMixer, {side}"]["ECE"]["mean"] for side in sides]
-    assert len(set(values)) == 3  # trained each in its own way
+    assert len(set(values)) == 4  # trained each in its own way
     assert list(shift["rows"]) == [f"blur 2: {label}" for label in labels]
     assert clean["learning rates"]["AdaMixer, matching"]["chosen"] in (1e-5, 1e-4)
     for label in labels:

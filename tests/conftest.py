@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 # Before torch and huggingface_hub are imported: both read these once.
@@ -10,6 +11,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # One thread in each of several processes of pytest-xdist, two in one.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+# Scripts of the checkout are no part of the package; behind everything else, as their names are those of test folders.
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 import pytest
 import torch

@@ -1,18 +1,13 @@
 """A small generated data set, and one finished table that the tests look at."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 
-SCRIPTS = str(Path(__file__).parents[2] / "scripts")  # of the checkout, not part of the package
-if SCRIPTS not in sys.path:
-    sys.path.append(SCRIPTS)
-
-from drmm_hf.data import generate_scenes  # noqa: E402
-from reproduce import main  # noqa: E402
+from drmm_hf.data import generate_scenes
+from reproduce import main
 
 # After --: as little as a training can be.
 QUICK = ("--", "--batch-size", "2", "--cpu", "--config", "num_stages=2", "num_proposals=16", "hidden_size=32")

@@ -27,12 +27,9 @@ from drmm_hf.cli import run_command
 from drmm_hf.data import load_detection_dataset
 from drmm_hf.evaluation import fit_scale_factor, predict_dataset
 from drmm_hf.evaluation.uncertainty import LEVELS, Edges, match_edges
-from drmm_hf.files import write_json
 from drmm_hf.loading import load_detector
 from drmm_hf.postprocessing import half_width
-from markdown_table import PAPER
-from reproduction.comparison import with_seeds
-from reproduction.render import machine
+from reproduction.comparison import with_seeds, write_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,15 +47,12 @@ def _run(arguments: argparse.Namespace) -> None:
         kind: with_seeds({seed: one[kind] for seed, one in enumerate(found)}, tuple(found[0][kind]))
         for kind in found[0]
     }
-    about = {
+    settings = {
         "title": "Intervals of the edges",
-        "source": "not in the paper",
         "command": f"python scripts/compare_intervals.py {' '.join(arguments.models)} --data {arguments.data}",
         "data": f"{arguments.data}, fitted on val, measured on test",
-        "machine": machine(),
-        PAPER: {},
     }
-    write_json(Path(arguments.output), {**about, "rows": rows})
+    write_table(Path(arguments.output), rows, settings)
 
 
 def _measured(path: str, data: str) -> dict[str, dict[str, float]]:
@@ -81,7 +75,8 @@ def _measured(path: str, data: str) -> dict[str, dict[str, float]]:
         "γ, conformal": {level: _quantile(val.ratios, level) * test.scales for level in LEVELS},
         "box, conformal": {level: _quantile(val.errors / val.sizes, level) * test.sizes for level in LEVELS},
         "constant, conformal": {
-            level: np.array([_quantile(edge, level) for edge in val.errors.T]) + 0 * test.errors for level in LEVELS
+            level: np.broadcast_to([_quantile(edge, level) for edge in val.errors.T], test.errors.shape)
+            for level in LEVELS
         },
     }
     rows = {

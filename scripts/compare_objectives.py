@@ -23,14 +23,13 @@ from reproduction.comparison import Measured, Side, compare, measured, write_tab
 from reproduction.shifts import SHIFTS
 
 DECODERS = {"adamixer": "AdaMixer", "sparse-rcnn": "Sparse R-CNN"}
-_ANCHORED = ["objectness_anchor=poisson"]
 OBJECTIVES = {
     "D-RMM": ("drmm-", "", []),
-    "D-RMM, anchored": ("drmm-", "-anchored", ["--config", *_ANCHORED]),
+    "D-RMM, anchored": ("drmm-", "-anchored", ["--config", "objectness_anchor=poisson"]),
     "D-RMM, anchored, annealed": (
         "drmm-",
         "-annealed",
-        ["--config", *_ANCHORED, "class_gradient=2", "--min-scale-ratio-start", "0.2"],
+        ["--config", "objectness_anchor=poisson", "class_gradient=2", "--min-scale-ratio-start", "0.2"],
     ),
     "matching": ("", "", []),
 }

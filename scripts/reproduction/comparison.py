@@ -110,9 +110,14 @@ def write_tables(
     settings: dict[str, str],
 ) -> None:
     """clean.json and shift.json from what `compare` gives, with the `settings` that a reader needs to know."""
-    about = {**settings, "source": "not in the paper", "learning rates": tuning, "machine": machine(), PAPER: {}}
     for name, rows in (("clean", clean), ("shift", shift)):
-        write_json(output / f"{name}.json", {**about, "rows": rows})
+        write_table(output / f"{name}.json", rows, {**settings, "learning rates": tuning})
+
+
+def write_table(path: Path, rows: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """A json that `docs/tables.py` reads."""
+    about = {**settings, "source": "not in the paper", "machine": machine(), PAPER: {}}
+    write_json(path, {**about, "rows": rows})
 
 
 def measured(

@@ -62,7 +62,7 @@ def test_a_command_is_understood(page: str, name: str, arguments: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with what the pages speak of: a picture, a data set, models."""
     here = tmp_path_factory.mktemp("docs")
-    generate_scenes(here / "FOLDER", num_train=64, num_val=6, image_size=(64, 96))
+    generate_scenes(here / "FOLDER", num_train=16, num_val=6, image_size=(64, 96))
     model = small_model(id2label=load_detection_dataset(here / "FOLDER", "val").id2label)
     processor = DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     for name in ("runs/quickstart/model", "runs/mine/model", "CHECKPOINT"):

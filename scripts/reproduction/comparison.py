@@ -117,6 +117,7 @@ def write_tables(
 def write_table(path: Path, rows: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """A json that `docs/tables.py` reads."""
     about = {**settings, "source": "not in the paper", "machine": machine(), PAPER: {}}
+    path.parent.mkdir(parents=True, exist_ok=True)  # found missing now, a long measurement would be lost
     write_json(path, {**about, "rows": rows})
 
 

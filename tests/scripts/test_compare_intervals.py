@@ -16,9 +16,9 @@ def test_intervals_of_the_level_hold_that_share_of_new_edges(tmp_path):
     known = {"classes": ["disc", "rectangle", "triangle", "cross"], "image_size": (192, 256)}
     scenes = generate_scenes(tmp_path / "scenes", num_train=40, num_val=40, min_object_size=24.0, **known)
     (scenes / "annotations/instances_train.json").rename(scenes / "annotations/instances_test.json")
-    words = [checkpoint(), "--data", str(scenes), "--output", str(tmp_path / "intervals.json")]
+    words = [checkpoint(), "--data", str(scenes), "--output", str(tmp_path / "tables" / "intervals.json")]
     assert compare_intervals.main(words) == 0
-    rows = json.loads((tmp_path / "intervals.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "tables/intervals.json").read_text())["rows"]
     values = {kind: {name: one["mean"] for name, one in row.items()} for kind, row in rows.items()}
 
     model, processor = load_detector(checkpoint(), "cpu")

@@ -9,7 +9,13 @@ from typing import Any
 from ..cli import positive_int
 from ..data import decode_image, generate_scenes, load_detection_dataset
 from ..demo import show
-from ..evaluation import calibration_report, predict_dataset, predict_images, save_reliability_diagram
+from ..evaluation import (
+    calibration_report,
+    interval_report,
+    predict_dataset,
+    predict_images,
+    save_reliability_diagram,
+)
 from ..files import make_output_folder, require
 from ..loading import label_names, load_detector
 from ..training import TrainConfig, TrainResult, train
@@ -103,13 +109,13 @@ def look(folder: Path, *, number: int, threshold: float) -> None:
     begun = time.perf_counter()
     model, processor = load_detector(checkpoint())
     dataset = load_detection_dataset(generate_scenes(folder, **KNOWN), "val", id2label=label_names(model))
-    results = predict_dataset(model, processor, dataset, progress=False)
-    report, sure = (
-        calibration_report(dataset.annotations_path, results, score_threshold=least) for least in (0.0, threshold)
-    )
+    results = predict_dataset(model, processor, dataset, with_scales=True, progress=False)
+    truth, level = dataset.annotations_path, 0.8
+    report, sure = (calibration_report(truth, results, score_threshold=least) for least in (0.0, threshold))
+    held = interval_report(truth, results, [level]).coverage[0]
     diagram, overview = folder / "reliability.png", folder / "detections.png"
     save_reliability_diagram(diagram, {f"{len(dataset)} scenes": report})
-    pictures, level = [], 0.8
+    pictures = []
     for row in dataset.dataset.select(range(min(number, len(dataset)))):
         image = decode_image(row)
         [found] = predict_images(model, processor, [image])
@@ -117,7 +123,7 @@ def look(folder: Path, *, number: int, threshold: float) -> None:
     contact_sheet(pictures, columns=2, cell_width=700).save(overview)
     errors = f"ECE {report.ece:.3f}, {sure.ece:.3f} of those above {threshold:g}"
     print(f"""A small detector of {", ".join(label_names(model).values())}, on scenes that it has not seen:
-{overview}    boxes with their scores; the bands hold each edge with a probability of {level:.0%}
+{overview}    boxes with their scores and a band around each edge; bands of {level:.0%} hold {held:.0%} of the edges
 {diagram}    how many of the detections with a score are right: {errors}
 ({time.perf_counter() - begun:.0f} s)""")
 

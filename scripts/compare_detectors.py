@@ -9,6 +9,7 @@ kept.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,7 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.family == "rf_detr":  # for the whole process: also where a checkpoint of it is loaded
         modeling_rf_detr.RfDetrDinov2Backbone = _OneMap
-    arguments.command = " ".join(["python scripts/compare_detectors.py", *(sys.argv[1:] if argv is None else argv)])
+    arguments.command = shlex.join(
+        ["python", "scripts/compare_detectors.py", *(sys.argv[1:] if argv is None else argv)]
+    )
     return run_command(_run, arguments)
 
 
@@ -127,7 +130,11 @@ def _run(arguments: argparse.Namespace) -> None:
         fields = {"objective": "nll_mcm", "mcm_weight": weight}
         sides.append(side(f"D-RMM{title}", f"nll_mcm{folder}", fields))
     clean, shift, tuning = compare(
-        sides, arguments.learning_rates, arguments.seeds, lambda folder: measure(folder / "model", arguments.shifts)
+        sides,
+        arguments.learning_rates,
+        arguments.seeds,
+        arguments.shifts,
+        lambda folder: measure(folder / "model", arguments.shifts),
     )
     begin = {"start": with_seeds({0: measure(start, ())["test"]["raw"]}, MEASURES)}
     settings = {

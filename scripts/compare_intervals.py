@@ -17,6 +17,7 @@ The intervals are [edge - q, edge + q], and of a level q is
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     settings = {
         "title": "Intervals of the edges",
-        "command": f"python scripts/compare_intervals.py {' '.join(arguments.models)} --data {arguments.data}",
+        "command": shlex.join(["python", "scripts/compare_intervals.py", *arguments.models, "--data", arguments.data]),
         "data": f"{arguments.data}, fitted on val, measured on test",
     }
     write_table(Path(arguments.output), rows, settings)

@@ -10,6 +10,7 @@ claims to see is false. Writes a json for each folder, clean and under shift; fi
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:cut])
     arguments.training = words[cut + 1 :]
-    arguments.command = " ".join(["python scripts/compare_objectives.py", *words])
+    arguments.command = shlex.join(["python", "scripts/compare_objectives.py", *words])
     return run_command(_run, arguments)
 
 
@@ -66,7 +67,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _compare_on(data: str, arguments: argparse.Namespace) -> None:
     output = Path(arguments.output) / Path(data).name
-    foreign = [other for other in arguments.data if other != data] if arguments.foreign is None else arguments.foreign
+    others = arguments.data if arguments.foreign is None else arguments.foreign
+    foreign = [other for other in others if other != data]
 
     def measure(folder: Path) -> Measured:
         shifted = output / "shifted"
@@ -86,7 +88,7 @@ def _compare_on(data: str, arguments: argparse.Namespace) -> None:
         return Side(f"{DECODERS[decoder]}, {objective}", config)
 
     sides = [side(decoder, objective) for decoder in arguments.decoders for objective in arguments.objectives]
-    clean, shift, tuning = compare(sides, arguments.learning_rates, arguments.seeds, measure)
+    clean, shift, tuning = compare(sides, arguments.learning_rates, arguments.seeds, arguments.shifts, measure)
     settings = {
         "title": Path(data).name,
         "command": arguments.command,

@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for index, row in enumerate(truth["annotations"])
     ]
-    for name in ("confidence", "test"):
+    for name in ("confidence", "test", "annealed-seed0"):
         (here / "runs" / name).mkdir()
         (here / "runs" / name / "results.json").write_text(json.dumps(found))
     return here

@@ -25,7 +25,7 @@ from drmm_hf.evaluation.coco import rescored
 from drmm_hf.evaluation.predict import predict_batches
 from drmm_hf.files import read_json, to_plain, write_json
 from drmm_hf.loading import load_detector
-from drmm_hf.training import TrainConfig, train
+from drmm_hf.training import TrainConfig, read_recipe, train
 from markdown_table import PAPER
 
 from .measurements import summary
@@ -58,19 +58,32 @@ class Side:
 
 
 def trained(config: TrainConfig) -> Path:
-    """The folder of a run, trained if it is not there."""
+    """The folder of a run, trained if it is not there.
+
+    Raises:
+        ValueError: what is there was trained with other settings.
+    """
     folder = Path(config.output)
     if not (folder / "metrics.json").is_file():
         train(config)
+    there = TrainConfig(**read_recipe(str(folder / "recipe.yaml"))).to_dict()
+    other = [name for name, value in config.to_dict().items() if there[name] != value]
+    if other:
+        raise ValueError(f"{folder}: was trained with another {other[0]}; choose another --output")
     return folder
 
 
 def compare(
-    sides: Sequence[Side], rates: Sequence[float], seeds: Sequence[int], measure: Callable[[Path], Measured]
+    sides: Sequence[Side],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    shifts: Sequence[str],
+    measure: Callable[[Path], Measured],
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Train and measure all sides; runs that are there are not trained again.
 
     Args:
+        shifts: names of the conditions besides `test`.
         measure: from the folder of a run, as `measured` does; what it finds is kept there.
 
     Returns:
@@ -86,12 +99,13 @@ def compare(
         found = {}
         for seed in seeds:
             folder = trained(side.config(chosen, seed))
-            if not (folder / "measured.json").is_file():
-                write_json(folder / "measured.json", measure(folder))
-            found[seed] = read_json(folder / "measured.json")
+            kept = folder / "measured.json"
+            if not kept.is_file() or not {"test", *shifts} <= read_json(kept).keys():
+                write_json(kept, measure(folder))
+            found[seed] = read_json(kept)
         for kind, name in KINDS.items():
             label = f"{side.title}{name}"
-            for condition in (name for name, kinds in found[seeds[0]].items() if kind in kinds):
+            for condition in (name for name in ("test", *shifts) if kind in found[seeds[0]][name]):
                 values = {seed: one[condition][kind] for seed, one in found.items()}
                 if condition == "test":
                     clean[label] = with_seeds(values, (*MEASURES, *FOREIGN))
@@ -137,6 +151,7 @@ def measured(
     detector, processor = load_detector(str(model), "cpu")
 
     with_scales = getattr(detector.config, "objective", "").startswith("nll")
+    localize = with_scales and detector.config.density == "cauchy"
 
     def found(path: str, split: str) -> tuple[Path, list[dict[str, Any]]]:
         dataset = load_detection_dataset(path, split, id2label=detector.config.id2label)
@@ -152,7 +167,7 @@ def measured(
             "raw": _measures(truth, results),
             "isotonic": _measures(truth, isotonic.apply(results)),
         }
-        if with_scales and name == "test":
+        if localize and name == "test":
             measures[name]["localized"] = _measures(truth, localized(results))
     if foreign:
         rows = [row for path in foreign for row in load_detection_dataset(path, "test").dataset]

@@ -13,7 +13,8 @@ from transformers.models.rf_detr import modeling_rf_detr
 import compare_detectors
 import compare_objectives
 from drmm_hf.data import generate_scenes, load_detection_dataset
-from reproduction.comparison import localized
+from drmm_hf.training import TrainConfig, write_recipe
+from reproduction.comparison import Side, compare, localized
 from reproduction.shifts import SHIFTS, shifted_split
 
 FITTED = ["own loss", "own loss, isotonic", "D-RMM", "D-RMM, isotonic"]
@@ -42,6 +43,35 @@ def test_a_shifted_split_has_other_pixels_and_the_same_objects(name, scenes, tmp
     before = Path(new.dataset[0]["image"]["path"]).read_bytes()
     again = shifted_split(str(scenes), "val", name, tmp_path / "again")
     assert next((again / "images").glob("000000.png")).read_bytes() == before
+
+
+def test_finished_runs_are_taken_for_what_they_are(tmp_path):
+    """Measured again where a shift is missing, and refused where they were trained in another way."""
+    measures = {"AP": 0.5}
+    asked = []
+
+    def compared(*shifts: str, images: int = 4):
+        def side(rate: float, seed: int) -> TrainConfig:
+            return TrainConfig(data="d", output=str(tmp_path), train_images=images, learning_rate=rate, seed=seed)
+
+        def measure(folder: Path):
+            asked.append(shifts)
+            return {condition: {"raw": measures} for condition in ("test", *shifts)}
+
+        return compare([Side("own", side)], [1e-3], [0], shifts, measure)
+
+    write_recipe(
+        TrainConfig(data="d", output=str(tmp_path), train_images=4, learning_rate=1e-3), tmp_path / "recipe.yaml"
+    )
+    (tmp_path / "metrics.json").write_text(json.dumps(measures))
+    for shifts, times in (((), 1), (("blur 2",), 2), (("blur 2",), 2), ((), 2)):
+        clean, shift, tuning = compared(*shifts)
+        assert len(asked) == times
+        assert clean["own"]["AP"]["mean"] == 0.5
+        assert list(shift) == [f"{name}: own" for name in shifts]
+        assert tuning["own"]["chosen"] == 1e-3
+    with pytest.raises(ValueError, match="train_images"):
+        compared(images=8)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from drmm_hf.training import TrainConfig, parse_config, read_recipe, recipe_name
         ({"model": ""}, "--model"),
         ({"overwrite": True, "resume": True}, "overwrite"),
         ({"epoch_images": 5}, "epoch_images"),
+        ({"patience": 3}, "patience"),
         ({"image_size": [640, 640, 3]}, "image_size"),
         ({"image_size": [16]}, "image_size"),
         ({"image_size": [64, 96], "augmentation": "resize"}, "image_size"),
@@ -40,6 +41,14 @@ from drmm_hf.training import TrainConfig, parse_config, read_recipe, recipe_name
 def test_a_bad_value_is_refused_by_name(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TrainConfig(**{"data": "folder", "train_images": 8, **change})
+
+
+@pytest.mark.parametrize("option", ["--preset=drmm-adamixer-tiny", "--backbone-weights=package"])
+def test_a_checkpoint_and_what_it_brings_are_not_both_given(option: str) -> None:
+    words = ["--recipe", "finetune-photos", "--data", "d", "--model", "m"]
+    assert parse_config(words).model == "m"  # of the recipe's own preset nothing is taken
+    with pytest.raises(ValueError, match=option.split("=")[0]):
+        parse_config([*words, option])
 
 
 def test_options_in_both_spellings() -> None:
@@ -156,6 +165,9 @@ def test_options_override_the_recipe(tmp_path: Path) -> None:
     expected = {"mcm_weight": 1, "num_stages": 2}
     assert config == TrainConfig(data="there", epochs=12.0, learning_rate=1e-4, batch_size=3, config=expected)
     assert parse_config(["--recipe", str(recipe), "--train-images", "8"]).epochs is None
+    paper = ["--recipe", "drmm-sparse-rcnn-r50-1x", "--data", "d"]
+    assert parse_config(paper).warmup_steps
+    assert parse_config([*paper, "--warmup-ratio", "0.1"]).warmup_steps is None  # which would override the share
     changed = parse_config(["--recipe", "drmm-sparse-rcnn-r50-1x", "--data", "d", "--schedule", "cosine"])
     assert changed.milestones is None
 

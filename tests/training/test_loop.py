@@ -18,6 +18,7 @@ from drmm_hf import DrmmConfig, DrmmForObjectDetection, DrmmImageProcessor
 from drmm_hf.cli import main
 from drmm_hf.conversion import released_state_dict
 from drmm_hf.training import parse_config, read_recipe, train
+from drmm_hf.training.checkpoints import Checkpoints
 from training.runs import ROOT, lines, settings, with_annotations
 
 NEW_TRANSFORMERS = pytest.mark.skipif(
@@ -210,10 +211,14 @@ class TestEvaluationDuringTraining:
 
     def test_it_stops_when_nothing_gets_better(self, scenes: Path, tmp_path: Path) -> None:
         options = {"eval_split": "val", "eval_every": 1, "patience": 2, "learning_rate": 1e-12}
-        result = train(settings(scenes, tmp_path, **options))
+        result = train(settings(scenes, tmp_path, **options, save_every=100, log_every=100))
         scores = [line["AP"] for line in lines(tmp_path) if "AP" in line]
         gains = [i for i, score in enumerate(scores) if score > max(scores[:i], default=-1.0)]
-        assert len(scores) == result.metrics["train_steps"] == gains[-1] + 3 < 8
+        stopped = result.metrics["train_steps"]
+        assert len(scores) == stopped == gains[-1] + 3 < 8
+        # nothing of the steps is lost: each has been logged, and the last can be gone on from
+        assert [line["step"] for line in lines(tmp_path) if "loss" in line] == list(range(1, stopped + 1))
+        assert len(Checkpoints(tmp_path / "checkpoints").paths()) == 1
 
     def test_by_epochs(self, scenes: Path, tmp_path: Path) -> None:
         length = {"eval_every_epochs": 0.5, "epochs": 1, "train_images": None}
@@ -313,3 +318,5 @@ def test_the_floor_of_gamma_comes_down_to_that_of_the_model(scenes: Path, tmp_pa
     assert DrmmConfig.from_pretrained(runs[0.3] / "model").min_scale_ratio == 0.04
     with pytest.raises(ValueError, match="min_scale_ratio"):
         train(settings(scenes, tmp_path / "none", min_scale_ratio_start=0.2, config={"min_scale_ratio": 0.0}))
+    with pytest.raises(ValueError, match="min_scale_ratio"):
+        train(settings(scenes, tmp_path / "up", min_scale_ratio_start=0.02))

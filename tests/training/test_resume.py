@@ -103,6 +103,7 @@ def test_a_training_is_overwritten_only_if_told(scenes, tmp_path, monkeypatch) -
     assert content(tmp_path) == before
     train(TrainConfig(**settings, resume=True))
     (tmp_path / "best").mkdir()
+    (tmp_path / "model" / "of_the_training_before").touch()
     before = content(tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path}.*--overwrite"):  # a finished one
         train(TrainConfig(**settings))
@@ -110,6 +111,7 @@ def test_a_training_is_overwritten_only_if_told(scenes, tmp_path, monkeypatch) -
     train(TrainConfig(**{**settings, "train_images": 4, "save_every": 0}, overwrite=True))
     assert len(lines(tmp_path)) == 2
     assert not (tmp_path / "best").exists()  # of the training before
+    assert not (tmp_path / "model" / "of_the_training_before").exists()
     with pytest.raises(ValueError, match="--overwrite"):  # nothing to resume, and it would begin anew
         train(TrainConfig(**settings, resume=True))
 

@@ -1,6 +1,7 @@
 """`drmm quickstart`: look at a trained detector, then fine-tune it, measure it, and draw what it sees."""
 
 import argparse
+import shutil
 import time
 from importlib import resources
 from pathlib import Path
@@ -38,6 +39,7 @@ KNOWN: dict[str, Any] = {
 """Scenes of what the checkpoint of the package knows; none of them was shown to it (they had another seed)."""
 TASK: dict[str, Any] = {**_SCENES, "classes": ("ring", "rhombus", "star"), "num_train": 300, "num_val": 60}
 """Scenes of what it has never seen: the small task to fine-tune on."""
+_OUTPUT = "runs/quickstart"
 _HEADLINE = ("AP", "AP50", "AR100", "ECE", "D-ECE", "train_seconds")
 
 
@@ -56,7 +58,12 @@ def parser() -> argparse.ArgumentParser:
         "--data", help="COCO, YOLO or Pascal VOC folder as the usual tools write it; default: generated scenes"
     )
     parser.add_argument("--model", help="checkpoint to start from, whose classes are replaced; default: the package's")
-    parser.add_argument("--output", default="runs/quickstart", help="folder for everything that is made")
+    parser.add_argument("--output", default=_OUTPUT, help="folder for everything that is made")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a training that is in OUTPUT, as is always done in the default",
+    )
     parser.add_argument(
         "--train-images", type=positive_int, default=1600, help="length of the training, in images seen"
     )
@@ -79,13 +86,14 @@ def run(arguments: argparse.Namespace) -> None:
         model=arguments.model or checkpoint(),
         data=data,
         output=str(output),
-        overwrite=True,
+        overwrite=arguments.overwrite or arguments.output == _OUTPUT,
         train_images=arguments.train_images,
         batch_size=arguments.batch_size,
         vertical_flip=arguments.vertical_flip,
         seed=arguments.seed,
     )
-    print(f"\nFine-tuning {arguments.model or 'it'} on {data} for {config.train_images} images ...", flush=True)
+    start = arguments.model or "the small detector of the package"
+    print(f"\nFine-tuning {start} on {data} for {config.train_images} images ...", flush=True)
     result = train(config)
     overview = draw_validation_images(
         config, result, output / "pictures", number=arguments.num_pictures, threshold=arguments.threshold
@@ -133,7 +141,8 @@ def draw_validation_images(
 ) -> Path:
     """Draw ground truth beside predictions, one file an image; the path of the overview of all of them."""
     dataset = load_detection_dataset(config.data, config.eval_split, id2label=label_names(result.model))
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # pictures of other data
+    folder.mkdir(parents=True)
     sheets = []
     for row in dataset.dataset.select(range(min(number, len(dataset)))):
         image = decode_image(row)

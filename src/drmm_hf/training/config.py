@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 _RECIPES = resources.files("drmm_hf.training") / "recipes"
 # Of two fields that exclude each other, one that is given replaces the other one of the recipe.
-_RIVALS = (("epochs", "train_images"), ("train_images", "epochs"), ("model", "warm_start"), ("warm_start", "model"))
+_RIVALS = (
+    *(("epochs", "train_images"), ("train_images", "epochs"), ("model", "warm_start"), ("warm_start", "model")),
+    ("warmup_ratio", "warmup_steps"),
+)
 # Ranges; what may be None is only checked otherwise.
 _POSITIVE = (
     *("train_images", "epochs", "batch_size", "gradient_accumulation", "learning_rate", "max_grad_norm", "scale_min"),
@@ -206,6 +209,10 @@ class TrainConfig:
                 len(self.image_size or ()) == 2 and self.augmentation != "affine",
                 f"augmentation {self.augmentation} keeps the aspect ratio; give one number as image_size",
             ),
+            (
+                self.patience and not (self.eval_every or self.eval_every_epochs),
+                "patience counts evaluations; give eval_every or eval_every_epochs, too",
+            ),
             (self.epoch_images and not self.streaming, "epoch_images is for a stream; leave it out, or set streaming"),
         ):
             if wrong:
@@ -284,6 +291,9 @@ def config_from(arguments: argparse.Namespace) -> TrainConfig:
     given = {name: value for name, value in vars(arguments).items() if name in _HINTS}
     if "config" in given:
         given["config"] = dict(map(_assignment, given["config"]))
+    for name, option in (("preset", "--preset"), ("backbone_weights", "--backbone-weights")):
+        if given.get("model") and given.get(name):
+            raise ValueError(f"--model brings its own architecture and weights; leave out {option}, or --model")
     recipe = read_recipe(arguments.recipe) if "recipe" in arguments else {}
     return TrainConfig(**_merged(recipe, given))
 

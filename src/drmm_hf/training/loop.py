@@ -98,8 +98,9 @@ class _Training:
         epoch_images = self.data.epoch_images
         self.eval_dataset = self.data.evaluation_dataset() if config.eval_split else None
         self.model, self.processor = build_model(config, self.data.id2label, self.data.label2id)
-        if config.min_scale_ratio_start is not None and not self.model.config.min_scale_ratio:
-            raise ValueError("min_scale_ratio_start needs a model whose min_scale_ratio is above 0, to come down to")
+        start, floor = config.min_scale_ratio_start, self.model.config.min_scale_ratio
+        if start is not None and not 0 < floor <= start:
+            raise ValueError(f"min_scale_ratio_start={start} has to come down to the model's min_scale_ratio={floor}")
         self.transform = build_transform(config, self.data.landscape_share, self.processor)
         self.images_per_step = config.batch_size * config.gradient_accumulation * self.accelerator.num_processes
         self.steps_per_epoch = (epoch_images or math.nan) / self.images_per_step
@@ -138,7 +139,7 @@ class _Training:
                 if self._found():  # what would make a new run look finished, or pass for a part of it
                     for name in ("metrics.json", "results.json"):
                         (self.output / name).unlink(missing_ok=True)
-                    for name in ("best", *_PLAIN.values()):
+                    for name in (*_PLAIN, *_PLAIN.values()):
                         shutil.rmtree(self.output / name, ignore_errors=True)
                 self.checkpoints.clear()
             write_recipe(config, self.output / "recipe.yaml")
@@ -198,26 +199,28 @@ class _Training:
                 window.append(self._step(batches, guard))
                 progress["step"] = step
                 bar.update()
-                if step % config.log_every == 0 or step == self.num_steps:
+                last = step == self.num_steps
+                if step % config.log_every == 0 or last or step in self.eval_steps:
                     rate = len(window) * self.images_per_step / (time.perf_counter() - window_start)
                     line = self._summary(window)
                     self._log(line | {"images_per_second": round(rate, 2)})
                     bar.set_postfix(loss=line["loss"], refresh=False)
                     window, window_start = [], time.perf_counter()
-                if step in self.eval_steps and step < self.num_steps:
+                if step in self.eval_steps and not last:
                     metrics = self._evaluate()
                     self._log({name: value for name, value in metrics.items() if not isinstance(value, str)})
                     self._keep_best(metrics)
-                    if progress["evaluations_without_gain"] >= (config.patience or math.inf):
-                        break
+                    last = progress["evaluations_without_gain"] >= (config.patience or math.inf)
                     window_start = time.perf_counter()
                 progress["train_seconds"] = round(time.perf_counter() - started, 1)
-                due = config.save_every and (step % config.save_every == 0 or step == self.num_steps)
+                due = config.save_every and (step % config.save_every == 0 or last)
                 if due or (config.save_every and interrupted.is_set()):
                     progress |= {"position": self.data.position(), "identity": self._identity()}
                     self.checkpoints.save(accelerator, progress, self.average)
                 if interrupted.is_set():
                     raise KeyboardInterrupt(f"after step {step}")
+                if last:
+                    break
         progress["train_seconds"] = round(time.perf_counter() - started, 1)
 
     def _step(self, batches: Iterator[dict[str, Any]], guard: StepGuard) -> dict[str, Any]:

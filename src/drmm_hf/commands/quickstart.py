@@ -1,7 +1,6 @@
 """`drmm quickstart`: look at a trained detector, then fine-tune it, measure it, and draw what it sees."""
 
 import argparse
-import shutil
 import time
 from importlib import resources
 from pathlib import Path
@@ -141,8 +140,7 @@ def draw_validation_images(
 ) -> Path:
     """Draw ground truth beside predictions, one file an image; the path of the overview of all of them."""
     dataset = load_detection_dataset(config.data, config.eval_split, id2label=label_names(result.model))
-    shutil.rmtree(folder, ignore_errors=True)  # pictures of other data
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     sheets = []
     for row in dataset.dataset.select(range(min(number, len(dataset)))):
         image = decode_image(row)

@@ -24,9 +24,10 @@ from reproduction.comparison import Measured, Side, compare, measured, write_tab
 from reproduction.shifts import SHIFTS
 
 DECODERS = {"adamixer": "AdaMixer", "sparse-rcnn": "Sparse R-CNN"}
+_NO_PATH = ("--min-scale-ratio-start", "0.04")  # from the model's own floor
 OBJECTIVES = {
-    "D-RMM": ("drmm-", "", []),
-    "D-RMM, anchored": ("drmm-", "-anchored", ["--config", "objectness_anchor=poisson"]),
+    "D-RMM": ("drmm-", "", ["--config", "objectness_anchor=none", "class_gradient=1", *_NO_PATH]),
+    "D-RMM, anchored": ("drmm-", "-anchored", ["--config", "objectness_anchor=poisson", "class_gradient=1", *_NO_PATH]),
     "D-RMM, anchored, annealed": (
         "drmm-",
         "-annealed",

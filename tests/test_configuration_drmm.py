@@ -173,6 +173,13 @@ def test_unknown_names_give_the_nearest():
         DrmmConfig.from_preset("drmm-sparse-rcnn-tiny", num_propsals=7)
 
 
+def test_a_preset_for_few_steps_differs_in_what_was_measured_and_no_more():
+    few, paper = (DrmmConfig.from_preset(f"drmm-{decoder}-lite0").to_dict() for decoder in ("adamixer", "sparse-rcnn"))
+    names = ("objectness_anchor", "class_gradient", "min_scale_ratio", "objective")
+    assert [few[name] for name in names] == ["poisson", 2.0, 0.04, "nll_mcm"]
+    assert [paper[name] for name in names] == ["none", 1.0, 0.04, "nll_mcm"]
+
+
 def test_the_image_processor_follows_the_backbone():
     assert backbone_statistics(DrmmConfig()) == {}, "ImageNet's, the processor's defaults"
     assert set(processor_fields("drmm-sparse-rcnn-tiny")) == {"size"}

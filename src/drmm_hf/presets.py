@@ -66,6 +66,9 @@ _SMALL_BACKBONES: dict[str, dict[str, Any]] = {
         "frozen_stages": 1,
     },
 }
+# Few images, few steps: the scores of an image add up to its objects, and the class does not wait for the boxes
+# (docs/results/real-data.md, measured on AdaMixer).
+_FEW_STEPS = {"drmm-adamixer-lite0": {"objectness_anchor": "poisson", "class_gradient": 2.0}}
 # Levels of Sparse R-CNN's pyramid; AdaMixer reads all.
 _SMALL_LEVELS = {"tiny": [1], "lite0": [1, 2, 3]}
 
@@ -82,6 +85,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     **{
         f"{name}-{size}": {**decoder, **backbone}
         | ({"pyramid_levels": _SMALL_LEVELS[size]} if name.endswith("sparse-rcnn") else {})
+        | _FEW_STEPS.get(f"{name}-{size}", {})
         for size, backbone in _SMALL_BACKBONES.items()
         for name, decoder in _SMALL_DECODERS.items()
     },

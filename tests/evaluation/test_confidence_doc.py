@@ -26,7 +26,7 @@ COMMANDS = [" ".join(line.split()) for line in re.findall(r"^ {4}(\S.*)$", OUTSI
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the page takes for granted: a data set, the quick start's model (here a random one) and a picture."""
+    """What the page takes for granted: a data set, a model of it (here a random one) and a picture."""
     generate_scenes(tmp_path / "FOLDER", num_train=1, num_val=12, image_size=(64, 96))
     dataset = load_detection_dataset(tmp_path / "FOLDER", "val")
     picture = Path(dataset.dataset[0]["image"]["path"])
@@ -45,9 +45,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Image.open(tmp_path / "picture.jpg").save(tmp_path / "FOLDER/test2017/1.jpg")
     torch.manual_seed(0)
     labels = {"id2label": dataset.id2label, "label2id": dataset.label2id}
-    DrmmForObjectDetection(small_config(**labels)).save_pretrained(tmp_path / "runs/quickstart/model")
+    DrmmForObjectDetection(small_config(**labels)).save_pretrained(tmp_path / "runs/mine/model")
     processor = DrmmImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
-    processor.save_pretrained(tmp_path / "runs/quickstart/model")
+    processor.save_pretrained(tmp_path / "runs/mine/model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

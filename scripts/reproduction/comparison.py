@@ -96,13 +96,14 @@ def compare(
         tried = {rate: read_json(trained(side.config(rate, seeds[0])) / "metrics.json")["AP"] for rate in rates}
         chosen = max(tried, key=tried.__getitem__)
         tuning[side.title] = {"AP on val, first seed": tried, "chosen": chosen}
-        found = {}
+        found: dict[int, Measured] = {}
         for seed in seeds:
             folder = trained(side.config(chosen, seed))
             kept = folder / "measured.json"
-            if not kept.is_file() or not {"test", *shifts} <= read_json(kept).keys():
-                write_json(kept, measure(folder))
-            found[seed] = read_json(kept)
+            found[seed] = read_json(kept) if kept.is_file() else {}
+            if not {"test", *shifts} <= found[seed].keys():
+                found[seed] = measure(folder)
+                write_json(kept, found[seed])
         for kind, name in KINDS.items():
             label = f"{side.title}{name}"
             for condition in (name for name in ("test", *shifts) if kind in found[seeds[0]][name]):

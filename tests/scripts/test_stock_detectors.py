@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,21 @@ def test_native_objective_and_other_classes(stock, scenes, tmp_path):
     assert "mcm_stage_0" in train(
         str(tmp_path / "native/model"), scenes, tmp_path / "on", "--config", "objective=nll_mcm"
     )
+
+
+def test_native_objective_with_few_objects_in_small_batches(stock, scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "sparse")
+    file = tmp_path / "sparse/annotations/instances_train.json"
+    truth = json.loads(file.read_text())
+    with_objects = [image["id"] for image in truth["images"][::2]]
+    truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] in with_objects]
+    file.write_text(json.dumps(truth))
+    words = ("--config", "objective=native", "--batch-size", "1", "--log-every", "8", "--eval-split", "")
+    assert train(stock, tmp_path / "sparse", tmp_path / "single", *words)["objects"] == len(truth["annotations"])
+    # a step of four batches has the mean of their losses
+    one = train(stock, scenes, tmp_path / "one", *words)["loss"]
+    words = (*words, "--gradient-accumulation", "4", "--learning-rate", "1e-9")
+    assert train(stock, scenes, tmp_path / "four", *words)["loss"] == pytest.approx(one, rel=0.5)
 
 
 def test_other_classes_are_one_line_and_no_bars_of_a_second(stock, scenes, tmp_path, capfd, caplog):

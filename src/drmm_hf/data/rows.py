@@ -295,15 +295,12 @@ def check_known(names: Sequence[str], labels: Sequence[str], source: str) -> Non
 
 
 def ordered_labels(id2label: Mapping[Any, str]) -> list[str]:
-    """Names of labels 0..C-1.
+    """Names of labels 0..C-1, of which repeated ones get their number; ValueError if the keys are others.
 
-    Raises:
-        ValueError: the keys are not 0..C-1, or two names are equal.
+    Detectors of COCO's 91 ids call those that were never given "N/A".
     """
-    labels = list(class_names(id2label).values())
-    if len(set(labels)) != len(labels):
-        raise ValueError("id2label: two labels have the same name; make the names different")
-    return labels
+    names = list(class_names(id2label).values())
+    return [f"{name} ({label})" if name in names[:label] else name for label, name in enumerate(names)]
 
 
 def row_features(labels: Sequence[str]) -> datasets.Features:

@@ -243,7 +243,9 @@ class _Training:
                 with self._scale_floor():
                     outputs = self.prepared(**inputs)
                 accelerator.backward(outputs.loss * weight)
-            for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+            # which terms a detector's own loss has differs between batches with and without objects
+            terms = {} if self.model.config.objective == "native" else outputs.loss_dict
+            for name, value in {"loss": outputs.loss, **terms}.items():
                 values[name] = values.get(name, 0.0) + value.detach() * weight
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm)
         bad = guard.check(norm)

@@ -59,8 +59,8 @@ def batch_weights(
     """Factor of the loss of each of this process's batches, so that a step is that of one process with all its images.
 
     Distributed training takes the mean of the processes' gradients. A sum over the ground truths must stay a sum; a
-    mean must be that over the ground truths of the whole step, not a mean of means. The set prediction loss divides by
-    the mean number of matches over the processes already.
+    mean must be that over the ground truths of the whole step, not a mean of means. The set prediction loss and those
+    of transformers' detectors are divided by the number of objects, or of matches, already.
 
     Args:
         accelerator: knows the processes.
@@ -68,7 +68,7 @@ def batch_weights(
         config: of the model.
     """
     processes = accelerator.num_processes
-    if config.objective == "set_prediction":
+    if config.objective in ("set_prediction", "native"):
         return [1.0 / len(batches)] * len(batches)
     if config.loss_reduction == "sum":
         return [float(processes)] * len(batches)

@@ -19,7 +19,7 @@ from .configuration_drmm import DrmmConfig
 from .data import open_image
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
-from .evaluation.analysis import read_analysis
+from .evaluation.analysis import check_classes, read_analysis
 from .evaluation.uncertainty import LEVELS
 from .files import require
 from .loading import predicted
@@ -86,7 +86,7 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
 
     Args:
         path, checkpoint: as in `read_analysis`.
-        classes: names of the model's classes, which the report must know.
+        classes: names of the model's classes, of which the report must know one.
 
     Raises:
         FileNotFoundError, ValueError: the file is no such report, or one of another model.
@@ -94,11 +94,7 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
     entry = read_analysis(path, checkpoint, ("data", "calibration", "thresholds", "uncertainty"))
     bins, intervals = entry["calibration"]["reliability"], entry["uncertainty"]
     thresholds = {name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()}
-    if not set(classes) <= set(thresholds):
-        raise ValueError(
-            f"{path}: is about the classes {', '.join(thresholds)}, the model knows {', '.join(classes)}; "
-            "give the report of this model"
-        )
+    check_classes(path, thresholds, classes)
     fitted = intervals["factor"] is not None
     covered = zip(intervals["levels"], intervals["coverage_after" if fitted else "coverage"], strict=True)
     # an empty bin has None, which becomes nan

@@ -47,19 +47,22 @@ def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
 
     Args:
         model: folder written by `save_pretrained`, or a Hub id: of D-RMM, or of any object detector of transformers.
-        options: passed to `from_pretrained`, such as `id2label` with `ignore_mismatched_sizes=True` for other classes.
+        options: passed to `from_pretrained`: with `id2label`, layers that do not fit begin anew.
     """
     found = model_type(model)
     with _naming(f"{model}: preprocessor_config.json cannot be used"):
         kind = DrmmImageProcessor if found == DrmmConfig.model_type else AutoImageProcessor
         processor = kind.from_pretrained(model)
-    # A misfit is an error below, whose message names it; transformers prints a table of several lines.
+    more_classes = None  # than the checkpoint has
+    if "id2label" in options:
+        more_classes = len(options["id2label"]) - len(label_names(model))
+    # A misfit is told of below; transformers prints a table of several lines.
     forced = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _naming(f"{model}: the model cannot be loaded"), _without_report():
         detector, info = AutoModelForObjectDetection.from_pretrained(model, **forced)
     if found not in _OWN:  # stock checkpoints may have more than they need
         info = {**info, "unexpected_keys": []}
-    _check_weights(model, detector.state_dict(), info, other_classes=bool(options.get("ignore_mismatched_sizes")))
+    _check_weights(model, detector.state_dict(), info, more_classes)
     return detector, processor
 
 
@@ -78,17 +81,21 @@ def load_to_train(
 ) -> tuple[Any, Any]:
     """As `load_checkpoint`, with these classes and fields of the configuration; D-RMM is put on a stock detector."""
     found = model_type(model)
-    before = AutoConfig.from_pretrained(model).num_labels
+    before = label_names(model)
     if found in _OWN:
-        loaded = load_checkpoint(model, ignore_mismatched_sizes=True, id2label=id2label, label2id=label2id, **fields)
+        loaded = load_checkpoint(model, id2label=id2label, label2id=label2id, **fields)
     else:
         with _naming(f"{model}: the model cannot be loaded"), _without_report():
             adapter_for(found)  # before anything is loaded
             processor = AutoImageProcessor.from_pretrained(model)
             detector = DrmmDetrForObjectDetection.from_detector(model, dict(id2label), dict(label2id), **fields)
         loaded = detector, processor
-    if before != len(id2label):
-        logger.warning("%s: class layer: begins anew, for %d classes in place of %d", model, len(id2label), before)
+    if len(before) != len(id2label):
+        logger.warning("%s: class layer: begins anew, for %d classes in place of %d", model, len(id2label), len(before))
+    elif before != dict(id2label):
+        other = next(label for label in before if before[label] != id2label[label])
+        text = "%s: class layer: kept, but it has learned other classes: label %d was %r and is %r"
+        logger.warning(text, model, other, before[other], id2label[other])
     return loaded
 
 
@@ -129,8 +136,13 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def label_names(model: Any) -> dict[int, str]:
-    """Name of each label of a model."""
-    return {int(label): name for label, name in (model.config.id2label or {}).items()}
+    """Name of each label of a model, or of a folder or Hub id, whose weights are not loaded."""
+    if isinstance(model, str):
+        model_type(model)
+        config = AutoConfig.from_pretrained(model)
+    else:
+        config = model.config
+    return {int(label): name for label, name in (config.id2label or {}).items()}
 
 
 def predicted(model: Any) -> frozenset[str]:
@@ -193,12 +205,25 @@ def _without_report() -> Iterator[None]:
         source.removeFilter(shown)
 
 
-def _check_weights(model: str, state: Mapping[str, Tensor], info: Mapping[str, Any], other_classes: bool) -> None:
-    """Refuse weights that transformers takes with a warning at most, and which would pass for a trained model."""
+def _check_weights(
+    model: str, state: Mapping[str, Tensor], info: Mapping[str, Any], more_classes: int | None = None
+) -> None:
+    """Refuse weights that transformers takes with a warning at most, and which would pass for a trained model.
+
+    Args:
+        more_classes: where the classes may be others: how many more than in the checkpoint.
+    """
     problems = {"lack": info["missing_keys"]}
-    if not other_classes:
+    if more_classes is None:
         problems["have in another shape"] = {name for name, *_ in info["mismatched_keys"]}
         problems["have beside"] = info["unexpected_keys"]
+    elif new := [
+        name
+        for name, old, now in info["mismatched_keys"]
+        if not more_classes or (now[0] - old[0], now[1:]) != (more_classes, old[1:])
+    ]:
+        text = "%s: %d of its %d tensors do not fit the fields given with --config and begin anew, such as %s"
+        logger.warning(text, model, len(new), len(state), min(new))
     for problem, names in problems.items():
         if names:
             raise ValueError(

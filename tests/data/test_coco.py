@@ -117,7 +117,7 @@ def test_labels_of_an_existing_model(coco, write):
 def test_a_model_may_leave_labels_without_a_name(coco, write):
     model = dict(enumerate(["N/A", "dog", "N/A", "owl", "cat", "N/A"]))
     data = load_detection_dataset(write(coco), id2label=model)
-    assert data.category_ids == [-1, 9, -1, 2, 4, -1]
+    assert data.category_ids == [-1, 9, -1, 4, 2, -1]
     assert data.dataset[1]["objects"]["category"] == [1, 4]
 
 

@@ -33,7 +33,7 @@ def _boxes(dataset):
 
 def test_every_tool_s_folder_gives_the_same_boxes(folder):
     train = load_detection_dataset(folder, "train")
-    val = load_detection_dataset(folder, "val", id2label=train.id2label)
+    val = load_detection_dataset(folder, "val", id2label=train.id2label, validation_share=0.15)
     assert train.id2label == {0: "cat", 1: "dog"}
     rest = _boxes(load_detection_dataset(folder, "train", validation_share=0.15))
     assert {**rest, **_boxes(val)}.keys() >= {name for name, _ in tools.TRAIN}
@@ -64,11 +64,16 @@ def test_holding_out_draws_no_bar_and_leaves_those_of_others(tmp_path, capfd):
 def test_a_share_is_held_out_where_there_is_no_validation_split(tmp_path, caplog):
     tools.cvat_coco(tmp_path)
     with caplog.at_level(logging.WARNING):
-        load_detection_dataset(tmp_path, validation_share=0.15)
-        held_out = [load_detection_dataset(tmp_path, split) for split in ("val", "validation", "val")]
-    assert sum("held out" in record.getMessage() for record in caplog.records) == 3
+        parts = {split: load_detection_dataset(tmp_path, split, validation_share=0.15) for split in ("train", "val")}
+        held_out = [parts["val"], load_detection_dataset(tmp_path, "validation", validation_share=0.15)]
+    assert len(caplog.records) == 3
+    assert sorted(id for part in parts.values() for id in part.dataset["image_id"]) == sorted(
+        load_detection_dataset(tmp_path).dataset["image_id"]
+    )
+    with pytest.raises(ValueError, match="'val'"):
+        load_detection_dataset(tmp_path, "val")
     ids = [list(part.dataset["image_id"]) for part in held_out]
-    assert ids[0] == ids[1] == ids[2]
+    assert ids[0] == ids[1]
     assert len(load_detection_dataset(tmp_path, "val", validation_share=0.5)) == 3
     images = json.loads(held_out[0].annotations_path.read_text())["images"]
     assert [image["id"] for image in images] == ids[0]
@@ -509,7 +514,8 @@ def test_variants_of_a_pascal_voc_folder(tmp_path, change, images):
     change(tmp_path)
     train = load_detection_dataset(tmp_path)
     assert len(train) == images == len({row["image"]["path"] for row in train.dataset})
-    assert dict(tools.TRAIN).keys() <= _boxes(train).keys() | _boxes(load_detection_dataset(tmp_path, "val")).keys()
+    val = load_detection_dataset(tmp_path, "val", validation_share=0.15)
+    assert dict(tools.TRAIN).keys() <= _boxes(train).keys() | _boxes(val).keys()
     assert train.dataset[0]["width"] == tools.WIDTH
 
 

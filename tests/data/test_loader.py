@@ -19,6 +19,7 @@ from drmm_hf.data import TrainTransform, decode_image, load_detection_dataset
 from drmm_hf.training import TrainConfig
 from drmm_hf.training.batches import TableData, training_order
 from drmm_hf.training.stream_batches import StreamData
+from model_fixtures import save_small
 from shards import BOX, png, samples, write_tar
 
 SIZE = {"shortest_edge": 96, "longest_edge": 128}
@@ -210,15 +211,39 @@ def test_a_worker_that_dies_is_one_error(scenes: Path) -> None:
         next(open_table(scenes, num_workers=1).batches(die))
 
 
-@pytest.mark.parametrize("crowd", [False, True], ids=["none", "crowd alone"])
-def test_a_table_without_boxes_is_refused(scenes: Path, tmp_path: Path, crowd: bool) -> None:
+@pytest.fixture
+def without_val(scenes: Path, tmp_path: Path) -> Path:
+    """The scenes with the splits train and test."""
     shutil.copytree(scenes, tmp_path / "data")
-    file = tmp_path / "data/annotations/instances_train.json"
-    content = json.loads(file.read_bytes())
-    left = [{**annotation, "iscrowd": 1} for annotation in content["annotations"]] if crowd else []
-    file.write_text(json.dumps({**content, "annotations": left}))
-    with pytest.raises(ValueError, match=r"instances_train\.json"):
-        open_table(tmp_path / "data")
+    annotations = tmp_path / "data/annotations"
+    (annotations / "instances_val.json").rename(annotations / "instances_test.json")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("evaluated", ["val", "test"])
+def test_what_is_held_out_is_not_trained_on_whichever_split_is_evaluated(without_val: Path, evaluated: str) -> None:
+    trained = set(open_table(without_val, eval_split=evaluated).rows["image_id"])
+    held_out = set(load_detection_dataset(without_val, "val", validation_share=0.15).dataset["image_id"])
+    assert held_out
+    assert not trained & held_out
+    everything = set(open_table(without_val, eval_split="").rows["image_id"])
+    assert everything == trained | held_out
+
+
+def test_images_that_are_elsewhere_are_those_of_what_is_held_out_too(without_val: Path, tmp_path: Path) -> None:
+    images = (without_val / "images").rename(tmp_path / "elsewhere")
+    table = open_table(without_val, images=str(images))
+    assert len(table.evaluation_dataset()) + len(table.rows) == len(
+        open_table(without_val, eval_split="", images=str(images)).rows
+    )
+
+
+def test_classes_that_a_checkpoint_knows_keep_its_labels(scenes: Path, tmp_path: Path) -> None:
+    names = dict(enumerate(reversed(NAMES)))
+    model = save_small(tmp_path / "model", id2label=names, label2id={name: label for label, name in names.items()})
+    assert open_table(scenes, model=model).id2label == names
+    assert open_table(scenes, model=model, classes=NAMES).id2label == dict(enumerate(NAMES))
+    assert open_table(scenes).id2label == dict(enumerate(NAMES))
 
 
 # Streams

@@ -2,12 +2,14 @@ import io
 import itertools
 
 import datasets
+import fsspec
 import numpy as np
 import PIL.Image
 import pytest
 from torch.utils.data import DataLoader
 
 from drmm_hf.data import decode_image, load_streaming_dataset, objects_dataset
+from drmm_hf.data.stream import StreamingDetectionDataset
 from shards import write_tar
 
 WIDTH, HEIGHT = 64, 48
@@ -113,6 +115,16 @@ def test_boxes_are_cleaned_and_crowd_is_kept(kind, parquet, tars):
     (only,) = load_streaming_dataset(folder, "train", id2label=ID2LABEL)
     assert only["objects"]["bbox"] == [[1, 2, 10, 12], [50, 5, 14, 30]]
     assert (only["objects"]["category"], only["objects"]["iscrowd"]) == ([2, 0], [0, 1])
+
+
+def test_an_imagefolder_that_is_not_on_the_disk(parquet):
+    """Its rows have addresses of files, such as hf://..., in place of the bytes."""
+    place = "memory://pictures/3.png"
+    with fsspec.open(place, "wb") as file:
+        file.write(encoded(3))
+    rows = datasets.IterableDataset.from_generator(lambda: iter([row(3, image={"bytes": None, "path": place})]))
+    (only,) = StreamingDetectionDataset(rows, ID2LABEL, "pictures")
+    assert decode_image(only).tobytes() == PIL.Image.open(io.BytesIO(encoded(3))).tobytes()
 
 
 @pytest.mark.parametrize("processes", [2, 3])

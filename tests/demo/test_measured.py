@@ -61,8 +61,15 @@ def test_the_checkpoint_is_found_among_several(tmp_path: Path, report: dict) -> 
 
 
 def test_the_report_of_another_model_is_refused(tmp_path: Path, report: dict) -> None:
-    with pytest.raises(ValueError, match=r"analysis\.json: .*cat"):
+    with pytest.raises(ValueError, match=r"analysis\.json"):
         read(tmp_path, report, classes=["cat"])
+
+
+def test_a_class_that_the_data_did_not_have_is_told(
+    tmp_path: Path, report: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert "cat" not in read(tmp_path, report, classes=["disc", "cat"]).thresholds
+    assert "cat" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,22 @@ def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows,
     assert len(caplog.records) == 2, "images and categories"
 
 
+def test_names_with_folders_are_surer_than_numbers(truth: dict[str, Any], results: Rows, caplog: Any) -> None:
+    """Those of `drmm predict`, whose images are numbered as they come and may be more than the data have."""
+    prepared = prepare_ground_truth(truth)
+    numbered = [
+        {**row, "image_id": 13 - row["image_id"], "file_name": f"/home/me/val/{STEMS[row['image_id']]}.jpg"}
+        for row in results
+    ]
+    assert prepare_results(numbered, prepared).rows == [
+        {**row, "file_name": f"/home/me/val/{STEMS[row['image_id']]}.jpg"} for row in results
+    ]
+    assert not caplog.records
+    more = [*numbered, {**numbered[0], "file_name": "/home/me/val/other.jpg"}]
+    assert prepare_results(more, prepared).rows == prepare_results(numbered, prepared).rows
+    assert len(caplog.records) == 1
+
+
 def test_a_file_of_other_images_is_told(truth: dict[str, Any], results: Rows, tmp_path: Path, caplog: Any) -> None:
     """Images without a detection count as missed, which is wrong where nobody looked for one."""
     file, prepared = tmp_path / "results.json", prepare_ground_truth(truth)

@@ -71,6 +71,9 @@ def run(checkpoint: Path, tmp_path: Path) -> Path:
         "batch_size": 3,
         "vertical_flip": 0.5,
         "config": {"objective": "nll", "mcm_weight": 1.0},
+        "annotations": str(tmp_path / "secret-home" / "train.json"),
+        "images": str(tmp_path / "secret-home" / "pictures"),
+        "eval_annotations": str(tmp_path / "secret-home" / "val.json"),
         "decay_norms": False,
         "seed": 3,
     }
@@ -107,7 +110,8 @@ def test_the_recipe_on_the_card_repeats_the_training(run, tmp_path) -> None:
     text = re.search(r"```yaml\n(.*?)```", written(run).text, flags=re.DOTALL).group(1)
     (tmp_path / "shown.yaml").write_text(text)
     shown = parse_config(["--recipe", str(tmp_path / "shown.yaml"), "--output", "out"])
-    data = ["--data", "Discs_and|stars", "--output", "out"]
+    data = ["--data", "Discs_and|stars", "--output", "out", "--annotations", "train.json"]
+    data += ["--images", "pictures", "--eval-annotations", "val.json"]
     assert shown == parse_config(["--recipe", str(run / "recipe.yaml"), *data])
 
 
@@ -132,6 +136,27 @@ def test_the_card_of_a_detector_of_transformers(tmp_path) -> None:
     assert sorted(plan.files) == ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     with pytest.raises(ValueError, match="drmm_detr"):  # its code is not flat
         plan_upload(tmp_path / "mine", with_code=True)
+
+
+def test_the_best_weights_have_their_own_numbers(run) -> None:
+    shutil.copytree(run / "model", run / "best")
+    assert written(run / "best").data.eval_results is None
+    (run / "best" / "metrics.json").write_text(json.dumps({**METRICS, "AP": 0.7}))
+    assert indexed(written(run / "best"))["AP"] == 0.7
+    assert indexed(written(run / "model"))["AP"] == METRICS["AP"]
+
+
+def test_the_card_of_a_deployed_detector(run, tmp_path) -> None:
+    shutil.rmtree(run / "model")
+    detector = small_detector("rt_detr_v2")
+    detector.save_pretrained(run / "deployed")
+    DrmmDetrForObjectDetection.from_detector(str(run / "deployed")).save_pretrained(run / "model")
+    RTDetrImageProcessor().save_pretrained(run / "deployed")
+    card = written(run / "deployed")
+    assert "# D-RMM on RT-DETR v2" in card.text
+    assert "drmm_hf" not in section(run / "deployed", "Use")
+    assert indexed(card)["AP"] == METRICS["AP"]
+    assert "README.md" in plan_upload(run / "deployed").files
 
 
 def test_an_analysis_of_another_model_is_refused(run) -> None:

@@ -68,7 +68,7 @@ def test_it_writes_drawings_and_results(model, images, tmp_path, capsys):
     assert [one["category_id"] for one in again] == [one["category_id"] for one in results]
 
 
-def test_the_thresholds_of_an_analysis_are_applied_class_by_class(model, images, tmp_path, capsys):
+def test_the_thresholds_of_an_analysis_are_applied_class_by_class(model, images, tmp_path, capsys, caplog):
     options = ["--model", model, "--top-k", "20", "--output"]
     assert predict(images, *options, tmp_path / "all", "--threshold", "0") == 0
     everything = json.loads((tmp_path / "all/predictions.json").read_text())
@@ -86,9 +86,15 @@ def test_the_thresholds_of_an_analysis_are_applied_class_by_class(model, images,
     expected = [one for one in everything if one["score"] >= limits[one["category_id"]]]
     assert 0 < len(kept) < len(everything)
     assert [one["score"] for one in kept] == pytest.approx([one["score"] for one in expected])
-    del per_class[NAMES[0]]
+    # of a class that the data did not know at all it says nothing
+    del per_class[NAMES[2]]
     analysis.write_text(json.dumps({"checkpoints": [{"checkpoint": "x", "thresholds": {"per_class": per_class}}]}))
-    assert NAMES[0] in fails(capsys, images, *options, tmp_path / "none", "--analysis", analysis)
+    assert predict(images, *options, tmp_path / "fewer", "--analysis", analysis) == 0
+    assert NAMES[2] in caplog.text
+    assert json.loads((tmp_path / "fewer/predictions.json").read_text()) == kept
+    per_class = {"other": per_class[NAMES[0]]}
+    analysis.write_text(json.dumps({"checkpoints": [{"checkpoint": "x", "thresholds": {"per_class": per_class}}]}))
+    assert str(analysis) in fails(capsys, images, *options, tmp_path / "none", "--analysis", analysis)
 
 
 def test_it_skips_what_it_cannot_read_and_finishes(model, images, tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+import yaml
 from accelerate.state import AcceleratorState
 from packaging.version import Version
 
@@ -141,6 +142,15 @@ def test_fine_tuning_keeps_what_fits_and_takes_the_new_classes(scenes: Path, tmp
     for name in (n for n in before if not re.search("classifier|running|num_batches", n)):
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=0)
     assert after["model.heads.0.classifier.weight"].shape[0] == 1
+
+
+def test_what_other_fields_leave_of_a_checkpoint_is_told(scenes: Path, tmp_path: Path, caplog) -> None:
+    first = train(settings(scenes, tmp_path / "first", train_images=2))
+    options = {"model": str(first.model_dir), "train_images": 2}
+    train(settings(scenes, tmp_path / "same", **options, config=None))
+    assert "anew" not in caplog.text
+    train(settings(scenes, tmp_path / "more", **options, config={"num_proposals": 20}))
+    assert "proposals" in caplog.text
 
 
 def test_training_without_any_box_is_refused(scenes: Path, tmp_path: Path) -> None:
@@ -279,8 +289,19 @@ def test_the_papers_augmentation_and_batches_of_one_orientation(scenes, tmp_path
 
 def test_metrics_go_to_a_tracker(scenes: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    train(settings(scenes, tmp_path, report_to="tensorboard"))
-    assert list(tmp_path.rglob("events.out.tfevents*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(settings(scenes, tmp_path, report_to="tensorboard", eval_split="val"))
+    (file,) = tmp_path.rglob("events.out.tfevents*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    assert {"loss", "AP", "D-ECE"} <= set(events.Tags()["scalars"])
+
+
+def test_precision_is_that_of_the_launcher(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(settings(scenes, tmp_path, train_images=2))
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["mixed_precision"] == "bf16"
 
 
 @pytest.mark.slow

@@ -73,6 +73,21 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert timeless[0] == timeless[1]
 
 
+def test_a_resumed_run_may_have_another_rate_and_another_name_of_its_model(scenes, tmp_path, monkeypatch) -> None:
+    train(TrainConfig(**fields(scenes, tmp_path / "start", train_images=2)))
+    options = {
+        "model": str(tmp_path / "start/model"),
+        "schedule": "constant_with_warmup",
+        "warmup_steps": 0,
+        "config": None,
+    }
+    settings = saving(scenes, tmp_path / "cut", **options, learning_rate=1e-3)
+    cut_in_save(monkeypatch, 3, settings)
+    settings |= {"learning_rate": 1e-5, "weight_decay": 0.5, "model": f"{tmp_path}/start/../start/model/"}
+    train(TrainConfig(**settings, resume=True))
+    assert [line["learning_rate"] for line in lines(tmp_path / "cut")] == [1e-3] * 6 + [1e-5] * 6
+
+
 def test_checkpoints_are_rotated_and_damaged_ones_are_passed_over_with_a_note(scenes, tmp_path, caplog) -> None:
     settings = saving(scenes, tmp_path, save_total_limit=3)
     train(TrainConfig(**settings))

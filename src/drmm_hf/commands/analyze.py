@@ -7,6 +7,7 @@ from typing import Any
 
 from ..cli import add_data_arguments, add_model_arguments, count
 from ..data import DetectionDataset, load_detection_dataset
+from ..data.splits import VALIDATION_SHARE
 from ..evaluation import likelihood_report, predict_dataset
 from ..evaluation.analysis import (
     analyze_intervals,
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     names = _names(arguments)
     output = make_output_folder(arguments.output)
     # Every input is looked at before the first model runs.
-    dataset = _load_data(arguments)
+    dataset = _load_data(arguments, label_names(arguments.model[0]) if arguments.model else None)
     truth = prepare_ground_truth(dataset.annotations_path)
     found = {file: prepare_results(file, truth) for file in arguments.results}
     models, drawn = [], []
@@ -110,7 +111,9 @@ def _names(arguments: argparse.Namespace) -> Sequence[str]:
 
 def _load_data(arguments: argparse.Namespace, id2label: Mapping[int, str] | None = None) -> DetectionDataset:
     where = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
-    return load_detection_dataset(arguments.data, arguments.split, **where, id2label=id2label)
+    return load_detection_dataset(
+        arguments.data, arguments.split, **where, id2label=id2label, validation_share=VALIDATION_SHARE
+    )
 
 
 def _predict(

@@ -1,18 +1,20 @@
 """`drmm check-data`: what a training will find in a data set, before it starts."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ..cli import add_frame_argument, positive_int
-from ..data import load_detection_dataset
 from ..data.check import check_data, format_check
 from ..data.layouts import find_parts
-from ..data.splits import VALIDATION_SHARE, usual_name
+from ..data.splits import usual_name
 from ..data.tables import is_objects_source, load_splits
 from ..data.transforms import scaled_size
 from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
 from ..presets import preset_fields, processor_fields
+from ..training import TrainConfig
+from ..training.batches import TableData
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,32 +41,19 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Print the check, and refuse what cannot train."""
     output = make_output_folder(arguments.output) if arguments.output else None
-    validates = usual_name(arguments.eval_split) == "val" and not arguments.eval_annotations
-    train = load_detection_dataset(
-        arguments.data,
-        arguments.train_split,
-        annotations=arguments.annotations,
-        images=arguments.images,
-        validation_share=VALIDATION_SHARE if validates else None,
-        image_frame=arguments.image_frame,
-    )
-    val = None
-    if arguments.eval_annotations or (arguments.eval_split and not arguments.annotations):
-        val = load_detection_dataset(
-            arguments.data,
-            arguments.eval_split,
-            annotations=arguments.eval_annotations,
-            images=arguments.eval_images,
-            id2label=train.id2label,
-            image_frame=arguments.image_frame,
-        )
+    of_data = ("data", "train_split", "eval_split", "annotations", "images", "eval_annotations", "eval_images")
+    config = TrainConfig(**{name: getattr(arguments, name) for name in (*of_data, "image_frame")}, train_images=1)
+    if config.annotations and not config.eval_annotations:
+        config = replace(config, eval_split="")
+    data = TableData(config)
+    val = data.evaluation_dataset() if config.eval_split else None
     size = processor_fields(arguments.preset).get("size", DrmmImageProcessor.size)
     if arguments.image_size is not None:
         given = arguments.image_size
         if len(given) > 2:
             raise ValueError(f"--image-size {' '.join(map(str, given))}: give the shorter side, or height and width")
         size = scaled_size(size, given)
-    report = check_data(train, val, size=size, num_proposals=preset_fields(arguments.preset)["num_proposals"])
+    report = check_data(data.dataset, val, size=size, num_proposals=preset_fields(arguments.preset)["num_proposals"])
     print(format_check(report))
     if not arguments.annotations:
         folder = Path(arguments.data).expanduser().absolute()

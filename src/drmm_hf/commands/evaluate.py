@@ -17,6 +17,7 @@ from accelerate import PartialState
 from ..cli import add_data_arguments, add_model_arguments, positive_int
 from ..data import load_detection_dataset, load_streaming_dataset
 from ..data.load import find_ground_truth
+from ..data.splits import VALIDATION_SHARE
 from ..evaluation import DetectionReport, evaluate_detections, predict_dataset
 from ..evaluation.coco import METRICS
 from ..evaluation.predict import predict_stream
@@ -129,7 +130,7 @@ def _predict(arguments: argparse.Namespace, processes: PartialState | None) -> N
         results, truth = predict_stream(model, processor, stream, **options)
         source = output / "ground_truth.json" if output else Path(stream.name)
     else:
-        files = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
+        files = _files(arguments)
         with TemporaryDirectory() as folder:
             if boxless:
                 files["annotations"] = Path(folder) / boxless.name
@@ -194,4 +195,10 @@ def _boxless_path(arguments: argparse.Namespace) -> Path | None:
 
 
 def _ground_truth(arguments: argparse.Namespace) -> Path:
-    return find_ground_truth(arguments.data or ".", arguments.split, arguments.annotations)
+    return find_ground_truth(arguments.data or ".", arguments.split, **_files(arguments))
+
+
+def _files(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where the data are, as options of `load_detection_dataset`."""
+    named = {name: getattr(arguments, name) for name in ("annotations", "images", "image_frame")}
+    return {**named, "validation_share": VALIDATION_SHARE}

@@ -6,6 +6,7 @@ from PIL import Image
 
 from ..cli import positive_int
 from ..data import load_detection_dataset
+from ..data.splits import VALIDATION_SHARE
 from ..detectors import adapter_for
 from ..evaluation import evaluate_detections, predict_dataset
 from ..export import DEFAULT_OPSET, EXPORT_FORMATS, PRECISIONS, SIDECAR, ExportedDetector, export_detector
@@ -127,7 +128,9 @@ def _print_accuracy(
     exported: ExportedDetector, model: DrmmForObjectDetection, batch_size: int, arguments: argparse.Namespace
 ) -> None:
     """Print AP and ECE of the checkpoint and of the file, one image at a time unless the batch is fixed."""
-    dataset = load_detection_dataset(arguments.data, arguments.split, id2label=label_names(model))
+    dataset = load_detection_dataset(
+        arguments.data, arguments.split, id2label=label_names(model), validation_share=VALIDATION_SHARE
+    )
     if len(dataset) % batch_size:
         raise ValueError(
             f"--batch {batch_size}: the {len(dataset)} images of {arguments.data} are no multiple of it; "

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .coco import load_part
 from .images import ImageFrame
@@ -22,15 +23,14 @@ def load_detection_dataset(
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
     id2label: Mapping[int, str] | None = None,
-    validation_share: float | None = None,
+    validation_share: float = 0.0,
     image_frame: ImageFrame = "upright",
 ) -> DetectionDataset:
     """Read one split of a data set as the usual tools write it. No image is decoded.
 
     Which folders and files are known is in docs/train.md: COCO in the forms of many tools, YOLO, Pascal VOC, and what
     `datasets` reads (saved, parquet, imagefolder, or a Hub id) with the columns that `objects_dataset` says. "val",
-    "valid" and "validation" are the same split; a data set without it has `validation_share` of its training images
-    held out: "val" gives these, and "train" the others where `validation_share` is given, else all.
+    "valid" and "validation" are the same split.
 
     Labels are 0..C-1 in ascending order of the category id, or, with `id2label`, those of the equal names. Boxes are
     cleaned by fixed rules and counted in `.report`: one partly outside its image is clipped; one wholly outside, or
@@ -45,8 +45,8 @@ def load_detection_dataset(
             working directory or to `path`.
         id2label: labels 0..C-1 and names of an existing model, to evaluate or fine-tune it. Every category with boxes
             must be in it; it may have more.
-        validation_share: share of the images that is held out for validation where there is no split for it; 0.15 for
-            the split "val" where it is not given; 0 for none.
+        validation_share: share of the training images that is held out where there is no split for validation: "val"
+            gives these and "train" the others, if both calls have the same share. The commands' is 0.15.
         image_frame: see `ImageFrame`; boxes and sizes are in these pixels, but sizes may be the stored ones all the
             same. The log says how many images have an EXIF orientation.
 
@@ -73,7 +73,7 @@ def find_part(
     split: str,
     annotations: AnyPath | None = None,
     images: AnyPath | None = None,
-    validation_share: float | None = None,
+    validation_share: float = 0.0,
 ) -> tuple[Part, Portion | None]:
     """Where a split of a folder is, and which portion of it is meant, as `choose_split` has it.
 
@@ -96,14 +96,14 @@ def find_part(
     return part, portion
 
 
-def find_ground_truth(path: AnyPath, split: str, annotations: AnyPath | None = None) -> Path:
+def find_ground_truth(path: AnyPath, split: str, annotations: AnyPath | None = None, **options: Any) -> Path:
     """The COCO json of a split; its images need not be there where the data have one.
 
     Args:
-        path, split, annotations: as in `load_detection_dataset`.
+        path, split, annotations, options: as in `load_detection_dataset`.
     """
     if annotations is not None or not is_objects_source(path):
-        part, portion = find_part(path, split, annotations)
+        part, portion = find_part(path, split, annotations, validation_share=options.get("validation_share", 0.0))
         if part.annotations.suffix == ".json" and portion is None:
             return part.annotations
-    return load_detection_dataset(path, split).annotations_path
+    return load_detection_dataset(path, split, annotations=annotations, **options).annotations_path

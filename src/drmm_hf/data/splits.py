@@ -24,7 +24,7 @@ SPLITS = {
 
 
 VALIDATION_SHARE = 0.15
-"""Share of the images that is held out for validation where the data have no split for it."""
+"""Share of the images that the commands hold out for validation where the data have no split for it."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,8 @@ class Portion:
         count = min(max(1, round(images * self.share)), images - 1)
         if count < 1:
             raise ValueError(f"{source}: has no split for validation, and one image is not enough to split off a share")
-        if self.held_out:
-            message = "%s: no split for validation; %d of its %d images, chosen at random, are held out for it"
-            logger.warning(message, source, count, images)
+        message = "%s: no split for validation; %d of its %d images, chosen at random, are %s"
+        logger.warning(message, source, count, images, "taken for it" if self.held_out else "left out of training")
         order = np.random.default_rng(0).permutation(images)
         return np.sort(order[:count] if self.held_out else order[count:])
 
@@ -88,14 +87,13 @@ def usual_name(split: str) -> str:
     return next((usual for usual, names in SPLITS.items() if split.lower() in names), split.lower())
 
 
-def choose_split(names: Collection[str], split: str, share: float | None, source: str) -> tuple[str, Portion | None]:
+def choose_split(names: Collection[str], split: str, share: float, source: str) -> tuple[str, Portion | None]:
     """Which of the splits of a data set is meant, and which portion of it.
 
     Args:
         names: of the splits that are there, as `usual_name` has them.
         split: what is asked for.
-        share: to hold out for validation of a training split without one beside it: 0 for nothing, None for nothing
-            but where the split for validation itself is asked for.
+        share: to hold out for validation of a training split without one beside it.
         source: what messages call the data set.
 
     Returns:
@@ -109,6 +107,6 @@ def choose_split(names: Collection[str], split: str, share: float | None, source
         return split, Portion(False, share)
     if split in names:
         return split, None
-    if split == "val" and share != 0 and "train" in names:
-        return "train", Portion(True, share or VALIDATION_SHARE)
+    if share and split == "val" and "train" in names:
+        return "train", Portion(True, share)
     raise ValueError(f"{source}: has no split {split!r}; give one of {sorted(names)}, or the files themselves")

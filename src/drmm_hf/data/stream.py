@@ -1,5 +1,6 @@
 """Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
+from datasets.utils.file_utils import xopen
 from torch.utils.data import IterableDataset
 
 from ..annotations import Records, frame_problem
@@ -117,7 +119,7 @@ class StreamingDetectionDataset(IterableDataset):
         ids = [Records([{"id": one}], "").ids_or_numbers("id") for one in (row["image_id"], raw.get("__key__"))]
         image_id = next((int(found[0]) for found, given in ids if given and found[0] >= 0), -1)
         label = f"{self.name}: " + (f"image {image_id}" if image_id >= 0 else f"example {number} of the stream")
-        picture = row["image"]
+        picture = _fetched(row["image"])
         if isinstance(picture, Mapping) and not picture.get("path"):
             picture = {**picture, "path": label}
         elif isinstance(picture, Mapping) and image_id < 0:
@@ -150,6 +152,16 @@ class StreamingDetectionDataset(IterableDataset):
         if not known or size == header.stored:
             size = header.upright if self.image_frame == "upright" else header.stored
         return size, header.turned
+
+
+def _fetched(picture: Any) -> Any:
+    """With the bytes of its file, which an imagefolder of the Hub names by a URL such as hf://...; else as it is."""
+    place = picture.get("path") if isinstance(picture, Mapping) and picture.get("bytes") is None else None
+    if place and "://" in place:
+        # else what decodes the image will say that there is none
+        with contextlib.suppress(OSError), xopen(place, "rb") as file:
+            return {**picture, "bytes": file.read()}
+    return picture
 
 
 def load_streaming_dataset(

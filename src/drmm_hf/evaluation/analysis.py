@@ -1,9 +1,10 @@
 """Every number of the analysis report as plain values, ready for JSON and for the page; and read from that JSON."""
 
 import contextlib
+import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .matches import Matches, match_detections
 from .recalibration import split_half_report
 from .thresholds import LrpReport, lrp_report, ranking_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report
+
+logger = logging.getLogger(__name__)
 
 # What a class without objects is cut at where an operating point is needed: it has no optimum of its own.
 FALLBACK_THRESHOLD = 0.5
@@ -54,15 +57,28 @@ def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], pa
 def read_thresholds(path: str | PathLike[str], checkpoint: str | PathLike[str], classes: Sequence[str]) -> list[float]:
     """The smallest score of each class, as in the report: infinity where it is best to keep none.
 
+    A class that the analyzed data do not have, as one that no image of them shows, has `FALLBACK_THRESHOLD`.
+
     Args:
         path, checkpoint: as in `read_analysis`, with its errors.
-        classes: names of the model's classes; a ValueError if the analysis lacks one.
+        classes: names of the model's classes; a ValueError if the analysis has none of them.
     """
     known = read_analysis(path, checkpoint, ("thresholds",))["thresholds"]["per_class"]
-    if missing := [name for name in classes if name not in known]:
-        raise ValueError(f"{path}: has no class {missing[0]}, which the model knows; give the analysis of this model")
-    limits = [(known[name]["score_threshold"], known[name]["objects"]) for name in classes]
+    check_classes(path, known, classes)
+    found = [known.get(name, {"score_threshold": None, "objects": 0}) for name in classes]
+    limits = [(one["score_threshold"], one["objects"]) for one in found]
     return [(math.inf if objects else FALLBACK_THRESHOLD) if limit is None else limit for limit, objects in limits]
+
+
+def check_classes(path: str | PathLike[str], known: Collection[str], classes: Sequence[str]) -> None:
+    """Refuse an analysis of other classes than the model's, and tell of those that it has no number of."""
+    missing = [name for name in classes if name not in known]
+    if len(missing) == len(classes):
+        raise ValueError(
+            f"{path}: is about the classes {', '.join(known)}, none of them the model's; give its analysis"
+        )
+    if missing:
+        logger.warning("%s: says nothing of the classes %s, which its data did not have", path, ", ".join(missing))
 
 
 def describe_data(truth: CocoGroundTruth, data: str, split: str) -> dict[str, Any]:

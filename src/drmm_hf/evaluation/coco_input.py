@@ -256,8 +256,16 @@ def _with_known_ids(rows: Records, truth: CocoGroundTruth, source: str) -> Recor
         meant = rows.references(field)
         if records and name_field in records[0]:
             # surer than ids: those of ultralytics are the digits of the name, SAHI's categories a model's
-            named = [id_of.get(str(record.get(name_field))) for record in records]
-            meant = meant if None in named else named
+            names = [str(record.get(name_field)) for record in records]
+            if field == "image_id":  # with the folders that it had where the detector has read it
+                names = [name if name in id_of else name.replace("\\", "/").rsplit("/", 1)[-1] for name in names]
+            if others := [name for name in names if name not in id_of]:
+                text = "%s: %d detections of %d have a %s that %s does not have, such as %s"
+                logger.warning(text, source, len(others), len(names), name_field, truth.source, others[0])
+            if len(others) < len(names):
+                records = [record for record, name in zip(records, names, strict=True) if name in id_of]
+                meant = [id_of[name] for name in names if name in id_of]
+                rows = Records(records, source)
         if not set(meant).issubset(known):
             low = 0 if 0 in meant else 1
             reading, ids = f"numbers from {low}", dict(enumerate(truth.category_ids, start=low))

@@ -45,7 +45,10 @@ _NAMES = {
     "conditional_detr": "Conditional DETR",
     "detr": "DETR",
 }
+_DEPLOYED = {"deployed": "model", "deployed-best": "best"}  # folder of the detector alone, and that with D-RMM on it
+_TRAINED = {*_DEPLOYED, *_DEPLOYED.values()}
 # Settings without effect on the weights, or of one call only.
+_PATHS = {"data", "model", "warm_start", "backbone_weights", "annotations", "images", "eval_annotations", "eval_images"}
 _NOT_SHOWN = {"resume", "log_every", "report_to", "save_every", "save_total_limit", "num_workers", "timeout", "output"}
 
 
@@ -61,9 +64,9 @@ def write_checkpoint_card(
 ) -> Path:
     """Write the card of a trained detector from what training and analysis left: classes, recipe and results.
 
-    Read are `metrics.json`, `recipe.yaml` and `analysis.json`, each from the checkpoint's folder or from the one above;
-    what is not there, the card says is not known. Folders of the machine do not get into it. The reliability diagram of
-    an analysis is drawn into `images/`.
+    Read are `metrics.json`, `recipe.yaml` and `analysis.json`, each from the checkpoint's folder or from the one above
+    (of best/ only its own numbers); what is not there, the card says is not known. Folders of the machine do not get
+    into it. The reliability diagram of an analysis is drawn into `images/`.
 
     Args:
         folder: checkpoint, or the output folder of a training, whose `model/` is taken.
@@ -87,7 +90,9 @@ def write_checkpoint_card(
     checkpoint = _checkpoint_folder(folder)
     if (checkpoint / CARD).exists() and not overwrite:
         raise FileExistsError(f"{checkpoint / CARD} is there already; --overwrite replaces it")
-    content = read_config(checkpoint)
+    home = checkpoint.resolve()
+    deployed = _DEPLOYED.get(home.name) if (home.parent / "recipe.yaml").is_file() else None
+    content = read_config(home.parent / deployed if deployed else checkpoint)
     config = (DrmmConfig if content["model_type"] == DrmmConfig.model_type else DrmmDetrConfig).from_dict(content)
     recipe, metrics = _beside(checkpoint, "recipe.yaml"), _beside(checkpoint, "metrics.json")
     training = parse_config(["--recipe", str(recipe)]) if recipe else None
@@ -97,8 +102,7 @@ def write_checkpoint_card(
     dataset = data_name or (_public_name(training.data) if training else None)
     split = training.eval_split if training else facts["data"]["split"] if facts else "val"
     results = _results(metrics, place, facts, split)
-    home = checkpoint.resolve()
-    name = repo_id.rsplit("/", 1)[-1] if repo_id else (home.parent if home.name in ("model", "best") else home).name
+    name = repo_id.rsplit("/", 1)[-1] if repo_id else (home.parent if home.name in _TRAINED else home).name
     name = re.sub(r"[^\w.-]+", "-", name)
     described = _described(config)
     header = ModelCardData(
@@ -114,6 +118,7 @@ def write_checkpoint_card(
         header,
         template_path=str(Path(__file__).with_name("card.md.jinja")),
         **described,
+        deployed=deployed,
         training=training,
         recipe=_public_recipe(training) if training else None,
         dataset=dataset,
@@ -193,7 +198,7 @@ def _model_index(results: Mapping[str, Mapping[str, float]], dataset: str) -> li
 def _public_recipe(training: TrainConfig) -> str:
     """Settings other than the defaults as YAML; folders by their last part, so that it tells nothing of the machine."""
     shown = {
-        spec.name: _public_name(value) if spec.name in ("data", "model", "warm_start", "backbone_weights") else value
+        spec.name: _public_name(value) if spec.name in _PATHS else value
         for spec in dataclasses.fields(training)
         if (value := getattr(training, spec.name)) != spec.default and spec.name not in _NOT_SHOWN
     }
@@ -218,9 +223,12 @@ def _checkpoint_folder(folder: str | Path) -> Path:
 
 
 def _beside(checkpoint: Path, name: str) -> Path | None:
-    """The file in the checkpoint's folder, or in the training's output folder, of which it is `model/` or `best/`."""
+    """The file in the checkpoint's folder, or in the output folder of the training that it is a part of."""
     place = checkpoint.resolve()
-    places = [checkpoint, *([place.parent] if place.name in ("model", "best") else [])]
+    places = [checkpoint]
+    if place.name in _TRAINED:
+        best = name == "metrics.json" and place.name in ("best", "deployed-best")  # other weights than at the end
+        places.append(place.parent / "best" if best else place.parent)
     return next((place / name for place in places if (place / name).is_file()), None)
 
 

@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
 from ..data import DatasetReport, DetectionDataset, load_detection_dataset
-from ..data.splits import VALIDATION_SHARE, usual_name
+from ..data.load import find_part
+from ..data.splits import VALIDATION_SHARE
 from ..data.stream import mixed_seed
+from ..loading import label_names
 from .config import TrainConfig
 
 Transform = Callable[[Mapping[str, Any], torch.Generator], dict[str, Any]]
@@ -49,6 +51,10 @@ class TrainingData(ABC):
         self.config, self.num_processes, self.process_index = config, num_processes, process_index
         self.report, self.epoch_images, self.num_workers = DatasetReport(), config.epoch_images, config.num_workers
         self.id2label = self._open(None if config.classes is None else dict(enumerate(config.classes)))
+        if config.model and config.classes is None:  # classes that it knows keep the labels that they have there
+            known = label_names(config.model)
+            if known != self.id2label and sorted(known.values()) == sorted(self.id2label.values()):
+                self.id2label = self._open(known)
         self.label2id = {name: label for label, name in self.id2label.items()}
 
     @abstractmethod
@@ -149,20 +155,17 @@ class TableData(TrainingData):
 
     def _open(self, id2label: dict[int, str] | None) -> dict[int, str]:
         config = self.config
-        held_out = usual_name(config.eval_split or "") == "val" and not config.eval_annotations
+        held_out = config.eval_split and not config.eval_annotations
         self.dataset = load_detection_dataset(
             config.data or ".",
             config.train_split,
             annotations=config.annotations,
             images=config.images,
             id2label=id2label,
-            validation_share=VALIDATION_SHARE if held_out else None,
+            validation_share=VALIDATION_SHARE if held_out else 0.0,
             image_frame=config.image_frame,
         )
         self.report, self.rows = self.dataset.report, self.dataset.dataset
-        if self.report.boxes == self.report.crowd:  # crowd is not trained on
-            why = "all are `iscrowd`, which is neither trained on nor counted" if self.report.crowd else "none"
-            raise ValueError(f"{self.dataset.kind}: no boxes to learn from in the split {config.train_split!r}: {why}")
         if config.skip_empty_images:
             crowd = (objects["iscrowd"] for objects in self.rows["objects"])
             self.rows = self.rows.select([i for i, flags in enumerate(crowd) if not all(flags)])
@@ -177,13 +180,18 @@ class TableData(TrainingData):
 
     def evaluation_dataset(self) -> DetectionDataset:
         config = self.config
+        share = 0.0 if config.annotations else VALIDATION_SHARE
+        images = config.eval_images
+        if config.images and not images and not config.eval_annotations:
+            of_training = find_part(config.data or ".", config.eval_split, validation_share=share)[1]
+            images = config.images if of_training else None
         return load_detection_dataset(
             config.data or ".",
             config.eval_split,
             annotations=config.eval_annotations,
-            images=config.eval_images,
+            images=images,
             id2label=self.id2label,
-            validation_share=0 if config.annotations else None,
+            validation_share=share,
             image_frame=config.image_frame,
         )
 

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 logger = logging.getLogger(__name__)
 
-NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures"}
+NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures", "_name_or_path"}
 """Fields of a model's configuration that say nothing about what is trained; classes have a field of their own."""
 _MANIFEST = "checkpoint.json"
 _AVERAGE = "average.safetensors"

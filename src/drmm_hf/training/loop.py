@@ -1,16 +1,17 @@
 """The training loop: a data set to a saved, measured detector, through Accelerate."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from ..modeling_drmm import DrmmForObjectDetection
 from ..modeling_drmm_detr import DrmmDetrForObjectDetection
 from .checkpoints import NOT_THE_MODEL, Checkpoints
 from .config import TrainConfig, write_recipe
-from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, weight_average
+from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, set_rates, weight_average
 from .setup import build_accelerator, build_model, build_transform, check_training_data, model_inputs, open_data
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class TrainingStopped(ValueError):
     """The training cannot go on; the message says why and what to change."""
 
 
-@dataclass
+@dataclasses.dataclass
 class TrainResult:
     """What `train` leaves behind.
 
@@ -87,6 +88,9 @@ class _Training:
     """One call of `train`: `progress` is all that a resumed run needs besides weights, optimizer and schedule."""
 
     def __init__(self, config: TrainConfig):
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # by accelerate launch
+        if config.mixed_precision == "no" and launched != "no":
+            config = dataclasses.replace(config, mixed_precision=cast(Any, launched))
         self.config = config
         self.output = Path(config.output)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
@@ -136,7 +140,8 @@ class _Training:
         if accelerator.is_main_process:
             make_output_folder(str(self.output))
             if resumed is None:
-                if self._found():  # what would make a new run look finished, or pass for a part of it
+                # what would make a new run look finished, or pass for a part of it
+                if self._found() or (self.output / "metrics.jsonl").is_file():
                     for name in ("metrics.json", "results.json"):
                         (self.output / name).unlink(missing_ok=True)
                     for name in (*_PLAIN, *_PLAIN.values()):
@@ -158,7 +163,9 @@ class _Training:
             self.average = weight_average(self.model, config.ema_decay)
         if resumed is not None:
             path, progress = resumed
+            given = [{**group, "params": ()} for group in optimizer.param_groups]
             self.checkpoints.load(path, accelerator, self.average)
+            set_rates(optimizer, self.schedule.scheduler, given)
             self.progress = {name: progress[name] for name in self.progress}
         if accelerator.is_main_process:
             _keep_lines(self.output / "metrics.jsonl", self.progress["step"])
@@ -303,7 +310,7 @@ class _Training:
         if self.accelerator.is_main_process:
             with (self.output / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log({k: v for k, v in values.items() if isinstance(v, int | float)}, step=step)
+        self.accelerator.log(_numbers(values), step=step)
 
     def _note_unreadable(self, messages: Sequence[str]) -> None:
         known = self.progress["unreadable_images"]
@@ -355,6 +362,8 @@ class _Training:
             self.progress["best"] = {"AP": metrics["AP"], "step": self.progress["step"]}
             self.progress["evaluations_without_gain"] = 0
             self._save_model("best")
+            if self.accelerator.is_main_process:
+                write_json(self.output / "best" / "metrics.json", dict(metrics))
 
     def _save_model(self, name: str) -> None:
         """The weights and the processor; of D-RMM on a stock detector, that detector by itself beside them, too."""
@@ -383,6 +392,7 @@ class _Training:
             metrics |= {"best_AP": progress["best"]["AP"], "best_step": progress["best"]["step"]}
         if progress["unreadable_images"]:
             metrics["unreadable_images"] = progress["unreadable_images"]
+        self.accelerator.log(_numbers(metrics), step=progress["step"])
         if self.accelerator.is_main_process:
             write_json(self.output / "metrics.json", metrics)
         self.accelerator.wait_for_everyone()
@@ -464,6 +474,10 @@ def _interrupts_held(hold: bool) -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
+    return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
 def _keep_lines(path: Path, last_step: int) -> None:

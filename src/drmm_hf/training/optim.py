@@ -53,6 +53,19 @@ def build_schedule(
     return LambdaLR(optimizer, factor)
 
 
+def set_rates(optimizer: torch.optim.Optimizer, schedule: LRScheduler, given: Sequence[Mapping[str, Any]]) -> None:
+    """Go on with these learning rates, decays and betas where a loaded checkpoint has brought its own.
+
+    Args:
+        optimizer, schedule: after loading; the schedule goes on where it is.
+        given: the groups of the optimizer before loading.
+    """
+    for group, own in zip(optimizer.param_groups, given, strict=True):
+        rate = group["lr"] * (own["initial_lr"] / group["initial_lr"])
+        group.update({name: own[name] for name in ("initial_lr", "weight_decay", "betas")}, lr=rate)
+    schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+
 def batch_weights(
     accelerator: Accelerator, batches: Sequence[Mapping[str, Any]], config: DrmmConfig
 ) -> list[Tensor | float]:

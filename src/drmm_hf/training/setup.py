@@ -101,7 +101,7 @@ def check_training_data(
         print(format_check(report[0]), flush=True)
     found = broadcast_object_list(report)[0]
     if found["problem"]:
-        raise ValueError(f"{data.config.data or data.config.annotations}: {found['problem']}")
+        raise ValueError(f"{data.dataset.kind}: {found['problem']}")
     return found
 
 

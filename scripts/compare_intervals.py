@@ -67,7 +67,7 @@ def _measured(path: str, data: str) -> dict[str, dict[str, float]]:
     def edges_of(split: str) -> tuple[tuple[Any, list[dict[str, Any]]], Edges]:
         dataset = load_detection_dataset(data, split, id2label=model.config.id2label)
         results = predict_dataset(model, processor, dataset, with_scales=True, progress=False)
-        return (dataset.annotations_path, results), match_edges(dataset.annotations_path, results, {})[2]
+        return (dataset.annotations_path, results), match_edges(dataset.annotations_path, results, {})[1]
 
     (truth, results), val = edges_of("val")
     test = edges_of("test")[1]

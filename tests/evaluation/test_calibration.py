@@ -69,17 +69,16 @@ def test_a_score_on_an_edge_belongs_to_the_bin_above(num_bins: int) -> None:
     ("report", "value", "setting"),
     [
         (calibration_report, "ece", {"num_bins": 0}), (localization_calibration_report, "laece", {"num_bins": 0}),
-        (brier_report, "brier", {"iou_threshold": 2}), (object_calibration_report, "oce", {"iou_thresholds": (0.5, 0)}),
-        (object_calibration_report, "oce", {"iou_thresholds": ()}),
+        (brier_report, "brier", {"iou_threshold": 2}), (object_calibration_report, "oce", None),
     ],
 )  # fmt: skip
-def test_without_detections_or_objects_and_with_bad_input(report: Any, value: str, setting: dict[str, Any]) -> None:
+def test_without_detections_or_objects_and_with_bad_input(report: Any, value: str, setting: dict | None) -> None:
     nothing = report(make_truth(), [])
     assert math.isnan(getattr(nothing, value))
     json.dumps(nothing.to_dict(), allow_nan=False)
     with pytest.raises(ValueError, match=r"3\.5"):
         report(make_truth((7, 0)), [found(3.5, 0)])
-    for options in (setting, {"score_threshold": 1.5}, {"max_detections": 0}, {"image_ids": [5]}):
+    for options in (setting, {"score_threshold": 1.5}, {"max_detections": 0}) if setting else ():
         with pytest.raises(ValueError, match=next(iter(options))):
             report(make_truth((7, 0)), [], **options)
 
@@ -190,8 +189,6 @@ def test_oce_by_hand() -> None:
     assert report.per_threshold == pytest.approx(((0.0925 + 1.16 + 1) / 3, (0.02 + 1.16 + 1) / 3))
     assert report.oce == pytest.approx(np.mean(report.per_threshold))
     assert report.num_objects == 3
-    lower = object_calibration_report(truth, results, score_threshold=0.0, iou_thresholds=[0.5])
-    assert lower.oce == pytest.approx((0.0925 + 1.16 + 0.64) / 3)
     assert object_calibration_report(truth, []).oce == 1.0
 
 
@@ -199,13 +196,11 @@ def test_oce_of_several_images_and_of_a_box_that_stands_twice() -> None:
     # Mean of (.9, .1, 0) and (.4, 0, 0): .35² + .05²
     results = [found(0.4, 0), found(0.9, 0), found(0.1, 0, category_id=9)]
     assert object_calibration_report(make_truth((7, 0)), results).oce == pytest.approx(0.35**2 + 0.05**2)
-    assert object_calibration_report(make_truth((7, 0)), results, max_detections=1).oce == pytest.approx(0.02)
     truth = make_truth((7, 0), (7, 20))
     truth["images"] += [{"id": 2}, {"id": 3}]
     truth["annotations"].append({"image_id": 2, "category_id": 7, "bbox": [0, 0, 10, 10]})
     results = [found(1.0, 0), found(0.5, 20), found(0.9, 0) | {"image_id": 3}]
     assert object_calibration_report(truth, results).oce == pytest.approx((0 + 0.25 + 1) / 3)
-    assert object_calibration_report(truth, results, image_ids=[2]).oce == 1.0
 
 
 def uq_detr_inputs(library: Any, truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[list, list]:
@@ -237,10 +232,8 @@ def test_uq_detr_gives_the_same(seed: int) -> None:
         assert ours.ece == pytest.approx(library.dece(detections, objects, **options).score, abs=1e-9)
         located = localization_calibration_report(truth, results, iou_threshold=iou_threshold, num_bins=num_bins)
         assert located.laece == pytest.approx(library.laece(detections, objects, **options).score, abs=1e-9)
-    for threshold in (0.0, 0.3):
-        kept = [library.select(one, "threshold", threshold) for one in detections]
-        ours = object_calibration_report(truth, results, score_threshold=threshold)
-        assert ours.oce == pytest.approx(library.oce(kept, objects).score, abs=1e-9)
+    kept = [library.select(one, "threshold", 0.3) for one in detections]
+    assert object_calibration_report(truth, results).oce == pytest.approx(library.oce(kept, objects).score, abs=1e-9)
 
 
 def test_the_diagram_draws_what_the_report_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

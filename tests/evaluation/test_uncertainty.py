@@ -156,10 +156,10 @@ def test_factor_by_hand():
     # Image 1 has |error|/γ = .9, 2, 3, 4, image 2 all 10. At 50% the second smallest counts: 2, 10; of all eight: 4.
     truth = make_truth((100, 100, 100, 100), (100, 100, 100, 100))
     results = [found(1, (100.9, 102, 203, 204)), found(2, (110, 110, 210, 210))]
-    report = fit_scale_factor(truth, results, level=0.5, levels=(0.5,))
+    report = fit_scale_factor(truth, results, level=0.5)
     assert report.factor == pytest.approx(4.0)
-    assert report.coverage_before == pytest.approx((1 / 8,))
-    assert report.coverage_after == pytest.approx((0.5,))  # all of image 1 within 10, none of image 2 within 2
+    assert report.coverage_before[0] == pytest.approx(1 / 8)
+    assert report.coverage_after[0] == pytest.approx(0.5)  # all of image 1 within 10, none of image 2 within 2
     json.dumps(report.to_dict(), allow_nan=False)
     exact = [found(image, (100, 100, 200, 200)) for image in (1, 2)]
     factor = fit_scale_factor(truth, exact).factor
@@ -225,7 +225,7 @@ RIGHT = found(1, (0, 0, 10, 10))
             (interval_report, (TWO, [{**RIGHT, "scales": scales}]), r"results\[0\]\.scales")
             for scales in ([1, 2, 3], [1, 2, 3, -1], [1, 2, 3, math.nan], None)
         ],
-        (fit_scale_factor, (make_truth((0, 0, 10, 10)), [RIGHT]), "image_ids"),
+        (fit_scale_factor, (make_truth((0, 0, 10, 10)), [RIGHT]), "images"),
         (fit_scale_factor, (TWO, [RIGHT]), "score_threshold"),
     ],
 )

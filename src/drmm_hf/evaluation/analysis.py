@@ -17,7 +17,7 @@ from .calibration import calibration_measures, object_calibration_report, part_c
 from .coco import mean_of_valid, run_coco_eval, summarize
 from .coco_input import CocoGroundTruth, CocoResults, Results, prepare_results
 from .duplicates import DUPLICATE_SCORES, count_duplicates, nms_sweep
-from .matches import Matches, match_detections
+from .matches import SPLIT_SEED, Matches, match_detections
 from .recalibration import split_half_report
 from .thresholds import LrpReport, lrp_report, ranking_report
 from .uncertainty import LEVELS, fit_scale_factor, interval_report
@@ -127,7 +127,7 @@ def analyze_results(truth: CocoGroundTruth, results: Results) -> tuple[dict[str,
         },
         "calibration": _calibration(matches, thresholds),
         "thresholds": _thresholds(lrp),
-        "recalibration": _recalibration(found),
+        "recalibration": _recalibration(matches),
         "duplicates": _duplicates(found),
         "ranking": {
             **_known({name: getattr(ranking, name) for name in orders}),
@@ -240,7 +240,8 @@ def _per_class_accuracy(evaluation: COCOeval, truth: CocoGroundTruth) -> dict[st
 
 
 def _calibration(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str, Any]:
-    measures = calibration_measures(matches, thresholds=thresholds)
+    located = (matches.at(iou).above_each(thresholds) for iou in (0.1, 0.0))
+    measures = calibration_measures(matches, *located)
     ece = measures["ECE"][1]
     settings = {name: report.settings for name, (_, report) in measures.items()}
     above, no_bins = "score >= LRP-optimal threshold of the class", f"maxDets {matches.max_detections}"
@@ -283,13 +284,13 @@ def _thresholds(lrp: LrpReport) -> dict[str, Any]:
     }
 
 
-def _recalibration(found: CocoResults) -> dict[str, Any]:
+def _recalibration(matches: Matches) -> dict[str, Any]:
     try:
-        report = split_half_report(found.truth, found)
+        report = split_half_report(matches)
     except ValueError as error:
         # The results are known to be good by now: what is missing are images or detections to fit to.
         return {"note": f"Not measured: {error}.", "values": {}, "metric_settings": {}, "settings": None}
-    images = f"halves of {report.num_images[0]} and {report.num_images[1]} images, seed {report.seed}"
+    images = f"halves of {report.num_images[0]} and {report.num_images[1]} images, seed {SPLIT_SEED}"
     return {
         "note": None,
         "values": report.values,

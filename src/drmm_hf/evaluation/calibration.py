@@ -8,7 +8,7 @@ read as perfect. A `FileNotFoundError` or `ValueError` names the file and field,
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Unpack
@@ -24,7 +24,6 @@ from .matches import (
     MatchReport,
     Report,
     box_iou,
-    check_probability,
     check_scores,
     match_detections,
     mean_or_nan,
@@ -100,9 +99,9 @@ class ObjectCalibrationReport(Report):
     oce: float  # mean of `per_threshold`; nan without objects
     per_threshold: tuple[float, ...]  # mean Brier score of the objects at each of `iou_thresholds`
     num_objects: int  # ground-truth boxes that are no crowd
-    iou_thresholds: tuple[float, ...]
-    score_threshold: float
-    max_detections: int
+    iou_thresholds: tuple[float, ...] = (0.5, 0.75)
+    score_threshold: float = 0.3  # about where the authors find the optimum
+    max_detections: int = 100
 
 
 def calibration_report(
@@ -134,8 +133,8 @@ def calibration_report(
 
 
 def d_ece_report(matches: Matches) -> CalibrationReport:
-    """D-ECE as Küppers et al. (CVPRW 2020) report it: ECE of the score 0.3 or more, at IoU 0.5, in ten bins."""
-    return calibration_report(matches.at(0.5), score_threshold=0.3)
+    """D-ECE of matches at IoU 0.5 as Küppers et al. (CVPRW 2020) report it: ECE in ten bins of scores from 0.3."""
+    return calibration_report(matches, score_threshold=0.3)
 
 
 def part_calibration_report(
@@ -205,20 +204,13 @@ def brier_report(
     )
 
 
-def calibration_measures(
-    matches: Matches, num_bins: int = 10, thresholds: Mapping[Any, float] | None = None
-) -> dict[str, tuple[float, Any]]:
-    """The usual measures of the matches of all detections: name -> value and the report that it is from.
+def calibration_measures(at_half: Matches, at_tenth: Matches, at_any: Matches) -> dict[str, tuple[float, Any]]:
+    """The usual measures of matches at IoU 0.5, at 0.1 and at any overlap: name -> value and the report it is from.
 
-    ECE (in `num_bins`) and Brier are at the IoU threshold of the matches, LaECE at IoU 0.1, LaECE_0 and LaACE_0 at any
-    overlap (in 25). `thresholds` has for each category id the smallest score that counts for the LaECEs.
+    ECE, D-ECE and Brier score are of the first, LaECE of the second, LaECE_0 and LaACE_0 of the last.
     """
-    laece, any_overlap = (
-        localization_calibration_report(located.above_each(thresholds) if thresholds else located)
-        for located in (matches.at(0.1), matches.at(0.0))
-    )
-    ece, brier = calibration_report(matches, num_bins=num_bins), brier_report(matches)
-    d_ece = d_ece_report(matches)
+    laece, any_overlap = localization_calibration_report(at_tenth), localization_calibration_report(at_any)
+    ece, d_ece, brier = calibration_report(at_half), d_ece_report(at_half), brier_report(at_half)
     return {
         "ECE": (ece.ece, ece),
         "D-ECE": (d_ece.ece, d_ece),
@@ -229,51 +221,35 @@ def calibration_measures(
     }
 
 
-def object_calibration_report(
-    ground_truth: GroundTruth,
-    results: Results,
-    *,
-    iou_thresholds: Sequence[float] = (0.5, 0.75),
-    score_threshold: float = 0.3,
-    max_detections: int = 100,
-    image_ids: Sequence[Any] | None = None,
-) -> ObjectCalibrationReport:
+def object_calibration_report(ground_truth: GroundTruth, results: Results) -> ObjectCalibrationReport:
     """OCE: the Brier score of what the detections around each object say about its class.
 
     Park et al., Uncertainty quantification in detection transformers: object-level calibration and image-level
     reliability, TPAMI 2026 (arXiv 2412.01782). The class vectors of all detections with IoU >= τ to an object,
     whatever their class, are averaged; the object scores Σ_c (mean_c - [c is its class])², or 1 if there is no
-    such detection; OCE is the mean over objects and over τ. So it penalises misses, which D-ECE does not, and
-    duplicates with low scores. Nothing is matched one to one, and crowd regions are no objects.
+    such detection; OCE is the mean over objects and over τ = 0.5 and 0.75. So it penalises misses, which D-ECE does
+    not, and duplicates with low scores. Nothing is matched one to one, and crowd regions are no objects. A detection
+    counts, with its whole class vector, if its best class has a score of 0.3 or more.
 
     COCO results hold one class a row, so the class vector of a detection is put together from the rows of its
     image with the same box; classes without a row count 0. Where a box stands twice with the same class, these
     are two detections. Results of many classes that were cut at 100 rows an image lose the low entries of the
-    vectors, which barely count in a square.
-
-    Args:
-        ground_truth, results, max_detections, image_ids: as in `match_detections`.
-        iou_thresholds: each τ in (0, 1].
-        score_threshold: keep detections whose best class has at least this score, with their whole class
-            vector. The default is about where the authors find the optimum.
+    vectors, which barely count in a square. `ground_truth` and `results` are as in `match_detections`.
     """
-    thresholds = np.array(iou_thresholds, dtype=float)
-    if not thresholds.size or not ((thresholds > 0.0) & (thresholds <= 1.0)).all():
-        raise ValueError(f"iou_thresholds must be at least one, all in (0, 1], not {iou_thresholds}")
-    check_probability("score_threshold", score_threshold)
+    settings = ObjectCalibrationReport
+    thresholds = np.array(settings.iou_thresholds)[:, None, None]
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
     check_scores(found.scores)
-    chosen = set(truth.chosen_images(image_ids))
     classes = np.eye(len(truth.category_ids))
     briers = [np.zeros((len(thresholds), 0))]
-    for seen, present in pairs(found, ranked_rows(found, max_detections, image_ids), by_class=False):
+    for seen, present in pairs(found, ranked_rows(found, settings.max_detections), by_class=False):
         present = present[~truth.crowd[present]]
-        if not present.size or truth.image_ids[truth.images[present[0]]] not in chosen:
+        if not present.size:
             continue
         boxes, vectors = _class_vectors(found, seen)
-        kept = vectors.max(axis=1, initial=0.0) >= score_threshold
-        near = box_iou(truth.boxes[present], boxes[kept]) >= thresholds[:, None, None]  # (τ, object, detection)
+        kept = vectors.max(axis=1, initial=0.0) >= settings.score_threshold
+        near = box_iou(truth.boxes[present], boxes[kept]) >= thresholds  # (τ, object, detection)
         count = near.sum(axis=-1)
         mean = near @ vectors[kept] / np.maximum(count, 1)[..., None]
         # A missed object has the vector 0, whose score is the 1 of the definition.
@@ -282,12 +258,7 @@ def object_calibration_report(
     num_objects = brier.shape[1]
     per_threshold = brier.sum(axis=1) / (num_objects or math.nan)
     return ObjectCalibrationReport(
-        oce=float(per_threshold.mean()),
-        per_threshold=tuple(per_threshold.tolist()),
-        num_objects=num_objects,
-        iou_thresholds=tuple(thresholds.tolist()),
-        score_threshold=float(score_threshold),
-        max_detections=int(max_detections),
+        oce=float(per_threshold.mean()), per_threshold=tuple(per_threshold.tolist()), num_objects=num_objects
     )
 
 

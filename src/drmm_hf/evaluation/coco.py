@@ -79,7 +79,6 @@ def evaluate_coco(
     results: Results,
     *,
     max_detections: tuple[int, ...] = (1, 10, 100),
-    image_ids: Sequence[Any] | None = None,
     per_class: bool = False,
 ) -> dict[str, float]:
     """The twelve COCO box numbers, as fractions of 1; a detection on a crowd region is neither right nor wrong.
@@ -89,7 +88,6 @@ def evaluate_coco(
         results: COCO results as a list or as the path of a JSON file; may be empty, as may be those of an image.
         max_detections: increasing numbers of detections for AR, counted per image and class as COCO does; AP
             and the AR of the sizes use the last.
-        image_ids: evaluate these images only (default: all of the file).
         per_class: add `AP/<category name>` and `AR/<category name>` (at the last of `max_detections`) for every
             category.
 
@@ -102,19 +100,17 @@ def evaluate_coco(
     """
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    return summarize(run_coco_eval(found, max_detections, image_ids), truth, per_class=per_class)
+    return summarize(run_coco_eval(found, max_detections), truth, per_class=per_class)
 
 
-def run_coco_eval(
-    results: CocoResults, max_detections: tuple[int, ...] = (1, 10, 100), image_ids: Sequence[Any] | None = None
-) -> Any:
+def run_coco_eval(results: CocoResults, max_detections: tuple[int, ...] = (1, 10, 100)) -> Any:
     """A `COCOeval` that has evaluated and accumulated, silently; arguments as in `evaluate_coco`.
 
     It is hotcoco's where that is installed, and else pycocotools': both give the same, hotcoco many times faster.
     """
     if not max_detections or list(max_detections) != sorted(set(max_detections)) or max_detections[0] < 1:
         raise ValueError(f"max_detections must be increasing positive numbers, not {max_detections}")
-    truth, chosen = results.truth, results.truth.chosen_images(image_ids)
+    truth = results.truth
     with contextlib.redirect_stdout(io.StringIO()), collection_paused():
         if hotcoco is None:
             evaluation = COCOeval(truth.coco, results.coco, "bbox")
@@ -128,9 +124,7 @@ def run_coco_eval(
             )
             rows = np.column_stack([results.images, results.boxes, results.scores, results.classes])
             evaluation = hotcoco.COCOeval(annotated, annotated.loadRes(rows), "bbox")
-            place_of = {image_id: place for place, image_id in enumerate(truth.image_ids)}
-            chosen = [place_of[image_id] for image_id in chosen]
-        evaluation.params.maxDets, evaluation.params.imgIds = list(max_detections), chosen
+        evaluation.params.maxDets = list(max_detections)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

@@ -59,15 +59,6 @@ class CocoGroundTruth:
         """The C names in the order of `category_ids`."""
         return [self.category_names[category_id] for category_id in self.category_ids]
 
-    def chosen_images(self, image_ids: Sequence[Any] | None) -> list[Any]:
-        """These images, or all of them for None, sorted; a `ValueError` if one is not in the file."""
-        if image_ids is None:
-            return list(self.image_ids)
-        unknown = sorted(set(image_ids).difference(self.image_ids), key=str)
-        if unknown:
-            raise ValueError(f"image_ids: {unknown[0]} is no image of {self.source}")
-        return sorted(set(image_ids))
-
 
 @dataclass(frozen=True, eq=False)
 class CocoResults:

@@ -10,6 +10,8 @@ import numpy as np
 from ..files import to_plain
 from .coco_input import CocoGroundTruth, CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
 
+SPLIT_SEED = 0  # of halves of the images
+
 
 @dataclass(frozen=True, eq=False)
 class Matches:
@@ -27,7 +29,6 @@ class Matches:
     ious: np.ndarray  # (n,) IoU with that annotation; 0 for a false positive
     num_objects: np.ndarray  # (C,) annotations of each class that are no crowd
     ignored_scores: np.ndarray  # scores of the detections on a crowd region
-    image_ids: tuple[Any, ...]  # the images that were matched, sorted
     iou_threshold: float
     max_detections: int
     score_threshold: float = 0.0
@@ -69,11 +70,9 @@ class Matches:
         return replace(self, **{name: getattr(self, name)[kept] for name in names})
 
     def at(self, iou_threshold: float) -> "Matches":
-        """The same detections matched anew at another IoU threshold."""
-        if iou_threshold == self.iou_threshold:
-            return self
-        found, limit, images = self.results, self.max_detections, self.image_ids
-        return match_detections(self.truth, found, iou_threshold=iou_threshold, max_detections=limit, image_ids=images)
+        """All of the results matched anew at another IoU threshold."""
+        limit = self.max_detections
+        return match_detections(self.truth, self.results, iou_threshold=iou_threshold, max_detections=limit)
 
 
 Matchable: TypeAlias = GroundTruth | Matches
@@ -85,7 +84,6 @@ class MatchOptions(TypedDict, total=False):
 
     iou_threshold: float
     max_detections: int
-    image_ids: Sequence[Any] | None
     score_threshold: float | None
 
 
@@ -95,7 +93,6 @@ def match_detections(
     *,
     iou_threshold: float = 0.5,
     max_detections: int = 100,
-    image_ids: Sequence[Any] | None = None,
     score_threshold: float | None = None,
 ) -> Matches:
     """Match results to ground truth as COCO does, without a limit on the size of the objects.
@@ -105,7 +102,7 @@ def match_detections(
     object is, unless it overlaps a crowd region by as much, of its own area.
 
     Args:
-        ground_truth, results, image_ids: as in `evaluate_coco`. Matches, without results, stay what they are whatever
+        ground_truth, results: as in `evaluate_coco`. Matches, without results, stay what they are whatever
             the other arguments but `score_threshold`; so one matching serves many measures.
         iou_threshold: smallest IoU of a true positive, in [0, 1]; 0 stands for any overlap.
         max_detections: highest-scored detections that count per image and class.
@@ -119,7 +116,7 @@ def match_detections(
     check_probability("iou_threshold", iou_threshold)
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(() if results is None else results, truth)
-    rows = ranked_rows(found, max_detections, image_ids)
+    rows = ranked_rows(found, max_detections)
     count = len(found.scores)
     objects, ious, ignored = np.full(count, -1), np.zeros(count), np.zeros(count, dtype=bool)
     # COCO's own: 0 would give a box to a detection that does not touch it, and rounding can take 1 from an exact one.
@@ -138,7 +135,6 @@ def match_detections(
             else:
                 ignored[row] = near[place, crowd].any()
     counted = rows[~ignored[rows]]
-    chosen = np.isin(truth.images, _positions(truth, image_ids)) & ~truth.crowd
     matches = Matches(
         results=found,
         rows=counted,
@@ -147,30 +143,22 @@ def match_detections(
         scores=found.scores[counted],
         objects=objects[counted],
         ious=ious[counted],
-        num_objects=np.bincount(truth.classes[chosen], minlength=len(truth.category_ids)),
+        num_objects=np.bincount(truth.classes[~truth.crowd], minlength=len(truth.category_ids)),
         ignored_scores=found.scores[rows[ignored[rows]]],
-        image_ids=tuple(truth.chosen_images(image_ids)),
         iou_threshold=float(iou_threshold),
         max_detections=int(max_detections),
     )
     return matches if score_threshold is None else matches.above(score_threshold)
 
 
-def ranked_rows(
-    results: CocoResults, max_detections: int | None = None, image_ids: Sequence[Any] | None = None
-) -> np.ndarray:
+def ranked_rows(results: CocoResults, max_detections: int | None = None) -> np.ndarray:
     """Indices of the detections by class, within it by image, and within that from the highest score down.
 
-    Args:
-        results: n detections.
-        max_detections: keep as many per image and class; None keeps all.
-        image_ids: keep these images only.
+    `max_detections` are kept per image and class; None keeps all.
     """
     if max_detections is not None and max_detections < 1:
         raise ValueError(f"max_detections must be at least 1, not {max_detections}")
     rows = np.lexsort((-results.scores, results.images, results.classes))
-    if image_ids is not None:
-        rows = rows[np.isin(results.images[rows], _positions(results.truth, image_ids))]
     if max_detections is not None:
         keys = _keys(results)[rows]
         rows = rows[np.arange(len(rows)) - np.searchsorted(keys, keys) < max_detections]
@@ -227,16 +215,13 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = No
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def halve_images(
-    truth: CocoGroundTruth, image_ids: Sequence[Any] | None, seed: int
-) -> tuple[frozenset[Any], frozenset[Any]]:
-    """The images in two random halves; a `ValueError` for fewer than two."""
-    images = sorted(truth.chosen_images(image_ids), key=str)
-    if len(images) < 2:
-        raise ValueError(f"image_ids: {len(images)} images cannot be halved; give at least two")
-    mixed = [images[index] for index in np.random.default_rng(seed).permutation(len(images))]
-    half = (len(images) + 1) // 2
-    return frozenset(mixed[:half]), frozenset(mixed[half:])
+def halve_images(truth: CocoGroundTruth) -> list[np.ndarray]:
+    """Indices in `truth.image_ids` of two random halves of the images; a `ValueError` for fewer than two."""
+    count = len(truth.image_ids)
+    if count < 2:
+        raise ValueError(f"{truth.source}: images: {count} cannot be halved; give at least two")
+    by_text = np.array(sorted(range(count), key=lambda place: str(truth.image_ids[place])))
+    return np.array_split(by_text[np.random.default_rng(SPLIT_SEED).permutation(count)], 2)
 
 
 _IN_WORDS: dict[str, Callable[[Any], str]] = {
@@ -295,9 +280,3 @@ def _keys(of: CocoGroundTruth | CocoResults, by_class: bool = True) -> np.ndarra
     """One number for the image of each entry, or for the pair of class and image."""
     truth = of if isinstance(of, CocoGroundTruth) else of.truth
     return of.classes * len(truth.image_ids) + of.images if by_class else of.images
-
-
-def _positions(truth: CocoGroundTruth, image_ids: Sequence[Any] | None) -> np.ndarray:
-    """Where these images stand in `truth.image_ids`."""
-    chosen = set(truth.chosen_images(image_ids))
-    return np.flatnonzero([image_id in chosen for image_id in truth.image_ids])

@@ -1,6 +1,5 @@
 """The numbers of one evaluation, as `metrics.json` has them: COCO AP and AR, calibration errors and more."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,7 @@ class DetectionReport(Report):
     num_detections: int
     localization: tuple[LocalizationCalibrationReport, ...] = ()  # LaECE (IoU 0.1) and LaECE_0 (any overlap)
     lrp: LrpReport | None = None  # at the best threshold of each class
-    brier: BrierReport | None = None  # at the IoU threshold of `calibration`
+    brier: BrierReport | None = None
     # of the score p·o, p and o by themselves, if the results carry `objectness`
     parts: dict[str, CalibrationReport] = field(default_factory=dict)
 
@@ -49,10 +48,7 @@ def evaluate_detections(
     ground_truth: GroundTruth,
     results: Results,
     *,
-    max_detections: tuple[int, ...] = (1, 10, 100),
-    image_ids: Sequence[Any] | None = None,
     per_class: bool = False,
-    iou_threshold: float = 0.5,
     num_bins: int = 10,
     also_at: int | None = None,
     details: bool = False,
@@ -60,28 +56,26 @@ def evaluate_detections(
     """COCO numbers and calibration errors.
 
     Args:
-        ground_truth, results, max_detections, image_ids, per_class: as in `evaluate_coco`.
-        iou_threshold, num_bins: of the ECE, LRP and the Brier score; the D-ECE has its own, see `d_ece_report`.
-        also_at: a larger number of detections an image and class, to report AP and AR at besides the last of
-            `max_detections`. Everything but these two sets of numbers is then counted at the larger one.
+        ground_truth, results, per_class: as in `evaluate_coco`.
+        num_bins: of the ECEs; the D-ECE has its own, see `d_ece_report`.
+        also_at: a number of detections an image and class above 100, to report AP and AR at besides. Everything but
+            these two sets of numbers is then counted at the larger one.
         details: also LaECE, LaECE_0, LRP and Brier score, and where the results carry `objectness` the calibration of
             p and o by themselves.
     """
-    if also_at is not None and also_at <= max_detections[-1]:
-        raise ValueError(f"also_at is {also_at}; it must be above {max_detections[-1]}, which is reported anyway")
-    limits = max_detections if also_at is None else (*max_detections, also_at)
+    if also_at is not None and also_at <= 100:
+        raise ValueError(f"also_at is {also_at}; it must be above 100, which is reported anyway")
+    limits = (1, 10, 100) if also_at is None else (1, 10, 100, also_at)
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    evaluation = run_coco_eval(found, limits, image_ids)
-    metrics = summarize(evaluation, truth, per_class=per_class, max_detections=max_detections[-1])
+    evaluation = run_coco_eval(found, limits)
+    metrics = summarize(evaluation, truth, per_class=per_class, max_detections=100)
     if also_at is not None:
         at_more = summarize(evaluation, truth, max_detections=also_at)
         # AR1 to AR300 carry their limit in the name already.
         named = {f"AR{limit}" for limit in limits}
         metrics |= {f"{name}@{also_at}": value for name, value in at_more.items() if name not in named}
-    matches = match_detections(
-        truth, found, iou_threshold=iou_threshold, max_detections=limits[-1], image_ids=image_ids
-    )
+    matches = match_detections(truth, found, max_detections=limits[-1])
     more: dict[str, Any] = {}
     if details:
         located = tuple(localization_calibration_report(matches.at(iou)) for iou in (0.1, 0.0))
@@ -90,7 +84,7 @@ def evaluate_detections(
     return DetectionReport(
         metrics=metrics,
         calibration=(calibration_report(matches, num_bins=num_bins), d_ece_report(matches)),
-        num_images=len(matches.image_ids),
+        num_images=len(truth.image_ids),
         num_detections=len(found.rows),
         **more,
     )

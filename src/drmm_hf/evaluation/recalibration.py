@@ -7,15 +7,15 @@ On calibration of object detectors: pitfalls, evaluation and baselines, ECCV 202
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
 
-from .calibration import CalibrationReport, calibration_measures
+from .calibration import calibration_measures
 from .coco import rescored
-from .coco_input import GroundTruth, Results, prepare_ground_truth, prepare_results
-from .matches import Matchable, Matches, MatchOptions, Report, halve_images, match_detections
+from .coco_input import Results
+from .matches import Matchable, MatchOptions, Report, halve_images, match_detections
 
 Method: TypeAlias = Literal["isotonic", "temperature"]
 
@@ -33,7 +33,7 @@ class IsotonicCurve:
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """(n,) scores to (n,) calibrated scores."""
-        return np.interp(scores, self.scores, self.values)
+        return np.interp(scores, self.scores, self.values).clip(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ScoreCalibration(Report):
         the list: this order keeps the matching that they had.
         """
         ranked = sorted(results, key=lambda result: -result["score"])
-        scores = self.curve(np.array([result["score"] for result in ranked], dtype=float)).clip(0.0, 1.0)
+        scores = self.curve(np.array([result["score"] for result in ranked], dtype=float))
         return [rescored(result, score) for result, score in zip(ranked, scores.tolist(), strict=True)]
 
 
@@ -139,51 +139,41 @@ class SplitHalfReport(Report):
     values: dict[str, dict[str, float]]  # name -> metric -> mean of the two directions
     metric_settings: dict[str, str]  # metric -> its settings in words
     fit_settings: str  # those of the fits in words
-    reports: dict[str, tuple[CalibrationReport, CalibrationReport]]  # name -> ECE on the first and on the second half
     num_images: tuple[int, int]  # of the two halves
-    seed: int  # of the split
 
 
-def split_half_report(
-    ground_truth: GroundTruth, results: Results, seed: int = 0, **options: Unpack[MatchOptions]
-) -> SplitHalfReport:
+def split_half_report(ground_truth: Matchable, results: Results | None = None) -> SplitHalfReport:
     """Split the images in two at random, fit on one half, report on the other, both ways, and average.
 
     The metrics, each before ("raw") and after both methods, are those of `calibration_measures`. The fit moves
     detections across the 0.3 of D-ECE, so that this one is not over the same detections before and after.
 
     Args:
-        ground_truth, results, options: of `match_detections`; scores must lie in [0, 1].
-        seed: of the split.
+        ground_truth, results: of `match_detections`; scores must lie in [0, 1].
 
     Raises:
         FileNotFoundError, ValueError: bad input, fewer than two images, or a half without detections to fit to.
     """
-    truth = prepare_ground_truth(ground_truth)
-    found = prepare_results(results, truth)
-    halves = halve_images(truth, options.get("image_ids"), seed)
-    rows_of = [[row for row in found.rows if row["image_id"] in half] for half in halves]
-
-    def match(half: int, rows: Results) -> Matches:
-        of_half: MatchOptions = {**options, "image_ids": list(halves[half])}
-        return match_detections(truth, rows, **of_half)
-
-    raw = [match(half, rows) for half, rows in enumerate(rows_of)]
-    measured = {"raw": [calibration_measures(matches) for matches in raw]}
+    matches = match_detections(ground_truth, results)
+    halves = halve_images(matches.truth)
+    # A fit keeps the order of the scores, and so the matches.
+    whole = [matches, matches.at(0.1), matches.at(0.0)]
+    raw = [[one.select(np.isin(one.images, half)) for one in whole] for half in halves]
+    measured = {"raw": [calibration_measures(*located) for located in raw]}
     for method in get_args(Method):
-        fits = [ScoreCalibration.fit(raw[1 - half], method=method) for half in (0, 1)]
-        after = (match(half, fits[half].apply(rows)) for half, rows in enumerate(rows_of))
-        measured[method] = [calibration_measures(matches) for matches in after]
+        fits = [ScoreCalibration.fit(located[0], method=method) for located in reversed(raw)]
+        measured[method] = [
+            calibration_measures(*(replace(one, scores=fit.curve(one.scores)) for one in located))
+            for fit, located in zip(fits, raw, strict=True)
+        ]
     return SplitHalfReport(
         values={
             name: {metric: (first[metric][0] + second[metric][0]) / 2 for metric in first}
             for name, (first, second) in measured.items()
         },
         metric_settings={metric: report.settings for metric, (_, report) in measured["raw"][0].items()},
-        fit_settings=(f"fitted pooled to precision at IoU {raw[0].iou_threshold:g}, maxDets {raw[0].max_detections}"),
-        reports={name: (first["ECE"][1], second["ECE"][1]) for name, (first, second) in measured.items()},
+        fit_settings=f"fitted pooled to precision at IoU {matches.iou_threshold:g}, maxDets {matches.max_detections}",
         num_images=(len(halves[0]), len(halves[1])),
-        seed=seed,
     )
 
 

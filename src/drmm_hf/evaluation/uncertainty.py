@@ -33,10 +33,8 @@ class Edges(NamedTuple):
     ratios: np.ndarray  # errors / scales; where both are zero, zero
 
 
-def match_edges(
-    ground_truth: Matchable, results: Results | None, options: MatchOptions
-) -> tuple[Matches, Matches, Edges]:
-    """The matches from a score of 0.3 if no other is given, the true positives among them, and their edges."""
+def match_edges(ground_truth: Matchable, results: Results | None, options: MatchOptions) -> tuple[Matches, Edges]:
+    """The true positives from a score of 0.3 if no other is given, and their edges."""
     options.setdefault("score_threshold", 0.3)
     matches = match_detections(ground_truth, results, **options)
     right = matches.select(matches.correct)
@@ -45,7 +43,7 @@ def match_edges(
     errors, scales = np.abs(true - predicted), right.results.scales[right.rows]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(errors > 0, errors / scales, 0.0)
-    return matches, right, Edges(errors, scales, np.tile(predicted[:, 2:] - predicted[:, :2], 2), ratios)
+    return right, Edges(errors, scales, np.tile(predicted[:, 2:] - predicted[:, :2], 2), ratios)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ def interval_report(
     if not (math.isfinite(scale_factor) and scale_factor > 0.0):
         raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
     reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
-    _, right, edges = match_edges(ground_truth, results, options)
+    right, edges = match_edges(ground_truth, results, options)
     inside = edges.ratios <= reaches[:, None, None]  # (levels, n, 4)
     errors, scales = edges.errors.ravel(), edges.scales.ravel()
     relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
@@ -148,7 +146,6 @@ class ScaleFactorReport(MatchReport):
     level: float
     density: str
     student_t_dof: float
-    seed: int
 
 
 def fit_scale_factor(
@@ -156,10 +153,8 @@ def fit_scale_factor(
     results: Results | None = None,
     level: float = 0.8,
     *,
-    levels: Sequence[float] = LEVELS,
     density: str = "cauchy",
     student_t_dof: float = 1.0,
-    seed: int = 0,
     **options: Unpack[MatchOptions],
 ) -> ScaleFactorReport:
     """Fit the factor on γ that gives intervals the right coverage at one level, and check it on other images.
@@ -171,19 +166,16 @@ def fit_scale_factor(
     Args:
         ground_truth, results, density, student_t_dof, options: as in `interval_report`.
         level: probability in (0, 1) that is fitted.
-        levels: where coverage is reported, besides `level`.
-        seed: of the split.
 
     Raises:
         FileNotFoundError, ValueError: bad input, fewer than two images, or a half without true positives.
     """
     reach = half_width(level, density, student_t_dof)
-    reported = tuple(sorted({float(level), *map(float, levels)}))
+    reported = tuple(sorted({float(level), *LEVELS}))
     reaches = np.array([half_width(one, density, student_t_dof) for one in reported])[:, None]
-    matches, right, edges = match_edges(ground_truth, results, options)
-    halves = halve_images(matches.truth, matches.image_ids, seed)
-    image_ids = [matches.truth.image_ids[image] for image in right.images]
-    of_half = [edges.ratios[[image_id in half for image_id in image_ids]].ravel() for half in halves]
+    right, edges = match_edges(ground_truth, results, options)
+    halves = halve_images(right.truth)
+    of_half = [edges.ratios[np.isin(right.images, half)].ravel() for half in halves]
     if not all(part.size for part in of_half):
         raise ValueError(
             f"results: no true positive with score >= {right.score_threshold:g} in one half of the images; "
@@ -208,7 +200,6 @@ def fit_scale_factor(
         level=float(level),
         density=density,
         student_t_dof=float(student_t_dof),
-        seed=seed,
         **right.settings,
     )
 

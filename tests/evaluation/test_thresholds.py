@@ -10,23 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drmm_hf.evaluation import evaluate_coco, keep_above, lrp_report, operating_points, ranking_report
+from drmm_hf.evaluation import (
+    evaluate_coco,
+    keep_above,
+    lrp_report,
+    match_detections,
+    operating_points,
+    ranking_report,
+)
 from evaluation_fixtures import ON_CROWD, found, make_truth, scene
 
 TRUTH = make_truth((7, 0), (7, 20), (7, 40))
 RESULTS = [found(0.9, 0, height=8), found(0.8, 300), found(0.6, 20, height=9), found(0.2, 300), found(0.1, 300)]
 
 
-def test_lrp_at_a_given_threshold() -> None:
-    # score >= .5: TP with IoU .8 and .9, one FP, one FN: [(.2 + .1) / .5 + 1 + 1] / 4
-    report = lrp_report(TRUTH, RESULTS, score_threshold=0.5)
+def test_lrp_by_hand() -> None:
+    # score >= .6: TP with IoU .8 and .9, one FP, one FN: [(.2 + .1) / .5 + 1 + 1] / 4
+    report = lrp_report(TRUTH, RESULTS)
     entry = report.per_class["cell"]
     assert (entry.num_objects, entry.num_true_positives, entry.num_false_positives) == (3, 2, 1)
     assert entry.lrp == report.lrp == pytest.approx(2.6 / 4), "the other classes have no ground truth"
     assert entry.localization == pytest.approx(0.15)
     assert (entry.false_positive, entry.false_negative) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-    assert report.settings == "IoU 0.5, score >= 0.5, maxDets 100"
-    assert report.to_dict()["score_threshold"] == 0.5
+    assert report.settings == "IoU 0.5, LRP-optimal score thresholds, maxDets 100"
 
 
 def test_optimal_threshold_keeps_what_was_reported() -> None:
@@ -35,7 +41,7 @@ def test_optimal_threshold_keeps_what_was_reported() -> None:
     assert (report.lrp, report.thresholds) == (pytest.approx(0.65), {7: 0.6})
     kept = keep_above(RESULTS, report.thresholds)
     assert kept == RESULTS[:3]
-    assert lrp_report(TRUTH, kept, score_threshold=0.0).lrp == report.lrp
+    assert lrp_report(TRUTH, kept).lrp == report.lrp
     assert keep_above(RESULTS, {9: 0.95}) == RESULTS, "a class without threshold keeps everything"
     # τ = .85 makes the first one wrong. 1: 4/4; 2: 5/5; 3: [.1/.15 + 2 + 2]/5 = .933; 4: [.667 + 3 + 2]/6 = .944
     entry = lrp_report(TRUTH, RESULTS, iou_threshold=0.85).per_class["cell"]
@@ -65,26 +71,27 @@ def test_classes_that_are_never_right_or_have_no_objects() -> None:
 )
 def test_optimum_parts_and_bounds(rows: list[tuple[float, float, float]], iou_threshold: float) -> None:
     results = [found(score, x, height=height) for score, x, height in rows]
-    best = lrp_report(TRUTH, results, iou_threshold=iou_threshold).per_class["cell"]
-    tried = [
-        lrp_report(TRUTH, results, iou_threshold=iou_threshold, score_threshold=score).per_class["cell"]
-        for score in [*(row[0] for row in rows), 2.0]
+    entry = lrp_report(TRUTH, results, iou_threshold=iou_threshold).per_class["cell"]
+
+    def lrp(score: float) -> float:
+        kept = match_detections(TRUTH, results, iou_threshold=iou_threshold, score_threshold=score)
+        misfit, right = (1 - kept.ious[kept.correct]).sum() / (1 - iou_threshold), kept.correct.sum()
+        return (misfit + (len(kept) - right) + (3 - right)) / (len(kept) - right + 3)
+
+    assert entry.lrp == pytest.approx(min([1.0, *(lrp(row[0]) for row in rows)]))
+    assert 0.0 <= entry.lrp <= 1.0
+    found_true, found_false = entry.num_true_positives, entry.num_false_positives
+    parts = [
+        (found_true / (1 - iou_threshold), entry.localization),
+        (found_true + found_false, entry.false_positive),
+        (entry.num_objects, entry.false_negative),
     ]
-    assert best.lrp == pytest.approx(min(entry.lrp for entry in tried))
-    for entry in [best, *tried]:
-        assert 0.0 <= entry.lrp <= 1.0 + 1e-12
-        found_true, found_false = entry.num_true_positives, entry.num_false_positives
-        parts = [
-            (found_true / (1 - iou_threshold), entry.localization),
-            (found_true + found_false, entry.false_positive),
-            (entry.num_objects, entry.false_negative),
-        ]
-        weighted = sum(weight * value for weight, value in parts if weight)
-        assert entry.lrp == pytest.approx(weighted / (entry.num_objects + found_false))
+    weighted = sum(weight * value for weight, value in parts if weight)
+    assert entry.lrp == pytest.approx(weighted / (entry.num_objects + found_false))
 
 
-@pytest.mark.parametrize(("iou_threshold", "score_threshold"), [(0.5, 0.0), (0.5, 0.4), (0.75, 0.4), (0.5, None)])
-def test_uq_detr_gives_the_same_lrp(iou_threshold: float, score_threshold: float | None) -> None:
+@pytest.mark.parametrize("iou_threshold", [0.5, 0.75])
+def test_uq_detr_gives_the_same_lrp(iou_threshold: float) -> None:
     library = pytest.importorskip("uq_detr")
     truth, results = scene()
     truth["annotations"] = [one for one in truth["annotations"] if one["category_id"] == 7]
@@ -104,9 +111,8 @@ def test_uq_detr_gives_the_same_lrp(iou_threshold: float, score_threshold: float
             objects.append(library.GroundTruth.from_xywh(present, np.zeros(len(present), dtype=int)))
         return library.lrp(detections, objects, iou_threshold=iou_threshold).score
 
-    thresholds = [row["score"] for row in results] if score_threshold is None else [score_threshold]
-    report = lrp_report(truth, results, iou_threshold=iou_threshold, score_threshold=score_threshold)
-    assert report.lrp == pytest.approx(min(map(value, thresholds)), abs=1e-9)
+    report = lrp_report(truth, results, iou_threshold=iou_threshold)
+    assert report.lrp == pytest.approx(min(value(row["score"]) for row in results), abs=1e-9)
 
 
 def test_operating_points_by_hand() -> None:

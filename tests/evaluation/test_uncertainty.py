@@ -42,6 +42,11 @@ def simulate(count: int, factor: float = 1.0, seed: int = 0) -> tuple[dict, list
     return truth, [found(i + 1, tuple(corners[i]), tuple(scales[i])) for i in range(count)]
 
 
+def times(results: list[dict], factor: float) -> list[dict]:
+    """The same detections with other scales."""
+    return [{**one, "scales": [factor * scale for scale in one["scales"]]} for one in results]
+
+
 def test_quantiles_by_hand() -> None:
     assert half_width(0.5) == pytest.approx(1.0)  # half of a Cauchy density lies within γ
     assert half_width(0.8) == pytest.approx(3.0776835)
@@ -86,7 +91,7 @@ def test_report_by_hand():
     assert report.num_detections == 2
     assert report.coverage == pytest.approx((4 / 8, 6 / 8, 7 / 8))
     assert report.median_width[1] == pytest.approx(2 * 1.5 * math.tan(0.4 * math.pi))
-    half = interval_report(truth, results, levels=[0.5], scale_factor=0.5)
+    half = interval_report(truth, times(results, 0.5), levels=[0.5])
     assert half.coverage == pytest.approx((3 / 8,))
     assert half.median_width == pytest.approx((1.5,))
     assert half.rank_correlation == pytest.approx(report.rank_correlation)
@@ -148,7 +153,7 @@ def test_cauchy_errors_have_the_stated_coverage_and_a_factor_restores_it() -> No
     assert fit.coverage_before[1] < 0.7
     assert fit.coverage_after == pytest.approx((0.5, 0.8, 0.9), abs=0.03)
     assert fit.num_images == (500, 500)
-    corrected = interval_report(truth, results, scale_factor=fit.factor)
+    corrected = interval_report(truth, times(results, fit.factor))
     assert corrected.coverage[1] == pytest.approx(0.8, abs=1e-3)
 
 
@@ -163,7 +168,7 @@ def test_factor_by_hand():
     json.dumps(report.to_dict(), allow_nan=False)
     exact = [found(image, (100, 100, 200, 200)) for image in (1, 2)]
     factor = fit_scale_factor(truth, exact).factor
-    assert interval_report(truth, exact, scale_factor=factor).coverage == (1.0, 1.0, 1.0), "no error, and still a width"
+    assert interval_report(truth, times(exact, factor)).coverage == (1.0, 1.0, 1.0), "no error, and still a width"
 
 
 @settings(max_examples=20, deadline=None)
@@ -172,8 +177,8 @@ def test_fitted_factor_reaches_its_level_and_no_smaller_one_does(seed, level):
     truth, results = simulate(5, seed=seed)
     options = {"levels": [level], "iou_threshold": 0.01, "score_threshold": 0.0}
     factor = fit_scale_factor(truth, results, level, iou_threshold=0.01, score_threshold=0.0).factor
-    assert interval_report(truth, results, scale_factor=factor * 1.000001, **options).coverage[0] >= level - 1e-9
-    assert interval_report(truth, results, scale_factor=factor * 0.999999, **options).coverage[0] < level
+    assert interval_report(truth, times(results, factor * 1.000001), **options).coverage[0] >= level - 1e-9
+    assert interval_report(truth, times(results, factor * 0.999999), **options).coverage[0] < level
 
 
 def test_results_carry_scales(tmp_path: Path) -> None:
@@ -234,7 +239,7 @@ def test_bad_settings_and_results_are_named(measure: Any, arguments: tuple, name
         measure(*arguments)
 
 
-@pytest.mark.parametrize("options", [{"scale_factor": 0.0}, {"iou_threshold": -1.0}, {"score_threshold": 2.0}])
+@pytest.mark.parametrize("options", [{"iou_threshold": -1.0}, {"score_threshold": 2.0}])
 def test_bad_options_of_the_report(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         interval_report(TWO, [RIGHT], **options)

@@ -40,13 +40,13 @@ class ClassLrp:
 class LrpReport(MatchReport):
     """LRP error and its components, means over the classes that have them, and of each class by its name."""
 
-    lrp: float  # moLRP (mean optimal LRP) if `score_threshold` is None
+    lrp: float  # moLRP (mean optimal LRP)
     localization: float
     false_positive: float
     false_negative: float
     per_class: dict[str, ClassLrp]
     num_ignored: int  # detections left out because they lie on a crowd region
-    score_threshold: float | None  # type: ignore[assignment]  # None where each class has its own optimum
+    score_threshold: None  # type: ignore[assignment]  # each class has its own optimum
 
     @property
     def thresholds(self) -> dict[Any, float]:
@@ -54,8 +54,14 @@ class LrpReport(MatchReport):
         return {entry.category_id: entry.score_threshold for entry in self.per_class.values() if entry.num_objects}
 
 
-def lrp_report(ground_truth: Matchable, results: Results | None = None, **options: Unpack[MatchOptions]) -> LrpReport:
-    """LRP error of each class and its mean, at the best threshold of each class or at a given one.
+def lrp_report(
+    ground_truth: Matchable,
+    results: Results | None = None,
+    *,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+) -> LrpReport:
+    """LRP error of each class, at its best threshold, and their mean.
 
     Oksuz et al., One metric to measure them all: localisation recall precision (LRP) for evaluating visual
     detection tasks, TPAMI 2021. Detections are matched once, as COCO does; a threshold keeps the best of them,
@@ -63,15 +69,14 @@ def lrp_report(ground_truth: Matchable, results: Results | None = None, **option
     highest is reported. A threshold chosen on the images it is reported on is optimistic: choose it on others.
 
     Args:
-        ground_truth, results, options: of `match_detections`, τ = `iou_threshold` below 1. Scores need not be
-            probabilities. Without a `score_threshold` it is the optimum of each class.
+        ground_truth, results, iou_threshold, max_detections: of `match_detections`, τ = `iou_threshold` below 1. Scores
+            need not be probabilities.
     """
-    score_threshold = options.pop("score_threshold", None)
-    matches = match_detections(ground_truth, results, **options)
+    matches = match_detections(ground_truth, results, iou_threshold=iou_threshold, max_detections=max_detections)
     if matches.iou_threshold >= 1.0:
         raise ValueError("iou_threshold must be below 1: LRP divides by 1 - iou_threshold")
     entries = [
-        _class_lrp(category_id, matches.select(matches.classes == index), score_threshold)
+        _class_lrp(category_id, matches.select(matches.classes == index))
         for index, category_id in enumerate(matches.truth.category_ids)
     ]
     known = [entry for entry in entries if entry.num_objects]
@@ -81,7 +86,7 @@ def lrp_report(ground_truth: Matchable, results: Results | None = None, **option
         **means,
         per_class=dict(zip(matches.truth.class_names, entries, strict=True)),
         num_ignored=len(matches.ignored_scores),
-        **{**matches.settings, "score_threshold": None if score_threshold is None else float(score_threshold)},
+        **{**matches.settings, "score_threshold": None},
     )
 
 
@@ -93,34 +98,29 @@ def keep_above(results: Sequence[Mapping[str, Any]], thresholds: Mapping[Any, fl
     return [dict(result) for result in results if result["score"] >= thresholds.get(result["category_id"], -math.inf)]
 
 
-def _class_lrp(category_id: Any, matches: Matches, score_threshold: float | None) -> ClassLrp:
+def _class_lrp(category_id: Any, matches: Matches) -> ClassLrp:
     """`matches` holds the detections of this class alone."""
     num_objects = int(matches.num_objects[matches.truth.category_ids.index(category_id)])
     order = np.argsort(-matches.scores, kind="stable")
     scores, correct = matches.scores[order], matches.correct[order]
     if not num_objects:
-        kept = len(scores) if score_threshold is None else int((scores >= score_threshold).sum())
-        return ClassLrp(category_id, *(math.nan,) * 5, 0, 0, kept)
+        return ClassLrp(category_id, *(math.nan,) * 5, 0, 0, len(scores))
     # Entry k of these is for the k best detections, from none to all.
     true = np.append(0, np.cumsum(correct))
     false = np.arange(scores.size + 1) - true
     misfit = np.append(0.0, np.cumsum(np.where(correct, 1.0 - matches.ious[order], 0.0)))
     missed = num_objects - true
     errors = (misfit / (1.0 - matches.iou_threshold) + false + missed) / (num_objects + false)
-    if score_threshold is None:
-        # No threshold lies between equal scores.
-        cuts = np.append(np.flatnonzero(np.append(True, scores[:-1] != scores[1:])[: scores.size]), scores.size)
-        kept = int(cuts[np.argmin(errors[cuts])])
-        score_threshold = float(scores[kept - 1]) if kept else math.inf
-    else:
-        kept = int((scores >= score_threshold).sum())
+    # No threshold lies between equal scores.
+    cuts = np.append(np.flatnonzero(np.append(True, scores[:-1] != scores[1:])[: scores.size]), scores.size)
+    kept = int(cuts[np.argmin(errors[cuts])])
     return ClassLrp(
         category_id=category_id,
         lrp=float(errors[kept]),
         localization=float(misfit[kept] / true[kept]) if true[kept] else math.nan,
         false_positive=float(false[kept] / kept) if kept else math.nan,
         false_negative=float(missed[kept] / num_objects),
-        score_threshold=float(score_threshold),
+        score_threshold=float(scores[kept - 1]) if kept else math.inf,
         num_objects=num_objects,
         num_true_positives=int(true[kept]),
         num_false_positives=int(false[kept]),

@@ -59,14 +59,13 @@ class IntervalReport(MatchReport):
     # The same with both divided by the predicted width (l, r) or height (t, b): what is left when large boxes have
     # large errors anyway.
     relative_rank_correlation: float
-    # Mean γ (times `scale_factor`) and mean |error| in pixels of the fifth of the edges with the smallest γ, and so on
-    # to the largest; nan where there are fewer than five edges.
+    # Mean γ and mean |error| in pixels of the fifth of the edges with the smallest γ, and so on to the largest; nan
+    # where there are fewer than five edges.
     quintile_scales: tuple[float, ...]
     quintile_errors: tuple[float, ...]
     # Share of the edges whose γ is the floor of the density, `min_scale_ratio` times the predicted width or height.
     floor_share: float
     num_detections: int  # true positives; each has four edges
-    scale_factor: float
     density: str
     student_t_dof: float
     min_scale_ratio: float
@@ -76,7 +75,7 @@ class IntervalReport(MatchReport):
         """The settings in words, to print next to the values."""
         return (
             f"true positives at {super().settings}, {density_text(self.density, self.student_t_dof)}, "
-            f"γ times {self.scale_factor:g}, floor {self.min_scale_ratio:g} of the box"
+            f"floor {self.min_scale_ratio:g} of the box"
         )
 
 
@@ -85,7 +84,6 @@ def interval_report(
     results: Results | None = None,
     levels: Sequence[float] = LEVELS,
     *,
-    scale_factor: float = 1.0,
     density: str = "cauchy",
     student_t_dof: float = 1.0,
     min_scale_ratio: float = 0.04,
@@ -100,13 +98,10 @@ def interval_report(
         ground_truth, options: of `match_detections`; detections count from a `score_threshold` of 0.3 unless given.
         results: COCO results with `scales`, as `predict_dataset(..., with_scales=True)` returns them.
         levels: probabilities in (0, 1).
-        scale_factor: γ is multiplied by it; see `fit_scale_factor`.
         density, student_t_dof: as in `box_intervals`, which may raise an ImportError.
         min_scale_ratio: `config.min_scale_ratio` of the model; only `floor_share` depends on it.
     """
-    if not (math.isfinite(scale_factor) and scale_factor > 0.0):
-        raise ValueError(f"scale_factor must be a positive number, not {scale_factor}")
-    reaches = scale_factor * np.array([half_width(level, density, student_t_dof) for level in levels])
+    reaches = np.array([half_width(level, density, student_t_dof) for level in levels])
     right, edges = match_edges(ground_truth, results, options)
     inside = edges.ratios <= reaches[:, None, None]  # (levels, n, 4)
     errors, scales = edges.errors.ravel(), edges.scales.ravel()
@@ -121,11 +116,10 @@ def interval_report(
         median_width=tuple((2.0 * reaches * median).tolist()),
         rank_correlation=_rank_correlation(scales, errors),
         relative_rank_correlation=_rank_correlation(scales * relative, errors * relative),
-        quintile_scales=tuple(scale_factor * mean_or_nan(scales[part]) for part in fifths),
+        quintile_scales=tuple(mean_or_nan(scales[part]) for part in fifths),
         quintile_errors=tuple(mean_or_nan(errors[part]) for part in fifths),
         floor_share=mean_or_nan(at_floor),
         num_detections=len(right),
-        scale_factor=float(scale_factor),
         density=density,
         student_t_dof=float(student_t_dof),
         min_scale_ratio=float(min_scale_ratio),
@@ -137,7 +131,7 @@ def interval_report(
 class ScaleFactorReport(MatchReport):
     """One factor on γ, and whether it helps on images that it was not fitted on."""
 
-    factor: float  # fitted on all images, for `interval_report(..., scale_factor=factor)`; below 1 γ was too wide
+    factor: float  # fitted on all images, for `post_process_object_detection`; below 1 γ was too wide
     levels: tuple[float, ...]  # where coverage is reported; `level` is one of them
     coverage_before: tuple[float, ...]  # share of edges inside, for each level, mean of the two halves
     coverage_after: tuple[float, ...]  # with the factor of the other half

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
+from pycocotools import mask
 
 from ..files import to_plain
 from .coco_input import CocoGroundTruth, CocoResults, GroundTruth, Results, prepare_ground_truth, prepare_results
@@ -203,16 +204,12 @@ def box_iou(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = No
 
     Where `crowd` (m,) is true it is the share of the first box that lies in the second, as COCO has it.
     """
-    x, y, width, height = boxes.T[:, :, None]
-    left, top, others_width, others_height = others.T[:, None]
-    shared_width = np.minimum(x + width, left + others_width) - np.maximum(x, left)
-    shared_height = np.minimum(y + height, top + others_height) - np.maximum(y, top)
-    intersection = np.maximum(shared_width, 0.0) * np.maximum(shared_height, 0.0)
-    areas = width * height
-    union = areas + others_width * others_height - intersection
-    if crowd is not None:
-        union = np.where(crowd, areas, union)
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    if not len(boxes) or not len(others):  # of which pycocotools makes a list
+        return np.zeros((len(boxes), len(others)))
+    # pycocotools reads columns as rows without a word
+    sides = np.ascontiguousarray(boxes), np.ascontiguousarray(others)
+    overlaps: np.ndarray = mask.iou(*sides, np.zeros(len(others)) if crowd is None else crowd)
+    return overlaps
 
 
 def halve_images(truth: CocoGroundTruth) -> list[np.ndarray]:

@@ -1,8 +1,8 @@
 """Duplicates: several detections of one object, and what removing or merging them changes."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -62,11 +62,16 @@ def suppress(
     are ordered by the text of image and category id, and by score.
     """
     keys = [(str(result["image_id"]), str(result["category_id"])) for result in results]
-    order = np.array(sorted(range(len(results)), key=lambda row: (keys[row], -results[row]["score"])), dtype=int)
-    groups = (np.array(list(rows)) for _, rows in groupby(order, key=keys.__getitem__))
     boxes = np.array([result["bbox"] for result in results], dtype=float).reshape(-1, 4)
-    (winner_of,) = _winners(boxes, groups, (iou_threshold,))
     scores = np.array([result["score"] for result in results], dtype=float)
+    order = sorted(np.argsort(-scores, kind="stable").tolist(), key=keys.__getitem__)
+    winner_of = np.arange(len(results))
+    for _, group in groupby(order, key=keys.__getitem__):
+        rows = np.array(list(group))
+        overlaps = np.triu(box_iou(boxes[rows], boxes[rows]), k=1) if len(rows) > 1 else np.zeros((1, 1))
+        for better, worse in rows[np.argwhere(overlaps > iou_threshold)].tolist():
+            if winner_of[better] == better and winner_of[worse] == worse:
+                winner_of[worse] = better
     totals = np.bincount(winner_of[order], scores[order], len(results)).clip(max=1.0).tolist()
     return [
         rescored(results[row], totals[row]) if merge_scores else dict(results[row])
@@ -89,27 +94,5 @@ def nms_sweep(
     """
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    rows, count = ranked_rows(found), len(found.scores)
-    keys = np.stack([found.classes[rows], found.images[rows]])
-    starts = np.flatnonzero((keys[:, 1:] != keys[:, :-1]).any(axis=0)) + 1
-    sweep = {"none": evaluate_coco(truth, found)}
-    winners = _winners(found.boxes, np.split(rows, starts), thresholds)
-    for threshold, winner_of in zip(thresholds, winners, strict=True):
-        totals = np.bincount(winner_of[rows], found.scores[rows], count).clip(max=1.0)
-        merged = replace(found, scores=totals) if merge_scores else found
-        # in the order of the scores before the merger, which makes many of them 1
-        sweep[f"{threshold:g}"] = evaluate_coco(truth, merged.select(rows[winner_of[rows] == rows]))
-    return sweep
-
-
-def _winners(boxes: np.ndarray, groups: Iterable[np.ndarray], thresholds: Sequence[float]) -> np.ndarray:
-    """(thresholds, n) the row that each of n boxes is removed by, or its own; the best of a group comes first."""
-    winner_of = np.tile(np.arange(len(boxes)), (len(thresholds), 1))
-    for rows in groups:
-        ious = np.triu(box_iou(boxes[rows], boxes[rows]), k=1) if len(rows) > 1 else np.zeros(1)
-        for winners, threshold in zip(winner_of, thresholds, strict=True):
-            if ious.max() > threshold:
-                for better, worse in rows[np.argwhere(ious > threshold)].tolist():
-                    if winners[better] == better and winners[worse] == worse:
-                        winners[worse] = better
-    return winner_of
+    kept = {f"{one:g}": suppress(found.rows, one, merge_scores=merge_scores) for one in thresholds}
+    return {name: evaluate_coco(truth, results) for name, results in {"none": found, **kept}.items()}

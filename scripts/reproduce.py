@@ -20,6 +20,7 @@ from accelerate import PartialState
 
 from drmm_hf.cli import run_command
 from drmm_hf.data import generate_scenes, load_detection_dataset
+from drmm_hf.data.splits import VALIDATION_SHARE
 from drmm_hf.files import make_output_folder, to_plain, write_json, write_text
 from drmm_hf.training import TrainConfig, TrainingStopped, parse_config, train
 from markdown_table import PAPER
@@ -214,7 +215,7 @@ def _write_tables(
     arguments: argparse.Namespace,
     stopped: Mapping[str, PlannedRun],
 ) -> None:
-    dataset = load_detection_dataset(base.data, base.eval_split)
+    dataset = load_detection_dataset(base.data, base.eval_split, validation_share=VALIDATION_SHARE)
     context = Context(dataset, arguments.scale, base.eval_batch_size)
     for table in tables:
         names = {cell.name for cell in table.cells(arguments.scale)}

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from drmm_hf import DrmmConfig, DrmmForObjectDetection
-from drmm_hf.conversion import convert_state_dict, reference_input, released_state_dict, verify_golden
-from drmm_hf.conversion.names import released_source
+from drmm_hf.conversion import convert_state_dict, released_source, released_state_dict
 from drmm_hf.loss import Targets, drmm_loss
 from drmm_hf.matching import assign, matching_cost
 from reference.fill import fill
+from reference.golden import ADAMIXER, TOLERANCES, deviations, reference_input
 
 REFERENCE = Path(__file__).parent / "reference"
 FAMILIES = {
@@ -106,12 +106,10 @@ def test_every_stage_equals_the_released_model(family) -> None:
     """Rows whose region has a negative area (no level, zero features) are among the compared."""
     if family.name == "drmm":
         assert any((family.golden[f"A/stage{i}/target_lvls"] < 0).any() for i in range(6)), "no such row is compared"
-    deviations = verify_golden(family.model, family.golden_path)
-    assert len(deviations) == 6 * (4 if family.name == "drmm" else 2)
-    assert not [d for d in deviations if not d.within]
-    # tighter than a converter needs: logits of the two baselines (issue of rounding, not of meaning)
-    limits = {"sparse_rcnn": {"cls_score": 2e-4, "decode_bbox_pred": 1e-2}}.get(family.name, {})
-    assert all(d.value < limits.get(d.name.split()[-1], d.tolerance) for d in deviations)
+    found = deviations(family.model, family.golden_path)
+    assert len(found) == 6 * (4 if family.name == "drmm" else 2)
+    limits = ADAMIXER if family.name == "adamixer" else TOLERANCES
+    assert all(value < limits[name] for (_, name), value in found.items())
 
 
 def test_the_pyramid_equals_the_released_model(family, pixels) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from ..conversion import convert_checkpoint, verify_golden, write_released_file
+from ..conversion import convert_checkpoint, write_released_file
 from ..files import writing
 from ..hub import write_checkpoint_card
 from ..loading import load_drmm
@@ -20,19 +20,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", choices=("raw", "ema"), default="raw", help="the file's ordinary weights, or their moving average"
     )
-    parser.add_argument(
-        "--verify", metavar="GOLDEN", help="recompute the golden values in this safetensors file with the result"
-    )
     parser.add_argument("--reverse", action="store_true", help="write the weights back under the released names")
     return parser
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if arguments.reverse:
         model, _ = load_drmm(arguments.source)
         print(f"{write_released_file(model, output)} tensors under the released names: {output}")
-        return 0
+        return
     if arguments.preset is None:
         raise ValueError("--preset is missing; `drmm presets` lists the names, such as sparse-rcnn-r50")
     if output.exists() and not output.is_dir():
@@ -47,18 +44,3 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{report.used} tensors converted, {len(report.skipped)} skipped, {len(report.added)} added: {output}")
     for reason, number in Counter([*report.skipped.values(), *report.added.values()]).items():
         print(f"  {number}: {reason}")
-    return 0 if arguments.verify is None else _verify(str(output), arguments.verify)
-
-
-def _verify(folder: str, golden: str) -> int:
-    """1 if the checkpoint computes something else than the golden values say."""
-    deviations = verify_golden(load_drmm(folder)[0], golden)
-    bad = [deviation for deviation in deviations if not deviation.within]
-    for deviation in bad:
-        print(f"  {deviation.name}: off by {deviation.value:.1e}, allowed {deviation.tolerance:.0e}")
-    worst = max(deviations, key=lambda deviation: deviation.value / deviation.tolerance)
-    print(
-        f"{'differs from' if bad else 'equals'} the golden values ({len(deviations)} quantities; closest to its limit: "
-        f"{worst.name}, off by {worst.value:.1e} of {worst.tolerance:.0e})"
-    )
-    return 1 if bad else 0

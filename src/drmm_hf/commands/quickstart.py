@@ -94,9 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     start = arguments.model or "the small detector of the package"
     print(f"\nFine-tuning {start} on {data} for {config.train_images} images ...", flush=True)
     result = train(config)
-    overview = draw_validation_images(
-        config, result, output / "pictures", number=arguments.num_pictures, threshold=arguments.threshold
-    )
+    options = {"number": arguments.num_pictures, "threshold": arguments.threshold}
+    overview = draw_validation_images(result, output / "pictures", **options)
     words = ["--model", str(result.model_dir), "--data", data, "--output", str(output / "report")]
     analyze.run(analyze.parser().parse_args(words))
     numbers = "   ".join(f"{name} {result.metrics[name]}" for name in _HEADLINE if name in result.metrics)
@@ -135,11 +134,9 @@ def look(folder: Path, *, number: int, threshold: float) -> None:
 ({time.perf_counter() - begun:.0f} s)""")
 
 
-def draw_validation_images(
-    config: TrainConfig, result: TrainResult, folder: Path, *, number: int, threshold: float
-) -> Path:
+def draw_validation_images(result: TrainResult, folder: Path, *, number: int, threshold: float) -> Path:
     """Draw ground truth beside predictions, one file an image; the path of the overview of all of them."""
-    dataset = load_detection_dataset(config.data, config.eval_split, id2label=label_names(result.model))
+    dataset: Any = result.eval_dataset
     folder.mkdir(parents=True, exist_ok=True)
     sheets = []
     for row in dataset.dataset.select(range(min(number, len(dataset)))):

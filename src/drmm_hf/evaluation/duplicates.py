@@ -94,5 +94,7 @@ def nms_sweep(
     """
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    kept = {f"{one:g}": suppress(found.rows, one, merge_scores=merge_scores) for one in thresholds}
-    return {name: evaluate_coco(truth, results) for name, results in {"none": found, **kept}.items()}
+    sweep = {"none": evaluate_coco(truth, found)}
+    for threshold in thresholds:
+        sweep[f"{threshold:g}"] = evaluate_coco(truth, suppress(found.rows, threshold, merge_scores=merge_scores))
+    return sweep

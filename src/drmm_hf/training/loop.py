@@ -21,6 +21,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from ..data import DetectionDataset
 from ..evaluation import evaluate_detections, predict_dataset
 from ..files import make_output_folder, write_json
 from ..image_processing_drmm import DrmmImageProcessor
@@ -52,6 +53,7 @@ class TrainResult:
         model_dir: folder with model and image processor, for `from_pretrained` and `pipeline`.
         metrics: the content of `metrics.json`; the COCO numbers are absent without an evaluation split.
         model, processor: the trained pair, on the device of the training.
+        eval_dataset: the split that was evaluated, if one was.
         deployed_dir: where D-RMM was put on a detector of transformers, the folder of that detector by itself, which
             needs nothing of this package; else None.
     """
@@ -60,6 +62,7 @@ class TrainResult:
     metrics: dict[str, Any]
     model: DrmmForObjectDetection
     processor: DrmmImageProcessor
+    eval_dataset: DetectionDataset | None = None
     deployed_dir: Path | None = None
 
 
@@ -405,6 +408,7 @@ class _Training:
             metrics,
             self.trained_model,
             self.processor,
+            self.eval_dataset,
             deployed if isinstance(self.trained_model, DrmmDetrForObjectDetection) else None,
         )
 

@@ -1,30 +1,30 @@
-"""Released checkpoints to this package and back: every key used or explained, every shape checked, results verified."""
+"""Released checkpoints of D-RMM (mmdet), mmdet's Sparse R-CNN and AdaMixer to this package and back.
 
-import hashlib
+Every key is used or explained, every shape checked. One table of names serves both directions. The released matrix
+`fc_cls` of D-RMM holds the objectness in its first row and the classes below; here they are two layers, so that the
+objectness survives fine-tuning on other classes.
+"""
+
 import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from ..backbone import check_tensors, read_weights
-from ..configuration_drmm import DrmmConfig
-from ..files import writing
-from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_drmm
-from ..matching import SetPrediction
-from ..mixture import MixtureParameters
-from ..modeling_drmm import DrmmForObjectDetection
-from ..presets import PRESETS, processor_fields
-from .names import released_source
+from .backbone import check_tensors, read_weights
+from .configuration_drmm import DrmmConfig
+from .files import writing
+from .image_processing_drmm import DrmmImageProcessor
+from .loading import load_drmm
+from .modeling_drmm import DrmmForObjectDetection
+from .presets import PRESETS, processor_fields
 
-_HEAD = "roi_head.bbox_head."
-_NEEDED = (f"{_HEAD}0.fc_cls.weight", f"{_HEAD}0.fc_reg.weight", "rpn_head.init_proposal_bboxes.weight")
+_HEAD = "roi_head.bbox_head"
+_NEEDED = (f"{_HEAD}.0.fc_cls.weight", f"{_HEAD}.0.fc_reg.weight", "rpn_head.init_proposal_bboxes.weight")
 _STATE_DICTS = {
     "raw": ("state_dict", "model", "model_state_dict"),
     "ema": ("ema_state_dict", "state_dict_ema", "model_ema"),
@@ -32,8 +32,43 @@ _STATE_DICTS = {
 _LISTED = 10
 # last layers of a head: their outputs mean something else under a mixture
 _OUTPUT_LAYERS = ("classifier", "objectness", "box")
-# what rounding in float32 leaves of six stages: the released code's own distance from float64 is about a tenth
-_TOLERANCES = {"loc": 1e-3, "sc": 1e-4, "fg": 1e-5, "prob": 1e-5, "cls_score": 5e-4, "decode_bbox_pred": 2e-2}
+_RULES = [  # what ours begin with, and what the released names begin with in its place
+    (r"backbone\.model\._backbone\.", "backbone."),
+    (r"proposals\.boxes$", "rpn_head.init_proposal_bboxes.weight"),
+    (r"proposals\.features$", "rpn_head.init_{features}_features.weight"),
+    (r"pyramid\.laterals\.(\d+)\.", r"neck.lateral_convs.\1.conv."),
+    (r"pyramid\.outputs\.(\d+)\.", r"neck.fpn_convs.\1.conv."),
+    (r"pyramid\.norm\.", "neck.gn_out."),
+    (r"heads\.(\d+)\.box\.", rf"{_HEAD}.\1.fc_reg."),
+    (r"heads\.(\d+)\.(?:objectness|classifier)\.", rf"{_HEAD}.\1.fc_cls."),
+]
+_STAGE = {
+    "self_attn.qkv_proj.": "attention.attn.in_proj_",
+    "self_attn.o_proj.": "attention.attn.out_proj.",
+    "self_attn_layer_norm.": "attention_norm.",
+    "dynamic_conv.dynamic_layer.": "instance_interactive_conv.dynamic_layer.",
+    "dynamic_conv.norm_in.": "instance_interactive_conv.norm_in.",
+    "dynamic_conv.norm_out.": "instance_interactive_conv.norm_out.",
+    "dynamic_conv.out_layer.": "instance_interactive_conv.fc_layer.",
+    "dynamic_conv.out_norm.": "instance_interactive_conv.fc_norm.",
+    "dynamic_conv_layer_norm.": "instance_interactive_conv_norm.",
+    "attention_bias.tau": "iof_tau",
+    "sampling_offsets.": "sampling_n_mixing.sampling_offset_generator.0.",
+    "adaptive_mixing.parameter_layer.": "sampling_n_mixing.adaptive_mixing.parameter_generator.0.",
+    "adaptive_mixing.out_layer.": "sampling_n_mixing.adaptive_mixing.out_proj.",
+    "mixing_layer_norm.": "sampling_n_mixing.norm.",
+    "fc1.": "ffn.layers.0.0.",
+    "fc2.": "ffn.layers.1.",
+    "final_layer_norm.": "ffn_norm.",
+}
+_RULES += [(rf"stages\.(\d+)\.{re.escape(ours)}", rf"{_HEAD}.\1.{theirs}") for ours, theirs in _STAGE.items()]
+# in a row of layers, linear, norm and ReLU take a number each
+_RULES += [
+    (rf"heads\.(\d+)\.{ours}_layers\.{layer}\.{kind}\.", rf"{_HEAD}.\1.{theirs}_fcs.{3 * layer + place}.")
+    for ours, theirs in (("class", "cls"), ("box", "reg"))
+    for layer in range(8)
+    for place, kind in enumerate(("linear", "norm"))
+]
 
 
 class ReleasedFile(NamedTuple):
@@ -63,18 +98,6 @@ class Converted(NamedTuple):
     model: DrmmForObjectDetection
     processor: DrmmImageProcessor
     report: ConversionReport
-
-
-class Deviation(NamedTuple):
-    """Largest absolute difference of one quantity of one stage from its golden value, and what is allowed."""
-
-    name: str
-    value: float
-    tolerance: float
-
-    @property
-    def within(self) -> bool:
-        return self.value <= self.tolerance  # False for NaN
 
 
 def read_released_file(path: str | Path, weights: str = "raw") -> ReleasedFile:
@@ -140,6 +163,35 @@ def convert_checkpoint(path: str | Path, preset: str, weights: str = "raw", **ov
     model.load_state_dict(state)
     report = report._replace(skipped=released.skipped)
     return Converted(model.eval(), DrmmImageProcessor(**processor_fields(preset)), report)
+
+
+class Source(NamedTuple):
+    """Where one of our tensors comes from: the released key, and the "first" row or the "rest" of its rows, or None for
+    all of it.
+    """
+
+    name: str
+    part: str | None = None
+
+
+def released_source(ours: str, decoder: str, head: str) -> Source:
+    """The released tensor of our parameter or buffer `ours` of a `DrmmForObjectDetection`.
+
+    Raises:
+        KeyError: the released code has no such parameter.
+    """
+    name = ours.removeprefix("model.")
+    for pattern, theirs in _RULES:
+        if match := re.match(pattern, name):
+            released = match.expand(theirs) + name[match.end() :]
+            part = (
+                {"objectness": "first", "classifier": "rest"}.get(name.split(".")[2])
+                if ".fc_cls." in released
+                else None
+            )
+            features = "content" if decoder == "adamixer" else "proposal"
+            return Source(released.format(features=features), part if head == "mixture" else None)
+    raise KeyError(ours)
 
 
 def convert_state_dict(
@@ -254,72 +306,6 @@ def warm_start(model: DrmmForObjectDetection, checkpoint: str) -> list[str]:
     return kept
 
 
-def reference_input() -> Tensor:
-    """(3, 256, 320) float32: 16-pixel blocks and white noise of a generator that is seeded by the name A0."""
-    height, width = 256, 320
-    seed = int.from_bytes(hashlib.sha256(b"image:A0").digest()[:8], "little")
-    generator = np.random.Generator(np.random.PCG64(seed))
-    blocks = generator.standard_normal((3, -(-height // 16), -(-width // 16)))
-    blocks = blocks.repeat(16, axis=1).repeat(16, axis=2)[:, :height, :width]
-    noise = generator.standard_normal((3, height, width))
-    return torch.from_numpy((0.8 * blocks + 0.5 * noise).astype(np.float32))
-
-
-@torch.no_grad()
-def verify_golden(model: DrmmForObjectDetection, path: str | Path) -> list[Deviation]:
-    """Compare every stage of `model` with golden values in a safetensors file, which the released code computed.
-
-    Their input is `reference_input()`, made from a name, so that a file of some hundred kilobytes is enough. Keys are
-    `A/stage<s>/<quantity>`: `loc`, `sc` (K, 4), `fg` (K) and `prob` (K, C) of D-RMM, `cls_score` (K, C) and
-    `decode_bbox_pred` (K, 4) of the baselines, with or without a batch axis of 1. `A/stage<s>/rows`, if there, says
-    which of the K rows the file keeps, `A/classes` which of the C columns.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file has no golden values of this model's head, or not of its number of stages or proposals.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a safetensors file of golden values.")
-    golden = read_weights(path)
-    stages = model.eval().model(reference_input().unsqueeze(0)).stages
-    deviations = []
-    for s, stage in enumerate(stages):
-        for name, value in _quantities(stage).items():
-            expected = golden.get(f"A/stage{s}/{name}")
-            if expected is None:
-                continue
-            if f"A/stage{s}/rows" in golden:
-                value = value[golden[f"A/stage{s}/rows"]]
-            if "A/classes" in golden and name in ("prob", "cls_score"):
-                value = value[:, golden["A/classes"]]
-            if value.numel() != expected.numel():
-                raise ValueError(
-                    f"{path}: A/stage{s}/{name} has shape {tuple(expected.shape)}, the model gives "
-                    f"{tuple(value.shape)}; these are golden values of another model."
-                )
-            difference = (value - expected.reshape(value.shape)).abs().max().item()
-            deviations.append(Deviation(f"stage {s + 1} {name}", difference, _TOLERANCES[name]))
-    num_stages = len({key.split("/")[1] for key in golden if re.match(r"A/stage\d+/", key)})
-    if not deviations or num_stages != len(stages):
-        raise ValueError(
-            f"{path}: no golden values of a {model.config.head!r} head with {len(stages)} stages in it (it has "
-            f"{num_stages} stages)."
-        )
-    return deviations
-
-
-def _quantities(stage: MixtureParameters | SetPrediction) -> dict[str, Tensor]:
-    """What a stage gives for the only image, by the released code's names."""
-    if isinstance(stage, SetPrediction):
-        return {"cls_score": stage.class_logits[0], "decode_bbox_pred": stage.locations[0]}
-    return {
-        "loc": stage.locations[0],
-        "sc": stage.scales[0],
-        "fg": stage.objectness_logits[0].sigmoid(),
-        "prob": stage.class_logits[0].softmax(dim=-1),
-    }
-
-
 def _config_of_file(released: ReleasedFile, preset: str, **overrides: Any) -> DrmmConfig:
     """The configuration of `preset` with the sizes that the file has; ValueError if it is of another kind."""
     config = DrmmConfig.from_preset(preset)
@@ -331,7 +317,7 @@ def _config_of_file(released: ReleasedFile, preset: str, **overrides: Any) -> Dr
             f"begin with {', '.join(sorted(tensors)[:3]) or 'nothing'}."
         )
     classifier, regressor, proposals = (tensors[key] for key in _NEEDED)
-    decoder = "adamixer" if f"{_HEAD}0.iof_tau" in tensors else "sparse_rcnn"
+    decoder = "adamixer" if f"{_HEAD}.0.iof_tau" in tensors else "sparse_rcnn"
     head = "mixture" if len(regressor) == 8 else "set_prediction"  # locations and scales, or boxes alone
     if (decoder, head) != (config.decoder, config.head):
         fitting = [
@@ -343,7 +329,7 @@ def _config_of_file(released: ReleasedFile, preset: str, **overrides: Any) -> Dr
             f"{path}: holds a {_describe(decoder, head)}, but the preset {preset!r} is a "
             f"{_describe(config.decoder, config.head)}. Presets of its kind: {', '.join(fitting)}."
         )
-    stages = {key.removeprefix(_HEAD).split(".")[0] for key in tensors if key.startswith(_HEAD)}
+    stages = {key.removeprefix(f"{_HEAD}.").split(".")[0] for key in tensors if key.startswith(f"{_HEAD}.")}
     sizes: dict[str, Any] = {"num_stages": len(stages), "num_proposals": len(proposals)}
     sizes["id2label"] = _class_names(released.classes, len(classifier) - (head == "mixture"))
     return DrmmConfig.from_preset(preset, **{**sizes, **overrides})

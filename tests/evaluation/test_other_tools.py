@@ -129,6 +129,9 @@ def test_a_reading_that_is_a_guess_is_told(truth: dict[str, Any], results: Rows,
     assert not caplog.records
     prepare_results(ultralytics(results), prepared)
     assert len(caplog.records) == 2, "images and categories"
+    unknown = prepare_results([{**row, "category_name": "Cell"} for row in results], prepared)
+    analyze_results(prepared, unknown)
+    assert len(caplog.records) == 3, "names that the file does not have, told once"
 
 
 def test_names_with_folders_are_surer_than_numbers(truth: dict[str, Any], results: Rows, caplog: Any) -> None:

@@ -95,6 +95,8 @@ def nms_sweep(
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
     sweep = {"none": evaluate_coco(truth, found)}
+    # without names, about which a warning has been given
+    rows = [{name: row[name] for name in ("image_id", "category_id", "bbox", "score")} for row in found.rows]
     for threshold in thresholds:
-        sweep[f"{threshold:g}"] = evaluate_coco(truth, suppress(found.rows, threshold, merge_scores=merge_scores))
+        sweep[f"{threshold:g}"] = evaluate_coco(truth, suppress(rows, threshold, merge_scores=merge_scores))
     return sweep

@@ -97,11 +97,7 @@ def describe_data(truth: CocoGroundTruth, data: str, split: str) -> dict[str, An
 
 
 def analyze_results(truth: CocoGroundTruth, results: Results) -> tuple[dict[str, Any], dict[Any, float]]:
-    """Everything that detections and ground truth alone can tell of one model.
-
-    Args:
-        truth: checked ground truth.
-        results: COCO results, with scores in [0, 1]; may be empty.
+    """Everything that COCO results, which may be empty, and ground truth alone can tell of one model.
 
     Returns:
         `detections` (their number), and the parts `accuracy`, `calibration`, `thresholds`, `recalibration`,
@@ -147,13 +143,7 @@ def analyze_intervals(
 ) -> dict[str, Any]:
     """The part `uncertainty`: coverage and width of the intervals of the edges, and the factor that corrects them.
 
-    Args:
-        truth: checked ground truth.
-        results: COCO results with `scales`; without, there is a note and nothing else.
-        density, student_t_dof, min_scale_ratio: of the model; density None if it predicts none.
-
-    Raises:
-        ValueError: scales that are no scales.
+    Where the results have no `scales`, or the model predicts no density, there is a note and nothing else.
     """
     names = (
         "levels", "coverage", "median_width", "rank_correlation", "relative_rank_correlation", "quintile_scales",
@@ -178,11 +168,9 @@ def analyze_intervals(
 
 
 def image_errors(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str, dict[str, float]]:
-    """What goes into the LRP error, for each image by itself.
+    """What goes into the LRP error, for each image by itself, at the IoU threshold τ < 1 of the matches.
 
-    Args:
-        matches: of all images, at an IoU threshold τ below 1.
-        thresholds: category id -> smallest score of a detection that counts.
+    `thresholds` has for each category id the smallest score of a detection that counts.
 
     Returns:
         Image id as text -> `error`, which is `missed` + `false` + Σ (1 - IoU) / (1 - τ) over the `right`, and these

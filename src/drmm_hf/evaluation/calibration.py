@@ -245,8 +245,6 @@ def object_calibration_report(ground_truth: GroundTruth, results: Results) -> Ob
     briers = [np.zeros((len(thresholds), 0))]
     for seen, present in pairs(found, ranked_rows(found, settings.max_detections), by_class=False):
         present = present[~truth.crowd[present]]
-        if not present.size:
-            continue
         boxes, vectors = _class_vectors(found, seen)
         kept = vectors.max(axis=1, initial=0.0) >= settings.score_threshold
         near = box_iou(truth.boxes[present], boxes[kept]) >= thresholds  # (τ, object, detection)
@@ -290,14 +288,11 @@ def _binned(kept: Matches, num_bins: int) -> dict[str, Any]:
 
 
 def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
-    """Reliability diagrams side by side, as in Figs. 2, 8 and 9 of the D-RMM paper.
+    """Reliability diagrams of named reports, from left to right, as in Figs. 2, 8 and 9 of the D-RMM paper.
 
     Each column shows, over the confidence, the precision of the detections of each bin (bar), how far it is from
     their mean confidence (hatched), and the number of detections on a logarithmic axis. The title has the name,
     the ECE and its settings, and before it, if the report has all detections in its bins, D-ECE and their number.
-
-    Args:
-        reports: name -> report of `calibration_report`, from left to right.
     """
     figure: Figure = require("matplotlib.figure", "plots").Figure((1.0 + 3.0 * len(reports), 5.2), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))

@@ -82,8 +82,8 @@ class CocoResults:
     scores: np.ndarray
 
     def select(self, kept: np.ndarray) -> "CocoResults":
-        """The detections where `kept` (n,) is true, or those with these indices."""
-        rows = [self.rows[row] for row in np.arange(len(self.rows))[kept].tolist()]
+        """The detections where `kept` (n,) is true."""
+        rows = list(itertools.compress(self.rows, kept))
         arrays = {name: getattr(self, name)[kept] for name in ("images", "classes", "boxes", "scores")}
         return replace(self, rows=rows, **arrays)
 

@@ -169,10 +169,7 @@ def ranked_rows(results: CocoResults, max_detections: int | None = None) -> np.n
 def pairs(results: CocoResults, rows: np.ndarray, by_class: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of every image and class with annotations: the indices of its detections, and of its annotations with the crowd.
 
-    Args:
-        results: the detections.
-        rows: which of them, in the order of `ranked_rows`.
-        by_class: False for all classes of an image together.
+    The detections are those of `rows`, in the order of `ranked_rows`; with `by_class=False` an image has one group.
     """
     found_keys, object_keys = (_keys(of, by_class) for of in (results, results.truth))
     rows = rows[np.argsort(found_keys[rows], kind="stable")]

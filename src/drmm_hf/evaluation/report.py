@@ -10,7 +10,6 @@ import functools
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -54,24 +53,10 @@ VERDICTS = {
 LONGEST_SIDE = 900  # of a picture, pixels: sharp on a wide screen, and ten images stay a few megabytes
 
 
-@dataclass(frozen=True)
-class WorstImage:
-    """An image to show: its id as text, its file's name, and its ground truth and each checkpoint's detections."""
+def render_report(analysis: Mapping[str, Any], worst: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The whole HTML page, which needs no other file and no network, of analysis.json and what `draw_images` gives.
 
-    image_id: str
-    file_name: str
-    pictures: Sequence[Image.Image]
-
-
-def render_report(analysis: Mapping[str, Any], worst: Sequence[WorstImage] = ()) -> str:
-    """The whole HTML page, which needs no other file and no network.
-
-    Args:
-        analysis: content of analysis.json.
-        worst: the worst images, drawn.
-
-    Raises:
-        ImportError: matplotlib is missing; the message names the extra.
+    An ImportError names the extra where matplotlib is missing.
     """
     matplotlib = require("matplotlib", "plots")
     environment = jinja2.Environment(
@@ -124,7 +109,6 @@ def compared_cells(
     """A row of a table: of each checkpoint the text of its cell in each column, and whether that is the best number.
 
     Args:
-        models: the checkpoints.
         path: keys from a checkpoint to what the row is about.
         columns: further keys, a tuple or one, for each column.
         form: how to write numbers, in all columns or in each.
@@ -160,17 +144,11 @@ def draw_images(
     image_ids: Sequence[str],
     truth: CocoGroundTruth,
     results: Sequence[tuple[Sequence[Mapping[str, Any]], Mapping[Any, float]]],
-) -> list[WorstImage]:
-    """Images with their ground truth, and with the detections of each model, drawn on them.
+) -> list[dict[str, Any]]:
+    """Images by their ids as text: `image_id`, `file_name`, and as `pictures` ground truth and each model's detections.
 
-    Args:
-        dataset: where the images are.
-        image_ids: ids as text.
-        truth: ground truth.
-        results: of each model, its COCO results and the score threshold of each category id.
-
-    Raises:
-        FileNotFoundError, ValueError: an image cannot be read; the message names the file.
+    `results` has of each model its COCO results and the score threshold of each category id. A FileNotFoundError or
+    ValueError names the file of an image that cannot be read.
     """
     places = {str(image_id): place for place, image_id in enumerate(dataset.dataset["image_id"])}
     drawn = []
@@ -183,8 +161,8 @@ def draw_images(
             pictures.append(draw_detections(image, kept, truth.category_names, threshold=0.0))
         for picture in pictures:
             picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        path = row["image"]["path"] or f"image {image_id}"
-        drawn.append(WorstImage(image_id, Path(path).name, pictures))
+        path = Path(row["image"]["path"] or f"image {image_id}")
+        drawn.append({"image_id": image_id, "file_name": path.name, "pictures": pictures})
     return drawn
 
 

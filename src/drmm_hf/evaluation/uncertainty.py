@@ -21,7 +21,6 @@ from .matches import Matchable, Matches, MatchOptions, MatchReport, halve_images
 
 LEVELS = (0.5, 0.8, 0.9)
 SMALLEST_FACTOR = 1e-6  # for boxes without an error: an interval without a width is none
-NUM_QUANTILES = 5
 
 
 class Edges(NamedTuple):
@@ -108,7 +107,7 @@ def interval_report(
     relative = 1.0 / np.maximum(edges.sizes, np.finfo(float).tiny).ravel()
     # Scales and boxes come from float32; the floor is met to about 1e-6.
     at_floor = edges.scales <= min_scale_ratio * edges.sizes * (1.0 + 1e-3)
-    fifths = np.array_split(np.argsort(scales, kind="stable"), NUM_QUANTILES)
+    fifths = np.array_split(np.argsort(scales, kind="stable"), 5)
     median = float(np.median(scales)) if len(right) else math.nan
     return IntervalReport(
         levels=tuple(float(level) for level in levels),
@@ -177,7 +176,9 @@ def fit_scale_factor(
         )
 
     def fitted(ratios: np.ndarray) -> float:
-        return max(_level_quantile(ratios, level) / reach, SMALLEST_FACTOR)
+        # The product of a level such as 0.9 with a count can round to just above a whole number.
+        rank = max(1, math.ceil(level * ratios.size - 1e-9))
+        return max(float(np.partition(ratios, rank - 1)[rank - 1]) / reach, SMALLEST_FACTOR)
 
     factors = [fitted(part) for part in of_half]
     before, after = (
@@ -196,13 +197,6 @@ def fit_scale_factor(
         student_t_dof=float(student_t_dof),
         **right.settings,
     )
-
-
-def _level_quantile(values: np.ndarray, level: float) -> float:
-    """The smallest of the values that at least the share `level` of them does not exceed."""
-    # The product of a level such as 0.9 with a count can round to just above a whole number.
-    rank = max(1, math.ceil(level * values.size - 1e-9))
-    return float(np.partition(values, rank - 1)[rank - 1])
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:

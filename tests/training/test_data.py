@@ -41,7 +41,8 @@ def test_the_check_comes_before_the_first_step(tmp_path, capsys):
     assert report["num_proposals"] == 8
     assert [part["images"] for part in report["splits"].values()] == [5, 1]
     results = {one["image_id"] for one in json.loads((tmp_path / "run" / "results.json").read_text())}
-    assert results == set(load_detection_dataset(tmp_path / "set", "val").dataset["image_id"])
+    held_out = load_detection_dataset(tmp_path / "set", "val", validation_share=0.15)
+    assert results == set(held_out.dataset["image_id"])
 
 
 def test_what_cannot_train_is_refused_before_anything_is_written(tmp_path, capsys):

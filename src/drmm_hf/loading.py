@@ -55,7 +55,7 @@ def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
         processor = kind.from_pretrained(model)
     more_classes = None  # than the checkpoint has
     if "id2label" in options:
-        more_classes = len(options["id2label"]) - len(label_names(model))
+        more_classes = len(options["id2label"]) - AutoConfig.from_pretrained(model).num_labels
     # A misfit is told of below; transformers prints a table of several lines.
     forced = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _naming(f"{model}: the model cannot be loaded"), _without_report():

@@ -1,7 +1,6 @@
 """`drmm check-data`: what a training will find in a data set, before it starts."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from ..cli import add_frame_argument, positive_int
@@ -42,11 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the check, and refuse what cannot train."""
     output = make_output_folder(arguments.output) if arguments.output else None
     of_data = ("data", "train_split", "eval_split", "annotations", "images", "eval_annotations", "eval_images")
-    config = TrainConfig(**{name: getattr(arguments, name) for name in (*of_data, "image_frame")}, train_images=1)
-    if config.annotations and not config.eval_annotations:
-        config = replace(config, eval_split="")
-    data = TableData(config)
-    val = data.evaluation_dataset() if config.eval_split else None
+    fields = {name: getattr(arguments, name) for name in (*of_data, "image_frame")}
+    if arguments.annotations and not arguments.eval_annotations:
+        fields["eval_split"] = ""
+    data = TableData(TrainConfig(**fields, train_images=1))
+    val = data.evaluation_dataset() if fields["eval_split"] else None
     size = processor_fields(arguments.preset).get("size", DrmmImageProcessor.size)
     if arguments.image_size is not None:
         given = arguments.image_size

@@ -228,8 +228,7 @@ def _per_class_accuracy(evaluation: COCOeval, truth: CocoGroundTruth) -> dict[st
 
 
 def _calibration(matches: Matches, thresholds: Mapping[Any, float]) -> dict[str, Any]:
-    located = (matches.at(iou).above_each(thresholds) for iou in (0.1, 0.0))
-    measures = calibration_measures(matches, *located)
+    measures = calibration_measures(matches, *(loose.above_each(thresholds) for loose in matches.loose))
     ece = measures["ECE"][1]
     settings = {name: report.settings for name, (_, report) in measures.items()}
     above, no_bins = "score >= LRP-optimal threshold of the class", f"maxDets {matches.max_detections}"

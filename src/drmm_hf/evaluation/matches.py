@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -74,6 +75,11 @@ class Matches:
         """All of the results matched anew at another IoU threshold."""
         limit = self.max_detections
         return match_detections(self.truth, self.results, iou_threshold=iou_threshold, max_detections=limit)
+
+    @cached_property
+    def loose(self) -> "tuple[Matches, Matches]":
+        """All of the results matched anew at IoU 0.1 and at any overlap, for the measures of how well boxes fit."""
+        return self.at(0.1), self.at(0.0)
 
 
 Matchable: TypeAlias = GroundTruth | Matches

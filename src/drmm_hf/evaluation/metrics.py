@@ -78,7 +78,7 @@ def evaluate_detections(
     matches = match_detections(truth, found, max_detections=limits[-1])
     more: dict[str, Any] = {}
     if details:
-        located = tuple(localization_calibration_report(matches.at(iou)) for iou in (0.1, 0.0))
+        located = tuple(localization_calibration_report(loose) for loose in matches.loose)
         more |= {"localization": located, "brier": brier_report(matches), "lrp": lrp_report(matches)}
         more["parts"] = part_calibration_report(matches, num_bins=num_bins) if found.have("objectness") else {}
     return DetectionReport(

@@ -157,7 +157,7 @@ def split_half_report(ground_truth: Matchable, results: Results | None = None) -
     matches = match_detections(ground_truth, results)
     halves = halve_images(matches.truth)
     # A fit keeps the order of the scores, and so the matches.
-    whole = [matches, matches.at(0.1), matches.at(0.0)]
+    whole = [matches, *matches.loose]
     raw = [[one.select(np.isin(one.images, half)) for one in whole] for half in halves]
     measured = {"raw": [calibration_measures(*located) for located in raw]}
     for method in get_args(Method):

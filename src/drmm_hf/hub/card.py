@@ -19,6 +19,7 @@ from ..evaluation.analysis import read_analysis
 from ..files import read_json
 from ..loading import read_config
 from ..training import TrainConfig, parse_config
+from ..training.loop import DEPLOYED
 
 CARD, DIAGRAM, APACHE = "README.md", "images/reliability.png", "apache-2.0"
 # columns of the table of results, and their type and name in a model-index
@@ -45,8 +46,8 @@ _NAMES = {
     "conditional_detr": "Conditional DETR",
     "detr": "DETR",
 }
-_DEPLOYED = {"deployed": "model", "deployed-best": "best"}  # folder of the detector alone, and that with D-RMM on it
-_TRAINED = {*_DEPLOYED, *_DEPLOYED.values()}
+_DEPLOYED_FROM = {alone: whole for whole, alone in DEPLOYED.items()}
+_TRAINED = {*DEPLOYED, *DEPLOYED.values()}
 # Settings without effect on the weights, or of one call only.
 _PATHS = {"data", "model", "warm_start", "backbone_weights", "annotations", "images", "eval_annotations", "eval_images"}
 _NOT_SHOWN = {"resume", "log_every", "report_to", "save_every", "save_total_limit", "num_workers", "timeout", "output"}
@@ -91,7 +92,7 @@ def write_checkpoint_card(
     if (checkpoint / CARD).exists() and not overwrite:
         raise FileExistsError(f"{checkpoint / CARD} is there already; --overwrite replaces it")
     home = checkpoint.resolve()
-    deployed = _DEPLOYED.get(home.name) if (home.parent / "recipe.yaml").is_file() else None
+    deployed = _DEPLOYED_FROM.get(home.name) if (home.parent / "recipe.yaml").is_file() else None
     content = read_config(home.parent / deployed if deployed else checkpoint)
     config = (DrmmConfig if content["model_type"] == DrmmConfig.model_type else DrmmDetrConfig).from_dict(content)
     recipe, metrics = _beside(checkpoint, "recipe.yaml"), _beside(checkpoint, "metrics.json")
@@ -227,7 +228,7 @@ def _beside(checkpoint: Path, name: str) -> Path | None:
     place = checkpoint.resolve()
     places = [checkpoint]
     if place.name in _TRAINED:
-        best = name == "metrics.json" and place.name in ("best", "deployed-best")  # other weights than at the end
+        best = name == "metrics.json" and place.name in ("best", DEPLOYED["best"])  # other weights than at the end
         places.append(place.parent / "best" if best else place.parent)
     return next((place / name for place in places if (place / name).is_file()), None)
 

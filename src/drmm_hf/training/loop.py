@@ -38,7 +38,7 @@ _LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 # Of the batches of a step, known without waiting for the device.
 _COUNTS = ("objects", "dropped_boxes")
 # Beside which folder the stock detector that D-RMM was put on lies by itself.
-_PLAIN = {"model": "deployed", "best": "deployed-best"}
+DEPLOYED = {"model": "deployed", "best": "deployed-best"}
 
 
 class TrainingStopped(ValueError):
@@ -147,7 +147,7 @@ class _Training:
                 if self._found() or (self.output / "metrics.jsonl").is_file():
                     for name in ("metrics.json", "results.json"):
                         (self.output / name).unlink(missing_ok=True)
-                    for name in (*_PLAIN, *_PLAIN.values()):
+                    for name in (*DEPLOYED, *DEPLOYED.values()):
                         shutil.rmtree(self.output / name, ignore_errors=True)
                 self.checkpoints.clear()
             write_recipe(config, self.output / "recipe.yaml")
@@ -373,7 +373,7 @@ class _Training:
         if self.accelerator.is_main_process:
             models = {name: self.trained_model}
             if isinstance(self.trained_model, DrmmDetrForObjectDetection):
-                models[_PLAIN[name]] = self.trained_model.detector
+                models[DEPLOYED[name]] = self.trained_model.detector
             for folder, model in models.items():
                 model.save_pretrained(self.output / folder)
                 self.processor.save_pretrained(self.output / folder)
@@ -402,7 +402,7 @@ class _Training:
         # not end_training(), which also ends the process group: a program may train again
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        deployed = self.output / _PLAIN["model"]
+        deployed = self.output / DEPLOYED["model"]
         return TrainResult(
             self.output / "model",
             metrics,

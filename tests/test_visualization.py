@@ -118,6 +118,13 @@ def test_tiny_images_and_unknown_labels(size):
     assert draw_comparison(gray(*size), found([[0, 0, 1, 1]]), found([]), NAMES).width > 2 * size[0]
 
 
+def test_a_name_of_two_lines_is_written_on_one():
+    boxes = found([[40, 50, 120, 110]])
+    assert np.array_equal(
+        draw_detections(gray(), boxes, {0: "red\ncell"}), draw_detections(gray(), boxes, {0: "red cell"})
+    )
+
+
 def test_comparison_has_truth_left_and_prediction_right_each_under_its_title():
     truth = [{"bbox": [40, 50, 80, 60], "category_id": 0}]
     prediction = found([[40, 50, 120, 110]], labels=[1])

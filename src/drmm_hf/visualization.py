@@ -71,7 +71,7 @@ def draw_detections(
         colors = [label_color(labels[i]) for i in chosen]
         picture = draw_bounding_boxes(pil_to_tensor(canvas), pixels, colors=colors, width=max(1, round(size / 250)))
         canvas = to_pil_image(picture)
-        texts = [str(id2label.get(labels[i], labels[i])) for i in chosen]
+        texts = [" ".join(str(id2label.get(labels[i], labels[i])).split()) for i in chosen]  # on one line
         texts = [t if scores[i] is None else f"{t} {scores[i]:.2f}" for t, i in zip(texts, chosen, strict=True)]
         tags = list(zip(texts, colors, pixels.tolist(), strict=True))
         _draw_tags(canvas, _font(size), tags[::-1])  # the surest choose their place first
@@ -108,10 +108,12 @@ def draw_view(
         # its border, and both diagonals on the way
         pen.line([corners[place] for place in (0, 1, 2, 3, 0, 2, 3, 1)], fill=_GRAY, width=3)
     if intervals is not None:
+        # PIL walks through every row of a rectangle, seen or not
+        ends = (intervals * pixels).clamp(-_GAP, max(size) + _GAP)
         for index in reversed(kept.nonzero()[:, 0].tolist()):  # the surest last, on top of the others
             color = label_color(int(detections["labels"][index]))
             left, top, right, bottom = boxes[index].tolist()
-            for edge, (low, high) in enumerate(zip(*(intervals[index] * pixels).tolist(), strict=True)):
+            for edge, (low, high) in enumerate(zip(*ends[index].tolist(), strict=True)):
                 strip = (low, top, high, bottom) if edge % 2 == 0 else (left, low, right, high)
                 if strip[0] <= strip[2] and strip[1] <= strip[3]:
                     pen.rectangle(strip, fill=(*color, _FILL), outline=(*color, _EDGE))

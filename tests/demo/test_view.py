@@ -87,6 +87,8 @@ def test_bands_lie_where_the_intervals_say() -> None:
     assert not changed[200, 225:375].any()
     rows = np.flatnonzero(changed[:, 300])
     assert (rows.min(), rows.max()) == (80, 320)
+    wide, wider = (draw_view(IMAGE, one, {2: "star"}, intervals=reach * (ends - 100)) for reach in (1e2, 1e12))
+    assert wide == wider, "what leaves the picture costs no time"
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,15 @@ def test_a_score_on_an_edge_belongs_to_the_bin_above(num_bins: int) -> None:
         (brier_report, "brier", {"iou_threshold": 2}), (object_calibration_report, "oce", None),
     ],
 )  # fmt: skip
-def test_without_detections_or_objects_and_with_bad_input(report: Any, value: str, setting: dict | None) -> None:
+def test_without_detections_or_objects_and_with_bad_input(
+    report: Any, value: str, setting: dict | None, tmp_path: Path
+) -> None:
     nothing = report(make_truth(), [])
     assert math.isnan(getattr(nothing, value))
     json.dumps(nothing.to_dict(), allow_nan=False)
-    with pytest.raises(ValueError, match=r"3\.5"):
-        report(make_truth((7, 0)), [found(3.5, 0)])
+    (tmp_path / "bad.json").write_text(json.dumps([found(3.5, 0)]))
+    with pytest.raises(ValueError, match=r"bad\.json.*3\.5"):
+        report(make_truth((7, 0)), tmp_path / "bad.json")
     for options in (setting, {"score_threshold": 1.5}, {"max_detections": 0}) if setting else ():
         with pytest.raises(ValueError, match=next(iter(options))):
             report(make_truth((7, 0)), [], **options)

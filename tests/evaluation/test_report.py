@@ -76,9 +76,16 @@ def test_parts_of_the_scores_are_shown_where_they_are_known():
     assert heading in check_page(page).text
     assert heading not in without
     assert page.count("<svg") == 2 + without.count("<svg")
+    assert page.count("D-ECE 0.") == without.count("D-ECE 0."), "p and o of 0.3 or more are other detections"
     single = {**TRUTH, "categories": TRUTH["categories"][1:]}
     of_one = [one for one in with_parts if one["category_id"] == 7]
     assert heading not in render_report(gathered(single, of_one)), "the probability of the only class is no news"
+
+
+def test_names_in_any_script_are_written_without_a_warning(recwarn):
+    named = {**TRUTH, "categories": [{**one, "name": f"細胞 {one['id']}"} for one in TRUTH["categories"]]}
+    assert "細胞 7" in render_report(gathered(named, RESULTS))
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("results", [[], RESULTS])

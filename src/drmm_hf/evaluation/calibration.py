@@ -240,7 +240,7 @@ def object_calibration_report(ground_truth: GroundTruth, results: Results) -> Ob
     thresholds = np.array(settings.iou_thresholds)[:, None, None]
     truth = prepare_ground_truth(ground_truth)
     found = prepare_results(results, truth)
-    check_scores(found.scores)
+    check_scores(found.scores, found.source)
     classes = np.eye(len(truth.category_ids))
     briers = [np.zeros((len(thresholds), 0))]
     for seen, present in pairs(found, ranked_rows(found, settings.max_detections), by_class=False):
@@ -287,12 +287,13 @@ def _binned(kept: Matches, num_bins: int) -> dict[str, Any]:
     return {**counts, "num_bins": num_bins, **kept.settings}
 
 
-def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
+def reliability_figure(reports: Mapping[str, CalibrationReport], d_ece: bool = True) -> "Figure":
     """Reliability diagrams of named reports, from left to right, as in Figs. 2, 8 and 9 of the D-RMM paper.
 
     Each column shows, over the confidence, the precision of the detections of each bin (bar), how far it is from
     their mean confidence (hatched), and the number of detections on a logarithmic axis. The title has the name,
-    the ECE and its settings, and before it, if the report has all detections in its bins, D-ECE and their number.
+    the ECE and its settings, and before it, if the report has all detections in its bins, D-ECE and their number;
+    with `d_ece=False` never, since a part of the score cuts other detections off.
     """
     figure: Figure = require("matplotlib.figure", "plots").Figure((1.0 + 3.0 * len(reports), 5.2), layout="constrained")
     axes = figure.subplots(2, len(reports), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
@@ -310,9 +311,9 @@ def reliability_figure(reports: Mapping[str, CalibrationReport]) -> "Figure":
         top.set(xlim=(0, 1), ylim=(0, 1))
         title = f"ECE {report.ece:.3f}"
         shown = np.array(report.bin_counts[3:])  # from 0.3 on, where there are ten bins: those of D-ECE
-        if (report.iou_threshold, report.score_threshold, report.num_bins) == (0.5, 0.0, 10) and shown.any():
-            d_ece = np.nansum(shown * abs(gap[3:])) / shown.sum()
-            title = f"D-ECE {d_ece:.3f} of {shown.sum():,}, {title}"
+        if d_ece and (report.iou_threshold, report.score_threshold, report.num_bins) == (0.5, 0.0, 10) and shown.any():
+            error = np.nansum(shown * abs(gap[3:])) / shown.sum()
+            title = f"D-ECE {error:.3f} of {shown.sum():,}, {title}"
         top.set_title(f"{name}\n{title}", fontsize=11, color=INK, pad=28)
         settings = report.settings.replace(", score", ",\nscore").replace(">=", "≥")
         top.text(0.5, 1.02, settings, fontsize=8, color=FAINT, transform=top.transAxes, ha="center", va="bottom")

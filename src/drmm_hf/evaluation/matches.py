@@ -56,7 +56,7 @@ class Matches:
     def above(self, score_threshold: float) -> "Matches":
         """Those with at least this score; a `ValueError` if scores or threshold are no probabilities."""
         check_probability("score_threshold", score_threshold)
-        check_scores(self.scores)
+        check_scores(self.scores, self.results.source)
         kept = self.select(self.scores >= score_threshold)
         ignored = self.ignored_scores[self.ignored_scores >= score_threshold]
         return replace(kept, ignored_scores=ignored, score_threshold=max(self.score_threshold, float(score_threshold)))
@@ -262,11 +262,11 @@ def check_probability(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1], not {value}")
 
 
-def check_scores(scores: np.ndarray) -> None:
-    """A `ValueError` unless all scores lie in [0, 1]."""
+def check_scores(scores: np.ndarray, source: str) -> None:
+    """A `ValueError` that names the source unless all scores lie in [0, 1]."""
     outside = scores[(scores < 0) | (scores > 1)]
     if outside.size:
-        raise ValueError(f"results: score {outside[0]:g} is outside [0, 1]; calibration needs probabilities")
+        raise ValueError(f"{source}: score {outside[0]:g} is outside [0, 1]; calibration needs probabilities")
 
 
 def mean_or_nan(values: Sequence[float] | np.ndarray) -> float:

@@ -9,6 +9,7 @@ import copy
 import functools
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -202,7 +203,10 @@ def _svg(figure: Any, label: str) -> Markup:
     """A figure as SVG for the page, whose greys are those of the page."""
     written = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(written, format="svg", metadata=nothing, transparent=True)
+    with warnings.catch_warnings():
+        # it is the browser that draws the letters
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(written, format="svg", metadata=nothing, transparent=True)
     text = written.getvalue()
     text = text[text.index("<svg") + len("<svg") :].replace("*{stroke-linejoin", "svg *{stroke-linejoin")
     for color, name in THEME.items():
@@ -266,8 +270,9 @@ def _lines(
         return _svg(figure, label)
 
 
-def _reliability(report: Mapping[str, Any], name: str) -> Markup:
-    return _svg(reliability_figure({name: CalibrationReport.from_dict(report)}), f"Reliability diagram of {name}")
+def _reliability(report: Mapping[str, Any], name: str, d_ece: bool = True) -> Markup:
+    figure = reliability_figure({name: CalibrationReport.from_dict(report)}, d_ece)
+    return _svg(figure, f"Reliability diagram of {name}")
 
 
 def _gains(model: Model, part: str) -> list[float | None]:

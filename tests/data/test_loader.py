@@ -357,9 +357,9 @@ def test_the_stored_split_is_that_of_the_table(
 def test_a_stored_split_without_image_ids_is_numbered_without_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     for split in ("train", "val"):
-        write_tar(tmp_path / f"{split}-0.tar", samples(["a", "b"]))
+        write_tar(tmp_path / f"set/{split}-0.tar", samples(["a", "b"]))
     with caplog.at_level(logging.WARNING):
-        assert open_stream(tmp_path).evaluation_dataset().dataset["image_id"][:] == [0, 1]
+        assert open_stream(tmp_path / "set").evaluation_dataset().dataset["image_id"][:] == [0, 1]
     assert not caplog.records
 
 

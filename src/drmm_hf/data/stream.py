@@ -238,9 +238,8 @@ def store_split(
     version = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path)).cache_dir
     arguments = {"path": str(path), "split": split, "labels": dict(id2label), "frame": image_frame, "version": version}
     features = row_features(list(stream.id2label.values()))
-    features |= {"width": datasets.Value("int64"), "height": datasets.Value("int64")}
     try:
-        table = datasets.Dataset.from_generator(_rows_of, features=datasets.Features(features), gen_kwargs=arguments)
+        table = datasets.Dataset.from_generator(_rows_of, features=features, gen_kwargs=arguments)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None

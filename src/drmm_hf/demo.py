@@ -19,7 +19,7 @@ from .configuration_drmm import DrmmConfig
 from .data import open_image
 from .data.scenes import CATEGORIES, render_scene
 from .evaluation import predict_images
-from .evaluation.analysis import check_classes, read_analysis
+from .evaluation.analysis import check_classes, read_analysis, reading
 from .evaluation.uncertainty import LEVELS
 from .files import require
 from .loading import predicted
@@ -92,24 +92,25 @@ def load_measured(path: str | PathLike[str], checkpoint: str, classes: Sequence[
         FileNotFoundError, ValueError: the file is no such report, or one of another model.
     """
     entry = read_analysis(path, checkpoint, ("data", "calibration", "thresholds", "uncertainty"))
-    bins, intervals = entry["calibration"]["reliability"], entry["uncertainty"]
-    thresholds = {name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()}
-    check_classes(path, thresholds, classes)
-    fitted = intervals["factor"] is not None
-    covered = zip(intervals["levels"], intervals["coverage_after" if fitted else "coverage"], strict=True)
-    # an empty bin has None, which becomes nan
-    columns = [np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies")]
-    return Measured(
-        edges=columns[0],
-        counts=columns[1],
-        confidences=columns[2],
-        precisions=columns[3],
-        thresholds=thresholds,
-        factor=intervals["factor"] if fitted else 1.0,
-        coverage={level: share for level, share in covered if share is not None},
-        images=entry["data"]["images"],
-        iou_threshold=bins["iou_threshold"],
-    )
+    with reading(path):
+        bins, intervals = entry["calibration"]["reliability"], entry["uncertainty"]
+        thresholds = {name: one["score_threshold"] for name, one in entry["thresholds"]["per_class"].items()}
+        check_classes(path, thresholds, classes)
+        fitted = intervals["factor"] is not None
+        covered = zip(intervals["levels"], intervals["coverage_after" if fitted else "coverage"], strict=True)
+        # an empty bin has None, which becomes nan
+        columns = [np.array(bins[f"bin_{name}"], float) for name in ("edges", "counts", "confidences", "accuracies")]
+        return Measured(
+            edges=columns[0],
+            counts=columns[1],
+            confidences=columns[2],
+            precisions=columns[3],
+            thresholds=thresholds,
+            factor=intervals["factor"] if fitted else 1.0,
+            coverage={level: share for level, share in covered if share is not None},
+            images=entry["data"]["images"],
+            iou_threshold=bins["iou_threshold"],
+        )
 
 
 @dataclass(frozen=True)

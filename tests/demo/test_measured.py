@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from drmm_hf.demo import Measured, load_measured
+from drmm_hf.evaluation.analysis import read_thresholds
 
 CLASSES = ["disc", "ring", "star"]
 
@@ -73,11 +74,25 @@ def test_a_class_that_the_data_did_not_have_is_told(
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"checkpoints": []}', '{"checkpoints": [{"checkpoint": "model"}], "data": {}}', "{"]
+    "content",
+    [
+        "[]",
+        "{}",
+        '{"checkpoints": []}',
+        '{"checkpoints": [{"checkpoint": "model"}], "data": {}}',
+        "{",
+        '{"checkpoints": 3}',
+        '{"checkpoints": ["model"]}',
+        '{"checkpoints": [{"thresholds": []}]}',
+        '{"checkpoints": [{"thresholds": {"per_class": {"disc": {"score_threshold": "0.4", "objects": 3}}}}]}',
+        '{"data": {}, "calibration": {}, "thresholds": {"per_class": {}}, "uncertainty": {}}',
+    ],
 )
 def test_another_json_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "analysis.json").write_text(content)
     with pytest.raises(ValueError, match=r"analysis\.json"):
         load_measured(tmp_path / "analysis.json", "model", CLASSES)
+    with pytest.raises(ValueError, match=r"analysis\.json"):
+        read_thresholds(tmp_path / "analysis.json", "model", CLASSES)
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         load_measured(tmp_path / "none.json", "model", CLASSES)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,15 @@ logger = logging.getLogger(__name__)
 FALLBACK_THRESHOLD = 0.5
 
 
+@contextlib.contextmanager
+def reading(path: str | PathLike[str]) -> Iterator[None]:
+    """What goes wrong with an analysis.json that has been edited becomes a ValueError that names the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not as drmm analyze writes it ({error}); run it again") from error
+
+
 def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], parts: Sequence[str]) -> dict[str, Any]:
     """Parts of an `analysis.json`: what it says of one checkpoint, and of the data.
 
@@ -43,10 +52,11 @@ def read_analysis(path: str | PathLike[str], checkpoint: str | PathLike[str], pa
     content = read_json(path)
     content = content if isinstance(content, Mapping) else {}
     entries = content.get("checkpoints", [{}])
-    if len(entries) > 1:
-        wanted = {Path(checkpoint).resolve(), Path(checkpoint).resolve() / "model"}
-        entries = [entry for entry in entries if Path(entry["checkpoint"]).resolve() in wanted]
-    found = {**content, **(entries[0] if entries else {})}
+    with reading(path):
+        if len(entries) > 1:
+            wanted = {Path(checkpoint).resolve(), Path(checkpoint).resolve() / "model"}
+            entries = [entry for entry in entries if Path(entry["checkpoint"]).resolve() in wanted]
+        found = {**content, **(entries[0] if entries else {})}
     if missing := [part for part in parts if part not in found]:
         raise ValueError(
             f"{path}: has no {missing[0]} of {checkpoint}; give the analysis.json of drmm analyze on this checkpoint"
@@ -63,11 +73,15 @@ def read_thresholds(path: str | PathLike[str], checkpoint: str | PathLike[str], 
         path, checkpoint: as in `read_analysis`, with its errors.
         classes: names of the model's classes; a ValueError if the analysis has none of them.
     """
-    known = read_analysis(path, checkpoint, ("thresholds",))["thresholds"]["per_class"]
-    check_classes(path, known, classes)
-    found = [known.get(name, {"score_threshold": None, "objects": 0}) for name in classes]
-    limits = [(one["score_threshold"], one["objects"]) for one in found]
-    return [(math.inf if objects else FALLBACK_THRESHOLD) if limit is None else limit for limit, objects in limits]
+    thresholds = read_analysis(path, checkpoint, ("thresholds",))["thresholds"]
+    with reading(path):
+        known = thresholds["per_class"]
+        check_classes(path, known, classes)
+        found = [known.get(name, {"score_threshold": None, "objects": 0}) for name in classes]
+        limits = [(one["score_threshold"], one["objects"]) for one in found]
+        return [
+            (math.inf if objects else FALLBACK_THRESHOLD) if limit is None else limit / 1.0 for limit, objects in limits
+        ]
 
 
 def check_classes(path: str | PathLike[str], known: Collection[str], classes: Sequence[str]) -> None:

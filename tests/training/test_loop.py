@@ -228,7 +228,7 @@ class TestEvaluationDuringTraining:
         assert len(scores) == stopped == gains[-1] + 3 < 8
         # nothing of the steps is lost: each has been logged, and the last can be gone on from
         assert [line["step"] for line in lines(tmp_path) if "loss" in line] == list(range(1, stopped + 1))
-        assert len(Checkpoints(tmp_path / "checkpoints").paths()) == 1
+        assert len(Checkpoints(tmp_path).paths()) == 1
 
     def test_by_epochs(self, scenes: Path, tmp_path: Path) -> None:
         length = {"eval_every_epochs": 0.5, "epochs": 1, "train_images": None}

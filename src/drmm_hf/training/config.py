@@ -210,8 +210,8 @@ class TrainConfig:
                 f"augmentation {self.augmentation} keeps the aspect ratio; give one number as image_size",
             ),
             (
-                self.patience and not (self.eval_every or self.eval_every_epochs),
-                "patience counts evaluations; give eval_every or eval_every_epochs, too",
+                self.patience and not (self.eval_split and (self.eval_every or self.eval_every_epochs)),
+                "patience counts evaluations; give eval_split, and eval_every or eval_every_epochs, too",
             ),
             (self.epoch_images and not self.streaming, "epoch_images is for a stream; leave it out, or set streaming"),
         ):

@@ -90,10 +90,8 @@ class Checkpoints:
         if self._found():
             for name in ("metrics.json", "results.json"):
                 (self.output / name).unlink(missing_ok=True)
-            for name in (*DEPLOYED, *DEPLOYED.values()):
-                shutil.rmtree(self.output / name, ignore_errors=True)
-        for path in (*self.paths(), *self.folder.glob(".partial*")):
-            shutil.rmtree(path)
+            for path in (*self.paths(), *(self.output / name for name in (*DEPLOYED, *DEPLOYED.values()))):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, accelerator: Accelerator, progress: Mapping[str, Any], average: AveragedModel | None = None) -> None:
         """Save the state of all processes; every process calls it.

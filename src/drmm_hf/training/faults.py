@@ -48,13 +48,7 @@ def signals_held(hold: bool) -> Iterator[threading.Event]:
 
 @contextlib.contextmanager
 def explained_faults(num_processes: int, timeout: float, doing: Callable[[], str]) -> Iterator[None]:
-    """Turn no memory and a lost process into a `TrainingStopped` that says what to do.
-
-    Args:
-        num_processes: of this training.
-        timeout: of the process group, in seconds.
-        doing: says what is being done, and what would make it smaller.
-    """
+    """Turn no memory and a lost process into a `TrainingStopped` that says what to do, and what `doing` tells."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

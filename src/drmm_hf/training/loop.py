@@ -23,7 +23,6 @@ from ..modeling_drmm import DrmmForObjectDetection
 from ..modeling_drmm_detr import DrmmDetrForObjectDetection
 from .checkpoints import DEPLOYED, Checkpoints, identity, keep_lines
 from .config import TrainConfig, write_recipe
-from .evaluations import evaluate, evaluation_steps
 from .faults import TrainingStopped, explained_faults, signals_held, sizes
 from .optim import (
     StepGuard,
@@ -35,7 +34,16 @@ from .optim import (
     set_rates,
     weight_average,
 )
-from .setup import build_accelerator, build_model, build_transform, check_training_data, model_inputs, open_data
+from .setup import (
+    build_accelerator,
+    build_model,
+    build_transform,
+    check_training_data,
+    evaluate,
+    evaluation_steps,
+    model_inputs,
+    open_data,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +119,7 @@ class _Training:
         self.steps_per_epoch = (epoch_images or math.nan) / self.images_per_step
         images = config.train_images or (config.epochs or 0) * (epoch_images or 0)
         self.num_steps = max(1, round(images / self.images_per_step))
-        self.eval_steps = (
-            set() if self.eval_dataset is None else evaluation_steps(config, self.num_steps, self.steps_per_epoch)
-        )
+        self.eval_steps = evaluation_steps(config, self.num_steps, self.steps_per_epoch)
         self.identity = identity(config, self.images_per_step, self.data, self.model.config)
         self.progress: dict[str, Any] = {
             "step": 0,

@@ -69,13 +69,7 @@ def set_rates(optimizer: torch.optim.Optimizer, schedule: LambdaLR, given: Seque
 
 @contextlib.contextmanager
 def scale_floor(config: DrmmConfig, start: float | None, done: float) -> Iterator[None]:
-    """The model's `min_scale_ratio` is that of a step, on a geometric path down from `start`.
-
-    Args:
-        config: of the model.
-        start: at the beginning of the training; None leaves the model's own.
-        done: share of the training after the step; the path ends at nine tenths.
-    """
+    """The `min_scale_ratio` of a step on a geometric path from `start`, if any; `done` is a share of the training."""
     end = config.min_scale_ratio
     if start is not None:
         share = min(1.0, done / 0.9)

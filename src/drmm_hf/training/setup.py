@@ -1,8 +1,10 @@
-"""What a training is made of: Accelerate, the data, the model and the augmentation."""
+"""What a training is made of: Accelerate, the data, the model, the augmentation and the evaluations."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from ..conversion import warm_start
 from ..data import DetectionDataset, PaperTransform, TrainTransform
 from ..data.check import check_data, format_check
 from ..data.transforms import canvas_size, scaled_size
+from ..evaluation import evaluate_detections, predict_dataset
+from ..files import write_json
 from ..image_processing_drmm import DrmmImageProcessor
 from ..loading import load_to_train, model_type
 from ..modeling_drmm import DrmmForObjectDetection
@@ -186,3 +190,34 @@ def build_transform(
         keep_aspect="height" not in size,
         fill=(red, green, blue),
     )
+
+
+def evaluation_steps(config: TrainConfig, num_steps: int, steps_per_epoch: float) -> set[int]:
+    """The steps after which `config` wants an evaluation."""
+    every = config.eval_every
+    steps = set(range(every, num_steps + 1, every)) if every and config.eval_split else set()
+    if config.eval_every_epochs and config.eval_split:
+        stride = steps_per_epoch * config.eval_every_epochs
+        steps |= {max(1, round(stride * i)) for i in range(1, int(num_steps / stride) + 1)}
+    return steps
+
+
+def evaluate(
+    model: DrmmForObjectDetection,
+    processor: DrmmImageProcessor,
+    dataset: DetectionDataset,
+    accelerator: Accelerator,
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """COCO numbers and ECE (paper Eq. 9) on every process; the detections go to results.json."""
+    options = {"batch_size": config.eval_batch_size, "num_workers": config.num_workers}
+    results = predict_dataset(model, processor, dataset, accelerator=accelerator, **options)
+    metrics: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        write_json(Path(config.output) / "results.json", results)
+        report = evaluate_detections(dataset.annotations_path, results)
+        metrics = {name: round(value, 4) for name, value in report.metrics.items()}
+        for name, calibration in report.named_calibration.items():
+            metrics[name] = round(calibration.ece, 4) if math.isfinite(calibration.ece) else None
+            metrics[f"{name}_settings"] = calibration.settings
+    return broadcast_object_list([metrics])[0]

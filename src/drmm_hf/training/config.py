@@ -58,7 +58,7 @@ class TrainConfig:
     warm_start: str | None = _option(
         None,
         "start from all weights of this Sparse R-CNN, AdaMixer or D-RMM checkpoint (folder or Hub id) but the output "
-        "layers of its heads; the preset must be of its sizes",
+        "layers of its heads, also in place of --backbone-weights; the preset must be of its sizes",
     )
     backbone_weights: str | None = _option(
         None,

@@ -129,7 +129,7 @@ def build_model(
             raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
         if config.warm_start is not None:
             warm_start(model, config.warm_start)
-        if config.backbone_weights is not None:
+        elif config.backbone_weights is not None:  # which are part of what a warm start brings
             model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
         # its size is that of the preset, its mean and deviation are those that the backbone knows
         fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}

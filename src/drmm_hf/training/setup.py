@@ -210,8 +210,8 @@ def evaluate(
     config: TrainConfig,
 ) -> dict[str, Any]:
     """COCO numbers and ECE (paper Eq. 9) on every process; the detections go to results.json."""
-    options = {"batch_size": config.eval_batch_size, "num_workers": config.num_workers}
-    results = predict_dataset(model, processor, dataset, accelerator=accelerator, **options)
+    size, workers = config.eval_batch_size, config.num_workers
+    results = predict_dataset(model, processor, dataset, accelerator=accelerator, batch_size=size, num_workers=workers)
     metrics: dict[str, Any] = {}
     if accelerator.is_main_process:
         write_json(Path(config.output) / "results.json", results)

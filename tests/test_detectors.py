@@ -300,10 +300,11 @@ def test_arguments_that_cannot_be_are_refused(wrong, stock):
 
 
 def test_fields_of_the_detector_and_a_folder_of_our_own(stock, tmp_path):
-    model = DrmmDetrForObjectDetection.from_detector(stock("rt_detr_v2"), num_queries=5, mcm_weight=0.25)
+    model = DrmmDetrForObjectDetection.from_detector(str(stock("rt_detr_v2")), num_queries=5, mcm_weight=0.25)
     assert model(batch()["pixel_values"]).logits.shape[1] == 5
     assert model.config.mcm_weight == 0.25
     model.save_pretrained(tmp_path / "drmm", max_shard_size="50KB")
+    assert str(tmp_path.parent) not in (tmp_path / "drmm" / "config.json").read_text()  # where the detector came from
     loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "drmm")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="from_pretrained"):

@@ -39,6 +39,16 @@ class DetectorConfig(PreTrainedConfig):
             super().__setattr__("label2id", {name: index for index, name in value.items()})
         super().__setattr__(key, value)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The saved fields. `auto_map` only where the code itself is saved beside it; no folder of this machine."""
+        values = super().to_dict()
+        if self._auto_class is None:
+            values.pop("auto_map", None)
+        for name in self.sub_configs:
+            if isinstance(values.get(name), dict):
+                values[name].pop("_name_or_path", None)
+        return values
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in `PreTrainedConfig`, but another model's config.json, of which transformers only warns, is refused.
@@ -290,13 +300,6 @@ class DrmmConfig(DetectorConfig):
                 f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of 8 (its position encoding) and of "
                 f"num_sampling_groups={self.num_sampling_groups} for decoder='adamixer'."
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The saved fields. `auto_map` is kept only where the code itself is saved beside it."""
-        values = super().to_dict()
-        if self._auto_class is None:
-            values.pop("auto_map", None)
-        return values
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Always writes the labels: the base class leaves out two labels, its own default, and loads 80."""

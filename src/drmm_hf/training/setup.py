@@ -20,7 +20,7 @@ from ..data import DetectionDataset, PaperTransform, TrainTransform
 from ..data.check import check_data, format_check
 from ..data.transforms import canvas_size, scaled_size
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_to_train, model_type
+from ..loading import load_to_train, model_config
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .batches import TableData, TrainingData
@@ -46,7 +46,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
                 "models of this package fit on one device"
             )
     # other detectors have parameters for queries of their own loss, which a likelihood does not read
-    partly = config.model is not None and model_type(config.model) != DrmmConfig.model_type
+    partly = config.model is not None and model_config(config.model).model_type != DrmmConfig.model_type
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,

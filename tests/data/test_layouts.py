@@ -392,6 +392,14 @@ def test_a_list_may_name_files_in_another_unicode_form_or_that_differ_in_case_al
     assert len(_boxes(load_detection_dataset(tmp_path))) == 7
 
 
+@pytest.mark.parametrize("ending", [".jfif", ".AVIF"])
+def test_yolo_images_of_other_endings(tmp_path, ending):
+    tools.ultralytics_yolo(tmp_path)
+    for file in list((tmp_path / "images").rglob("*.jpg")):
+        file.rename(file.with_suffix(ending))
+    assert load_detection_dataset(tmp_path).report.boxes == 12
+
+
 def test_one_folder_of_images_may_be_both_splits(tmp_path):
     tools.ultralytics_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("path: ../pets\ntrain: images\nval: images/\nnames: [cat, dog]\n")

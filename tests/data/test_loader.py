@@ -354,6 +354,15 @@ def test_the_stored_split_is_that_of_the_table(
         assert len(open_stream(tmp_path / "other").evaluation_dataset()) == count, "made anew when the shards change"
 
 
+def test_a_stored_split_without_image_ids_is_numbered_without_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "val"):
+        write_tar(tmp_path / f"set/{split}-0.tar", samples(["a", "b"]))
+    with caplog.at_level(logging.WARNING):
+        assert open_stream(tmp_path / "set").evaluation_dataset().dataset["image_id"][:] == [0, 1]
+    assert not caplog.records
+
+
 def test_the_card_of_a_data_set_tells_the_length(parquet_scenes: Path, tmp_path: Path) -> None:
     for shard in parquet_scenes.iterdir():
         (tmp_path / shard.name).symlink_to(shard)

@@ -150,6 +150,12 @@ def test_the_order_follows_seed_and_epoch(parquet, buffer_size):
     assert sorted(first) == sorted(other_epoch) == sorted(other_seed)
 
 
+def test_the_end_of_an_epoch_waits_for_nothing(parquet, monkeypatch):
+    data = load_streaming_dataset(parquet(*shards_of(2)))
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"sleeps {seconds} s"))
+    assert len(ids(data.epoch(0, seed=1))) == 8
+
+
 @pytest.mark.parametrize("empty", [0, 1])
 @pytest.mark.parametrize("kind", ["parquet", "tars"])
 def test_an_empty_shard_ends_nothing(empty, kind, parquet, tars):

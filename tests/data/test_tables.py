@@ -236,7 +236,14 @@ def _parquet(splits, folder):
         part.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
 
 
-@pytest.mark.parametrize("write", [_save, _parquet])
+def _converted(splits, folder):
+    """As the Hub converts a data set to parquet."""
+    for split, part in splits.items():
+        (folder / "default" / split).mkdir(parents=True)
+        part.to_parquet(folder / "default" / split / "0000.parquet")
+
+
+@pytest.mark.parametrize("write", [_save, _parquet, _converted])
 def test_folders_of_datasets(tmp_path, write):
     write(_split_dict(), tmp_path / "set")
     assert_as_written(load_detection_dataset(tmp_path / "set"))

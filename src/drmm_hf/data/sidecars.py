@@ -23,7 +23,9 @@ from .splits import SPLITS, Part, by_split, split_in, usual_name
 
 logger = logging.getLogger(__name__)
 
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
+_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".avif", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
 _OF_IMAGES = frozenset(("images", "jpegimages"))
 _CONTENTS = _OF_IMAGES | {"labels", "annotations", "xmls"}
 """Names of folders, in any case, that say what is in them and not of which images."""

@@ -1,6 +1,7 @@
 """Detection data sets read as a stream of shards: more images than fit on the disk or in memory."""
 
 import contextlib
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,11 @@ from .splits import AnyPath, choose_split, usual_name
 from .tables import COLUMNS, class_names_of, is_saved, objects_dataset, read_objects, reason_of, unreadable
 from .tars import TarError, read_tars
 
+_SHUFFLE = inspect.signature(datasets.IterableDataset.shuffle).parameters
 _CHECKED_BOXES = 100
 """So many boxes tell whether they are relative to the image."""
+_ONE_SHARD = {"max_buffer_input_shards": 1} if "max_buffer_input_shards" in _SHUFFLE else {}
+"""`datasets` 5 reads ten shards at once otherwise, in threads for whose end it sleeps five seconds in every epoch."""
 _DAMAGED = (OSError, ValueError, pa.ArrowException, datasets.exceptions.DatasetsError)
 
 
@@ -82,7 +86,7 @@ class StreamingDetectionDataset(IterableDataset):
             buffer_size: rows, with their encoded images, that every reading process keeps in memory to mix them.
         """
         # not `set_epoch` of `datasets`: all workers would share the one number
-        rows = self.rows.shuffle(seed=mixed_seed(seed, number), buffer_size=buffer_size)
+        rows = self.rows.shuffle(seed=mixed_seed(seed, number), buffer_size=buffer_size, **_ONE_SHARD)
         return self._clean_all(split_dataset_by_node(rows, process_index, num_processes))
 
     def _clean_all(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -234,9 +238,8 @@ def store_split(
     version = datasets.load_dataset_builder(str(root.absolute() if root.is_dir() else path)).cache_dir
     arguments = {"path": str(path), "split": split, "labels": dict(id2label), "frame": image_frame, "version": version}
     features = row_features(list(stream.id2label.values()))
-    features |= {"width": datasets.Value("int64"), "height": datasets.Value("int64")}
     try:
-        table = datasets.Dataset.from_generator(_rows_of, features=datasets.Features(features), gen_kwargs=arguments)
+        table = datasets.Dataset.from_generator(_rows_of, features=features, gen_kwargs=arguments)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError | OSError):
             raise error.__cause__ from None
@@ -248,7 +251,8 @@ def _rows_of(
     path: str, split: str, labels: dict[int, str], frame: ImageFrame, version: str
 ) -> Iterator[dict[str, Any]]:
     for row in load_streaming_dataset(path, split, id2label=labels, image_frame=frame):
-        yield {name: row[name] for name in ("image", "image_id", "width", "height", "objects")}
+        image_id = row["image_id"] if row["image_id"] >= 0 else None
+        yield {**{name: row[name] for name in COLUMNS}, "image_id": image_id}
 
 
 def mixed_seed(*parts: int) -> int:

@@ -83,7 +83,7 @@ def objects_dataset(
         images = Records(table.with_format("arrow")[:].to_pylist(), lambda row: f"{name}: row {row}")
         sizes = image_sizes(images, lambda row: image_size({**pictures[row], "image_frame": image_frame}))
         image_ids, given = images.ids_or_numbers("image_id")
-        if not given and "image_id" in table.column_names:
+        if not given and any(value is not None for value in images.values("image_id")):
             logger.warning("%s: image_id are not different integers; row numbers are used instead", name)
         objects = images.values("objects")
         annotations = read_objects(name, objects, image_ids, sizes, names, id2label, images.where)
@@ -130,7 +130,7 @@ def is_objects_source(path: AnyPath) -> bool:
     """Whether `path` is a folder of `datasets` (saved, parquet, imagefolder) or, no folder, looks like a Hub id."""
     root = Path(path).expanduser()
     if root.is_dir():
-        patterns = ("*.parquet", "*/*.parquet", "metadata.jsonl", "*/metadata.jsonl")
+        patterns = (f"{folders}{file}" for folders in ("", "*/", "*/*/") for file in ("*.parquet", "metadata.jsonl"))
         files = is_saved(root) or any(next(root.glob(pattern), None) for pattern in patterns)
         return files and not (root / "annotations").is_dir()
     return isinstance(path, str) and not root.exists() and _HUB_ID.fullmatch(path) is not None

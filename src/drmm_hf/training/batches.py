@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchvision.ops import box_convert
 
-from ..data import DatasetReport, DetectionDataset, load_detection_dataset
+from ..data import DetectionDataset, load_detection_dataset
 from ..data.load import find_part
 from ..data.splits import VALIDATION_SHARE
 from ..data.stream import mixed_seed
@@ -39,7 +39,6 @@ class TrainingData(ABC):
 
     Attributes:
         id2label, label2id: labels 0..C-1 and names.
-        report: what was changed in the boxes while reading; of a stream, in those that this process has read so far.
         epoch_images: images of an epoch of all processes; None where nothing tells.
         num_workers: processes that read images.
 
@@ -49,7 +48,7 @@ class TrainingData(ABC):
 
     def __init__(self, config: TrainConfig, num_processes: int = 1, process_index: int = 0) -> None:
         self.config, self.num_processes, self.process_index = config, num_processes, process_index
-        self.report, self.epoch_images, self.num_workers = DatasetReport(), config.epoch_images, config.num_workers
+        self.epoch_images, self.num_workers = config.epoch_images, config.num_workers
         self.id2label = self._open(None if config.classes is None else dict(enumerate(config.classes)))
         if config.model and config.classes is None:  # classes that it knows keep the labels that they have there
             known = label_names(config.model)
@@ -165,7 +164,7 @@ class TableData(TrainingData):
             validation_share=VALIDATION_SHARE if held_out else 0.0,
             image_frame=config.image_frame,
         )
-        self.report, self.rows = self.dataset.report, self.dataset.dataset
+        self.rows = self.dataset.dataset
         if config.skip_empty_images:
             crowd = (objects["iscrowd"] for objects in self.rows["objects"])
             self.rows = self.rows.select([i for i, flags in enumerate(crowd) if not all(flags)])

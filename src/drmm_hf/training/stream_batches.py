@@ -74,11 +74,12 @@ class StreamData(TrainingData):
         return gather_object([{"readers": max(self.num_workers, 1), "positions": positions}])
 
     def batches(self, transform: Transform, first_step: int = 0, position: Any = None) -> Iterator[dict[str, Any]]:
+        report = DatasetReport()
         for batch in super().batches(transform, first_step, position):
             self._positions[batch.pop("reader")] = batch.pop("position")
-            before, self.report = self.report.turned_images, self.report + batch.pop("report")
-            if self.report.turned_images and not before:
-                self._warn(turned_notice(self.report, self.config.image_frame))
+            before, report = report.turned_images, report + batch.pop("report")
+            if report.turned_images and not before:
+                self._warn(turned_notice(report, self.config.image_frame))
             yield batch
 
     def _start(self, first_step: int, position: Any) -> tuple[int, int]:

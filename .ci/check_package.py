@@ -2,12 +2,11 @@
 
 The wheel is installed without its dependencies in an empty virtual environment that finds them where this Python does,
 which saves gigabytes. There the commands and the Python snippets of the README run on a few generated images: `drmm
-NAME` as installed, the scripts that are not part of the package from this checkout, and trainings with a few images. A
-command that is not known here is a failure: the README has no command that nobody ever ran.
+NAME` as installed, and trainings with a few images. A command that is not known here is a failure: the README has no
+command that nobody ever ran.
 """
 
 import argparse
-import importlib.util
 import os
 import re
 import shlex
@@ -27,20 +26,12 @@ FEW_IMAGES = ["--train-images", "4", "--batch-size", "2"]
 ARGUMENTS = {
     "quickstart": ["--data", "data", *FEW_IMAGES, "--num-pictures", "2"],
     "train": FEW_IMAGES,
-    "presets": ["drmm-sparse-rcnn-tiny"],
-    "reproduce": ["--seeds", "0", *FEW_IMAGES[:2]],
 }
 PLACEHOLDERS = {"PICTURES": "data/images", "FOLDER": "data", "CHECKPOINT": "runs/quickstart/model"}
 NOT_RUN = {
     r"make test$": "it is a step of its own",
-    r"accelerate launch .* --data coco": "needs COCO and GPUs; the recipes are read by tests/training",
-    r"drmm convert \w+\.pth": "needs released weights; tests/conversion converts generated ones",
-    r"drmm demo": "it serves until it is stopped; tests/demo drives it in a browser",
     r"drmm train .*--model PekingU/": "needs the Hub; tests/scripts trains small detectors of the same families",
-    r"drmm train --warm-start": "needs released weights; tests/conversion starts from generated ones",
 }
-if importlib.util.find_spec("onnxruntime") is None:
-    NOT_RUN[r"drmm export"] = "needs the extra export; with EXTRAS=dev,plots,baselines,export it is run"
 SNIPPET_INPUT = """
 import torch
 from PIL import Image
@@ -143,13 +134,11 @@ def run_readme(readme: Path, commands: Path, folder: Path) -> None:
 
 def installed(command: str, commands: Path) -> list[str]:
     """A command of the README as one of the installed package, on few images."""
-    found = re.fullmatch(r"(?:make (?=quickstart)|drmm |python scripts/)([\w-]+)(?:\.py)?(.*)", command)
+    found = re.fullmatch(r"(?:make (?=quickstart)|drmm )([\w-]+)(.*)", command)
     if not found:
         sys.exit(f"README: {command!r} is no command that this check can run; add it here or under NOT_RUN")
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(found[2])]
-    script = ROOT / "scripts" / f"{found[1]}.py"
-    program = [commands / "python", script] if command.startswith("python") else [commands / "drmm", found[1]]
-    return [*map(str, program), *words, *ARGUMENTS.get(found[1], [])]
+    return [str(commands / "drmm"), found[1], *words, *ARGUMENTS.get(found[1], [])]
 
 
 def main() -> int:

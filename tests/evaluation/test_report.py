@@ -163,6 +163,12 @@ def test_the_page_begins_with_a_verdict(groups: list[tuple[float, int, int]], kn
     assert (told in text) == (known != "few")
 
 
+def test_few_detections_of_many_objects_are_no_lack_of_images() -> None:
+    for groups, asked in ([(0.75, 30, 22)], True), ([(0.05, 900, 45), (0.75, 1, 0)], False):
+        text = check_page(render_report(scored(*groups))).text.partition("Accuracy")[0]
+        assert ("more labeled images" in text) == asked
+
+
 def test_a_correction_has_to_lower_both_errors() -> None:
     """A fall of the Brier score alone is no reason: that is what a fit to many tiny scores brings."""
     analysis = scored((0.05, 200, 0), (0.75, 400, 200))

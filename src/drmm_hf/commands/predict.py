@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
                 results.append({**result, **names, "drawing": drawing.name})
     write_json(output / "predictions.json", results)
     read = len(files) - len(skipped)
-    known = f"their class's in {arguments.analysis}" if arguments.analysis else arguments.threshold
+    known = f"their class's in {arguments.analysis}" if arguments.analysis else f"{arguments.threshold} (--threshold)"
     print(f"{len(results)} detections in {read} of {len(files)} images: {output / 'predictions.json'}")
     print(f"smallest score: {known}")
     for message in skipped:

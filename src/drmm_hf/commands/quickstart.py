@@ -106,7 +106,7 @@ pictures  {overview}    (ground truth left, detections right)
 model     {result.model_dir}    pipeline("object-detection", model="{result.model_dir}")
 numbers   {output / "metrics.json"}, detections in {output / "results.json"}
 
-Your own pictures:      drmm predict --model {result.model_dir} IMAGES --output drawn
+Your own pictures:      drmm predict --model {result.model_dir} --analysis {output / "report" / analyze.NUMBERS} IMAGES
 Your own data, longer:  drmm train --recipe finetune-small --model {result.model_dir} --data FOLDER""")
 
 

@@ -297,7 +297,10 @@ def _summary(model: Model) -> tuple[str, list[str]]:
         sentences = [*_gap_sentences(model, d_ece, count), _threshold_sentence(model)]
     if known == "few":
         ap = cell_text(model["accuracy"]["metrics"]["AP"], ".3f")
-        following = f"analyze more labeled images. If these were many, it finds little (AP {ap}): train longer"
+        objects = sum(entry["objects"] for entry in model["thresholds"]["per_class"].values())
+        following = "analyze more labeled images"
+        if objects >= 2 * FEW:  # enough of them, and it is sure of less than half
+            following = f"train longer: it finds few of the {objects:,} objects (AP {ap})"
         page = "docs/train.md"
     elif known == "trusted":
         following = "on images like these, read scores as probabilities; drmm predict --analysis applies the thresholds"

@@ -24,7 +24,7 @@ from ..data.transforms import canvas_size, scaled_size
 from ..evaluation import evaluate_detections, predict_dataset
 from ..files import write_json
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_to_train, model_type
+from ..loading import load_to_train, model_config
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .batches import TableData, TrainingData
@@ -50,7 +50,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
                 "models of this package fit on one device"
             )
     # other detectors have parameters for queries of their own loss, which a likelihood does not read
-    partly = config.model is not None and model_type(config.model) != DrmmConfig.model_type
+    partly = config.model is not None and model_config(config.model).model_type != DrmmConfig.model_type
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,

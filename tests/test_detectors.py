@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForObjectDetection,
@@ -191,6 +192,25 @@ def test_other_classes(family, stock):
         model(**inputs)
 
 
+@pytest.mark.parametrize("family", ["rt_detr_v2", "lw_detr", "detr"], indirect=True)
+def test_other_classes_for_a_checkpoint_of_our_own_begin_as_in_the_stock_detector(wrapped, tmp_path):
+    wrapped.save_pretrained(tmp_path)
+    names = {label: f"kind {label}" for label in range(9)}
+    loaded = DrmmDetrForObjectDetection.from_pretrained(tmp_path, id2label=names, ignore_mismatched_sizes=True)
+    torch.manual_seed(0)
+    fresh = AutoModelForObjectDetection.from_config(loaded.detector.config).state_dict()
+    before = wrapped.detector.state_dict()
+    new = {name for name, value in fresh.items() if value.shape != before[name].shape}
+    assert new
+    for name, value in loaded.detector.state_dict().items():
+        if name not in new:
+            assert torch.equal(value, before[name]), name
+        elif value.dim() == 1:
+            assert torch.equal(value, fresh[name]), name
+        else:
+            torch.testing.assert_close(value.std(), fresh[name].std(), rtol=0.3, atol=0.0)
+
+
 def test_objectives_and_half_precision_train(wrapped):
     wrapped.train()
     inputs = batch()
@@ -280,10 +300,11 @@ def test_arguments_that_cannot_be_are_refused(wrong, stock):
 
 
 def test_fields_of_the_detector_and_a_folder_of_our_own(stock, tmp_path):
-    model = DrmmDetrForObjectDetection.from_detector(stock("rt_detr_v2"), num_queries=5, mcm_weight=0.25)
+    model = DrmmDetrForObjectDetection.from_detector(str(stock("rt_detr_v2")), num_queries=5, mcm_weight=0.25)
     assert model(batch()["pixel_values"]).logits.shape[1] == 5
     assert model.config.mcm_weight == 0.25
     model.save_pretrained(tmp_path / "drmm", max_shard_size="50KB")
+    assert str(tmp_path.parent) not in (tmp_path / "drmm" / "config.json").read_text()  # where the detector came from
     loaded = AutoModelForObjectDetection.from_pretrained(tmp_path / "drmm")
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="from_pretrained"):
@@ -328,11 +349,26 @@ def test_a_family_without_an_adapter_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"initial_scale_ratio": 0.0}, {"mcm_weight": -1.0}, {"objective": "nll_max"}, {"stop_gradient": ["boxes"]}],
+    [
+        {"initial_scale_ratio": 0.0},
+        {"mcm_weight": -1.0},
+        {"class_weight": -1.0},
+        {"min_scale_ratio": float("nan")},
+        {"likelihood_floor": 1.0},
+        {"objective": "nll_max"},
+        {"stop_gradient": ["boxes"]},
+    ],
 )
 def test_fields_that_cannot_be_are_refused(fields):
     with pytest.raises(Exception, match=next(iter(fields))):
         DrmmDetrConfig(**fields)
+
+
+@pytest.mark.parametrize("model_type", ["rt_detr_v2", "drmm"])
+def test_a_checkpoint_of_another_kind_is_refused(model_type, tmp_path):
+    CONFIG_MAPPING[model_type]().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=model_type):
+        DrmmDetrForObjectDetection.from_pretrained(tmp_path)
 
 
 def test_pipeline_with_the_detectors_own_processor(tmp_path):

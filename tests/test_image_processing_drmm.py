@@ -359,6 +359,13 @@ def test_what_is_no_image(images: Any) -> None:
         DrmmImageProcessor(size=SMALL)(images)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_other_channels_need_the_conversion(mode: str) -> None:
+    images = [Image.new(mode, (8, 8)), Image.new("RGB", (8, 8))]
+    with pytest.raises(ValueError, match="do_convert_rgb"):
+        DrmmImageProcessor(size=SMALL, do_convert_rgb=False)(images)
+
+
 @pytest.mark.parametrize("size", [(9, 3), (7, 1), (3, 4), (1, 9)])
 def test_pictures_of_few_rows_are_not_taken_for_channels(size: tuple[int, int]) -> None:
     """An array of 3 rows looks as if its channels came first; a picture knows better."""

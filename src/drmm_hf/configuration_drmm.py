@@ -28,8 +28,61 @@ def shown(value: Any) -> str:
     return _SHORT.repr(value)
 
 
+class DetectorConfig(PreTrainedConfig):
+    """What the configurations of both models share."""
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names,
+        # and the file's label2id would stay
+        if key == "id2label" and value is not None:
+            value = class_names(value)
+            super().__setattr__("label2id", {name: index for index, name in value.items()})
+        super().__setattr__(key, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The saved fields. `auto_map` only where the code itself is saved beside it; no folder of this machine."""
+        values = super().to_dict()
+        if self._auto_class is None:
+            values.pop("auto_map", None)
+        for name in self.sub_configs:
+            if isinstance(values.get(name), dict):
+                values[name].pop("_name_or_path", None)
+        return values
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in `PreTrainedConfig`, but another model's config.json, of which transformers only warns, is refused.
+
+        Raises:
+            ValueError: the file has another model_type.
+        """
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if values and values.get("model_type") != cls.model_type:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}/config.json: model_type is {values.get('model_type')!r}, expected "
+                f"{cls.model_type!r}. Load it with AutoModelForObjectDetection; "
+                "DrmmDetrForObjectDetection.from_detector puts D-RMM on a detector of transformers."
+            )
+        return values, kwargs
+
+    def check_fields(self, kinds: Mapping[str, Any]) -> None:
+        """Refuse numbers out of range, of the fields whose types are given, and unknown names in `stop_gradient`."""
+        owner, config = type(self).__name__, vars(self)
+        for name, kind in kinds.items():
+            value = config[name]
+            least = "0 or more" if name in _MAY_BE_ZERO else "greater than 0"
+            if kind in (int, float, float | int) and not (
+                0 < value < math.inf or (value == 0 and name in _MAY_BE_ZERO)
+            ):
+                raise ValueError(f"{owner}.{name}={value} must be {least}, and finite.")
+        if config["likelihood_floor"] >= 1.0:
+            raise ValueError(f"{owner}.likelihood_floor={config['likelihood_floor']} must be in [0, 1).")
+        if unknown := set(config["stop_gradient"]).difference(STOP_GRADIENTS):
+            raise ValueError(f"{owner}.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}.")
+
+
 @strict
-class DrmmConfig(PreTrainedConfig):
+class DrmmConfig(DetectorConfig):
     r"""Configuration of [`DrmmModel`] and [`DrmmForObjectDetection`].
 
     The defaults are the paper's D-RMM on Sparse R-CNN with a ResNet-50 and 300 proposals, as the authors' code runs
@@ -209,32 +262,14 @@ class DrmmConfig(PreTrainedConfig):
                 raise ValueError(f"DrmmConfig.backbone_config: {' '.join(str(error).split())[:500]}") from error
         super().__post_init__(**kwargs)
 
-    def __setattr__(self, key: str, value: Any) -> None:
-        # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names,
-        # and the file's label2id would stay
-        if key == "id2label" and value is not None:
-            value = class_names(value)
-            super().__setattr__("label2id", {name: index for index, name in value.items()})
-        super().__setattr__(key, value)
-
     def validate_architecture(self):
         """Refuse values that no model can be built from. Called by the base class."""
-        for name, kind in DrmmConfig.__annotations__.items():
-            value = getattr(self, name)
-            least = "0 or more" if name in _MAY_BE_ZERO else "greater than 0"
-            if kind in (int, float, float | int) and not (
-                0 < value < math.inf or (value == 0 and name in _MAY_BE_ZERO)
-            ):
-                raise ValueError(f"DrmmConfig.{name}={value} must be {least}, and finite.")
+        self.check_fields(DrmmConfig.__annotations__)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"DrmmConfig.hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}."
             )
-        if self.likelihood_floor >= 1.0:
-            raise ValueError(f"DrmmConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
-        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
-            raise ValueError(f"DrmmConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}.")
         if self.top_k_ratio is not None and not 0.0 < self.top_k_ratio <= 1.0:
             raise ValueError(f"DrmmConfig.top_k_ratio={self.top_k_ratio} must be in (0, 1], or None to keep all.")
         # decoders, heads, objectives and options that do not go together
@@ -266,13 +301,6 @@ class DrmmConfig(PreTrainedConfig):
                 f"num_sampling_groups={self.num_sampling_groups} for decoder='adamixer'."
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The saved fields. `auto_map` is kept only where the code itself is saved beside it."""
-        values = super().to_dict()
-        if self._auto_class is None:
-            values.pop("auto_map", None)
-        return values
-
     def to_diff_dict(self) -> dict[str, Any]:
         """Always writes the labels: the base class leaves out two labels, its own default, and loads 80."""
         labels = {"id2label": self.id2label, "label2id": self.label2id}
@@ -281,22 +309,6 @@ class DrmmConfig(PreTrainedConfig):
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "DrmmConfig":
         """This configuration: the base class would take the name in the field `decoder` for that of a text model."""
         return self
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in `PreTrainedConfig`, but another model's config.json, of which transformers only warns, is refused.
-
-        Raises:
-            ValueError: the model_type in the file is not D-RMM's.
-        """
-        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if values and values.get("model_type") != cls.model_type:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}/config.json: model_type is {values.get('model_type')!r}, expected "
-                f"{cls.model_type!r}. Give the folder or Hub id of a D-RMM detector, or load this one with "
-                "AutoModelForObjectDetection."
-            )
-        return values, kwargs
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "DrmmConfig":

@@ -5,12 +5,11 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from .configuration_drmm import class_names
-from .mixture import STOP_GRADIENTS
+from .configuration_drmm import DetectorConfig
 
 
 @strict
-class DrmmDetrConfig(PreTrainedConfig):
+class DrmmDetrConfig(DetectorConfig):
     """Configuration of [`DrmmDetrForObjectDetection`].
 
     Class names (`id2label`, `label2id`, `num_labels`) are those of the detector.
@@ -64,14 +63,10 @@ class DrmmDetrConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        # here and not in __post_init__: from_pretrained(folder, id2label=...) assigns it after the file's own names
-        if key == "id2label" and value is not None:
-            value = class_names(value)
-            super().__setattr__("label2id", {name: label for label, name in value.items()})
-            detector = self.__dict__.get("detector_config")
-            if isinstance(detector, PreTrainedConfig):
-                detector.id2label, detector.label2id = value, self.label2id
         super().__setattr__(key, value)
+        detector = self.__dict__.get("detector_config")
+        if key == "id2label" and value is not None and isinstance(detector, PreTrainedConfig):
+            detector.id2label, detector.label2id = self.id2label, self.label2id
 
     @property
     def num_proposals(self) -> int:
@@ -87,15 +82,4 @@ class DrmmDetrConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse values that no model can be trained with. Called by the base class."""
-        for name in ("initial_scale_ratio", "student_t_dof"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"DrmmDetrConfig.{name}={getattr(self, name)} must be greater than 0.")
-        for name in ("mcm_weight", "min_scale_ratio"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"DrmmDetrConfig.{name}={getattr(self, name)} must not be negative.")
-        if not 0.0 <= self.likelihood_floor < 1.0:
-            raise ValueError(f"DrmmDetrConfig.likelihood_floor={self.likelihood_floor} must be in [0, 1).")
-        if unknown := set(self.stop_gradient).difference(STOP_GRADIENTS):
-            raise ValueError(
-                f"DrmmDetrConfig.stop_gradient has {sorted(unknown)}; there are {', '.join(STOP_GRADIENTS)}."
-            )
+        self.check_fields(DrmmDetrConfig.__annotations__)

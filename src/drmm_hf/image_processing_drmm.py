@@ -126,7 +126,7 @@ class DrmmImageProcessor(TorchvisionBackend):
         do_rescale: bool | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """One image, PIL, array or tensor, as a (C, H, W) tensor; C = 3 with `do_convert_rgb`.
+        """One image, PIL, array or tensor, as a (3, H, W) tensor.
 
         The conversion to RGB is done here because transformers' own differs between versions.
         """
@@ -148,6 +148,8 @@ class DrmmImageProcessor(TorchvisionBackend):
         tensor = _known_numbers(image).detach()
         if input_data_format == ChannelDimension.LAST:
             tensor = tensor.permute(2, 0, 1)
+        if not do_convert_rgb and len(tensor) != 3:
+            raise ValueError(f"an image has {len(tensor)} channels, and the model takes 3: leave do_convert_rgb=True.")
         if tensor.dtype != torch.uint8:
             low, high = (float(end) for end in torch.aminmax(tensor))
             if not math.isfinite(high - low):
@@ -193,7 +195,7 @@ class DrmmImageProcessor(TorchvisionBackend):
             # In units of the pixels, so that nothing but the difference and the quotient is left to do for each.
             shift, scale = (torch.tensor(options[name]) * (1.0 / factor) for name in ("image_mean", "image_std"))
         shift, scale = (to_device(value.reshape(-1, 1, 1), device) for value in (shift, scale))
-        pixel_values = torch.zeros((len(resized), resized[0].shape[0], *canvas), device=device)
+        pixel_values = torch.zeros((len(resized), 3, *canvas), device=device)
         pixel_mask = torch.zeros((len(resized), *canvas), dtype=torch.int64, device=device)
         for values, mask, image in zip(pixel_values, pixel_mask, resized, strict=True):
             height, width = image.shape[-2:]

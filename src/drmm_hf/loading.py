@@ -49,18 +49,17 @@ def load_checkpoint(model: str, **options: Any) -> tuple[Any, Any]:
         model: folder written by `save_pretrained`, or a Hub id: of D-RMM, or of any object detector of transformers.
         options: passed to `from_pretrained`: with `id2label`, layers that do not fit begin anew.
     """
-    found = model_type(model)
+    config = model_config(model)
     with _naming(f"{model}: preprocessor_config.json cannot be used"):
-        kind = DrmmImageProcessor if found == DrmmConfig.model_type else AutoImageProcessor
+        kind = DrmmImageProcessor if config.model_type == DrmmConfig.model_type else AutoImageProcessor
         processor = kind.from_pretrained(model)
-    more_classes = None  # than the checkpoint has
-    if "id2label" in options:
-        more_classes = len(options["id2label"]) - AutoConfig.from_pretrained(model).num_labels
+    # than the checkpoint has
+    more_classes = len(options["id2label"]) - config.num_labels if "id2label" in options else None
     # A misfit is told of below; transformers prints a table of several lines.
     forced = {**options, "ignore_mismatched_sizes": True, "output_loading_info": True}
     with _naming(f"{model}: the model cannot be loaded"), _without_report():
         detector, info = AutoModelForObjectDetection.from_pretrained(model, **forced)
-    if found not in _OWN:  # stock checkpoints may have more than they need
+    if config.model_type not in _OWN:  # stock checkpoints may have more than they need
         info = {**info, "unexpected_keys": []}
     _check_weights(model, detector.state_dict(), info, more_classes)
     return detector, processor
@@ -80,13 +79,13 @@ def load_to_train(
     model: str, id2label: Mapping[int, str], label2id: Mapping[str, int], **fields: Any
 ) -> tuple[Any, Any]:
     """As `load_checkpoint`, with these classes and fields of the configuration; D-RMM is put on a stock detector."""
-    found = model_type(model)
-    before = label_names(model)
-    if found in _OWN:
+    config = model_config(model)
+    before = label_names(config)
+    if config.model_type in _OWN:
         loaded = load_checkpoint(model, id2label=id2label, label2id=label2id, **fields)
     else:
         with _naming(f"{model}: the model cannot be loaded"), _without_report():
-            adapter_for(found)  # before anything is loaded
+            adapter_for(config.model_type)  # before anything is loaded
             processor = AutoImageProcessor.from_pretrained(model)
             detector = DrmmDetrForObjectDetection.from_detector(model, dict(id2label), dict(label2id), **fields)
         loaded = detector, processor
@@ -99,19 +98,18 @@ def load_to_train(
     return loaded
 
 
-def model_type(model: str) -> str:
-    """What kind of detector a checkpoint is, with the errors of `load_detector`."""
+def model_config(model: str) -> Any:
+    """Configuration of a checkpoint, whose weights are not loaded, with the errors of `load_detector`."""
     config_file = Path(model) / "config.json"
-    config = _read_config(model)
-    found = config.get("model_type") if isinstance(config, dict) else None
+    content = _read_config(model)
+    found = content.get("model_type") if isinstance(content, dict) else None
     if not isinstance(found, str) or found not in MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES:
         raise ValueError(
             f"{config_file}: field model_type is {found!r}, which is no object detector of transformers; give the "
             "folder of a D-RMM detector, or of one of transformers"
         )
     with _naming(str(config_file)):
-        AutoConfig.from_pretrained(model)
-    return found
+        return AutoConfig.from_pretrained(model)
 
 
 def read_config(folder: Path, types: Sequence[str] = _OWN) -> dict[str, Any]:
@@ -136,12 +134,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def label_names(model: Any) -> dict[int, str]:
-    """Name of each label of a model, or of a folder or Hub id, whose weights are not loaded."""
-    if isinstance(model, str):
-        model_type(model)
-        config = AutoConfig.from_pretrained(model)
-    else:
-        config = model.config
+    """Name of each label of a model, of its configuration, or of a folder or Hub id."""
+    config = model_config(model) if isinstance(model, str) else getattr(model, "config", model)
     return {int(label): name for label, name in (config.id2label or {}).items()}
 
 

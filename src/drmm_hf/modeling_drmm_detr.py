@@ -125,6 +125,14 @@ class DrmmDetrForObjectDetection(PreTrainedModel):
         (loaded[0] if isinstance(loaded, tuple) else loaded)._freeze()  # with output_loading_info there are two
         return loaded
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: transformers would not ask the detector, whose modules it knows, for what a checkpoint lacks.
+
+        Class layers of other classes would begin without the bias of the family.
+        """
+        return False
+
     def train(self, mode: bool = True) -> "DrmmDetrForObjectDetection":
         """As in `nn.Module`, but a BatchNorm whose weight is frozen, as by LoRA, keeps the statistics that it has."""
         super().train(mode)

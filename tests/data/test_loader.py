@@ -141,7 +141,8 @@ def test_a_step_has_the_same_images_however_it_is_divided(num_processes, batch_s
 def test_fewer_images_than_processes_are_repeated() -> None:
     for rank in range(4):
         assert [len(batch) for batch in order_of(3, 3, 2, num_processes=4, process_index=rank)] == [2, 2, 2]
-    assert order_of(1, 2, 8) == [[0], [0]]
+    assert order_of(1, 2, 8) == [[0] * 8] * 2
+    assert {(len(batch), len({*batch})) for batch in order_of(2, 4, 3)} == {(3, 2)}
 
 
 def test_batches_of_one_group() -> None:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import sys
 from multiprocessing.process import BaseProcess
@@ -44,6 +45,15 @@ def with_annotations(scenes: Path, folder: Path, content: dict[str, Any]) -> Pat
     (folder / "images").symlink_to(scenes / "images")
     (folder / "annotations/instances_train.json").write_text(json.dumps(content))
     return folder
+
+
+def spoil(scenes: Path, folder: Path, count: int) -> list[str]:
+    """The scenes with some broken pictures, and their names."""
+    shutil.copytree(scenes, folder)
+    pictures = sorted((folder / "images").glob("*train*"))[:count]
+    for picture in pictures:
+        picture.write_bytes(picture.read_bytes()[:400])
+    return [picture.name for picture in pictures]
 
 
 def start(configs: list[dict[str, Any]], folder: Path, **variables: str) -> BaseProcess:

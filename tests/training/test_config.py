@@ -32,6 +32,7 @@ from drmm_hf.training import TrainConfig, parse_config, read_recipe, recipe_name
         ({"overwrite": True, "resume": True}, "overwrite"),
         ({"epoch_images": 5}, "epoch_images"),
         ({"patience": 3}, "patience"),
+        ({"patience": 3, "eval_every": 5, "eval_split": ""}, "eval_split"),
         ({"image_size": [640, 640, 3]}, "image_size"),
         ({"image_size": [16]}, "image_size"),
         ({"image_size": [64, 96], "augmentation": "resize"}, "image_size"),

@@ -8,7 +8,7 @@ import pytest
 
 from drmm_hf.data import generate_scenes
 from drmm_hf.training import TrainConfig, train
-from training.runs import SMALL, fields, lines, run_two_processes
+from training.runs import SMALL, fields, lines, run_two_processes, spoil
 
 # statistics of BatchNorm are those of a process unless they are fixed (SyncBN is for accelerators only)
 FIXED = {**SMALL, "backbone_norm": "eval"}
@@ -42,7 +42,10 @@ def two_processes(odd_scenes: Path, tmp_path_factory: pytest.TempPathFactory) ->
     few = {"config": FIXED, "train_images": 4, "save_every": 1}
     configs.append(measured(generate_scenes(folder / "few", num_train=1, num_val=1), folder / "fewer", 1, **few))
     configs.append(measured(odd_scenes, folder / "stopped", 1, **STEADY, train_images=20, save_every=5))
+    broken = spoil(odd_scenes, folder / "broken", 2)
+    configs.append(measured(folder / "broken", folder / "unreadable", 1, config=FIXED, train_images=12, eval_split=""))
     run_two_processes(configs, folder)
+    (folder / "broken.json").write_text(json.dumps(broken))
     return folder
 
 
@@ -70,6 +73,14 @@ def test_fewer_images_than_processes(two_processes: Path) -> None:
     assert "AP" in metrics
     images = {r["image_id"] for r in json.loads((two_processes / "fewer/results.json").read_text())}
     assert len(images) == 1
+
+
+def test_unreadable_images_of_all_processes_are_reported(two_processes: Path) -> None:
+    """Each is read by one of the two."""
+    messages = json.loads((two_processes / "unreadable/metrics.json").read_text())["unreadable_images"]
+    broken = json.loads((two_processes / "broken.json").read_text())
+    assert len(messages) == 2
+    assert all(any(name in message for message in messages) for name in broken)
 
 
 def test_one_process_goes_on_where_two_stopped(odd_scenes: Path, two_processes: Path, tmp_path: Path) -> None:

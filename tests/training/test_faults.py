@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from drmm_hf import DrmmForObjectDetection
 from drmm_hf.data import TrainTransform, load_detection_dataset
 from drmm_hf.training import TrainingStopped, parse_config, train
-from training.runs import lines, settings, start_command, two_ranks, with_annotations
+from training.runs import lines, settings, spoil, start_command, two_ranks, with_annotations
 
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -109,15 +108,6 @@ def test_too_many_steps_without_any_box_stop_the_training(scenes, tmp_path) -> N
     with pytest.raises(TrainingStopped, match="--skip-empty-images"):
         train(settings(data, tmp_path / "out", train_images=200, batch_size=1, max_bad_steps=1))
     assert len(lines(tmp_path / "out")) < 60
-
-
-def spoil(scenes: Path, folder: Path, count: int) -> list[str]:
-    """The scenes with some broken pictures, and their names."""
-    shutil.copytree(scenes, folder)
-    pictures = sorted((folder / "images").glob("*train*"))[:count]
-    for picture in pictures:
-        picture.write_bytes(picture.read_bytes()[:400])
-    return [picture.name for picture in pictures]
 
 
 def test_unreadable_images_are_reported_once_and_do_not_stop_the_training(scenes, tmp_path, caplog) -> None:
@@ -220,25 +210,43 @@ def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(scenes: Path, tmp_path
     assert len(lines(tmp_path / "run")) == step + 1
 
 
-def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, step: int, times: int) -> None:
+def press_ctrl_c(
+    monkeypatch: pytest.MonkeyPatch, step: int, times: int, number: signal.Signals = signal.SIGINT
+) -> None:
     def press(turn: int, model: DrmmForObjectDetection, outputs: Any) -> None:
         for _ in range(times if turn == step else 0):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     change_forward(monkeypatch, press)
 
 
-def test_ctrl_c_leaves_the_uninterrupted_run(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_the_uninterrupted_run(scenes: Path, tmp_path: Path, monkeypatch, number) -> None:
     """Ctrl-C in the middle of a step: the step is finished, saved, and the run goes on as if nothing had been."""
+    before = signal.getsignal(number)
     train(settings(scenes, tmp_path / "whole", save_every=2))
     with monkeypatch.context() as patch:
-        press_ctrl_c(patch, step=3, times=1)
+        press_ctrl_c(patch, 3, 1, number)
         with pytest.raises(KeyboardInterrupt):
             train(settings(scenes, tmp_path / "cut", save_every=2))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is before
     assert len(lines(tmp_path / "cut")) == 3
     train(settings(scenes, tmp_path / "cut", save_every=2, resume=True))
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_the_log_loses_no_step_before_an_interruption(scenes: Path, tmp_path: Path, monkeypatch) -> None:
+    train(settings(scenes, tmp_path / "whole", log_every=5, max_bad_steps=5))
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, step=3, times=1)
+        poison(patch, {2})
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(scenes, tmp_path / "cut", log_every=5, save_every=100))
+    result = train(settings(scenes, tmp_path / "cut", log_every=5, save_every=100, resume=True))
+    assert result.metrics["bad_steps"] == 1
+    assert [line["step"] for line in lines(tmp_path / "cut")] == [3, 5, 8]
+    seen = [sum(line["objects"] for line in lines(tmp_path / name)) for name in ("whole", "cut")]
+    assert seen[0] == seen[1]
 
 
 def test_ctrl_c_twice_stops_at_once(scenes: Path, tmp_path: Path, monkeypatch) -> None:

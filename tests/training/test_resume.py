@@ -15,7 +15,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from safetensors import SafetensorError
 
+from drmm_hf import DrmmForObjectDetection
 from drmm_hf.cli import main
 from drmm_hf.training import TrainConfig, TrainResult, train
 from training.runs import SMALL, fields, lines, start
@@ -97,12 +99,31 @@ def test_checkpoints_are_rotated_and_damaged_ones_are_passed_over_with_a_note(sc
     (folder / "step-00000012/checkpoint.json").unlink()
     weights = folder / "step-00000009/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    (folder / ".partial-00000014").mkdir()
+    (folder / ".partial").mkdir()
     with caplog.at_level(logging.WARNING):
         train(TrainConfig(**settings, resume=True))
     for name in ("step-00000012", "step-00000009", "step-00000006"):
         assert name in caplog.text
     assert lines(tmp_path) == expected
+    assert not (folder / ".partial").exists()
+
+
+def test_going_on_with_a_longer_training_begins_at_its_rate(scenes, tmp_path) -> None:
+    """The rate of the cosine is 0 at the end of the shorter one."""
+    first = train(TrainConfig(**saving(scenes, tmp_path)))
+    longer = train(TrainConfig(**saving(scenes, tmp_path, train_images=26, resume=True)))
+    assert longer.metrics["train_steps"] == first.metrics["train_steps"] + 1
+    weights = [dict(result.model.named_parameters()) for result in (first, longer)]
+    assert any(not torch.equal(before, weights[1][name]) for name, before in weights[0].items())
+
+
+def test_a_training_that_stopped_early_stays_stopped(scenes, tmp_path) -> None:
+    options = {"eval_split": "val", "eval_every": 1, "patience": 2, "learning_rate": 1e-12, "save_every": 100}
+    first = train(TrainConfig(**saving(scenes, tmp_path, **options)))
+    assert first.metrics["train_steps"] < 12
+    (tmp_path / "metrics.json").unlink()  # as if it had been killed in its last evaluation
+    again = train(TrainConfig(**saving(scenes, tmp_path, **options, resume=True)))
+    assert {**again.metrics, "train_seconds": 0} == {**first.metrics, "train_seconds": 0}
 
 
 def content(folder: Path) -> dict[Path, int]:
@@ -129,6 +150,42 @@ def test_a_training_is_overwritten_only_if_told(scenes, tmp_path, monkeypatch) -
     assert not (tmp_path / "model" / "of_the_training_before").exists()
     with pytest.raises(ValueError, match="--overwrite"):  # nothing to resume, and it would begin anew
         train(TrainConfig(**settings, resume=True))
+
+
+def test_the_weights_of_an_unfinished_training_are_not_lost(scenes, tmp_path) -> None:
+    settings = fields(scenes, tmp_path, train_images=4, eval_split="val", eval_every=1)
+    train(TrainConfig(**settings))
+    (tmp_path / "metrics.json").unlink()
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match="--overwrite"):
+        train(TrainConfig(**settings))
+    assert content(tmp_path) == before
+
+
+def test_files_of_others_in_the_output_folder_stay(scenes, tmp_path) -> None:
+    others = [tmp_path / "checkpoints/mine/weights.pth", tmp_path / "model/code.py", tmp_path / "best/notes.txt"]
+    for path in others:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    train(TrainConfig(**fields(scenes, tmp_path, train_images=2)))
+    assert all(path.exists() for path in others)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files are not locked there")
+def test_two_trainings_do_not_share_an_output_folder(scenes, tmp_path) -> None:
+    process = start([fields(scenes, tmp_path / "run", train_images=4000)], tmp_path)
+    try:
+        while not (tmp_path / "run/metrics.jsonl").is_file() or len(lines(tmp_path / "run")) < 2:
+            assert process.is_alive(), (tmp_path / "errors.txt").read_text()[-3000:]
+            time.sleep(0.05)
+        with pytest.raises(ValueError, match=str(tmp_path / "run")):
+            train(TrainConfig(**fields(scenes, tmp_path / "run", train_images=2)))
+        assert len(lines(tmp_path / "run")) >= 2
+    finally:
+        process.kill()
+        process.join()
+    train(TrainConfig(**fields(scenes, tmp_path / "run", train_images=2)))
+    assert len(lines(tmp_path / "run")) == 1
 
 
 def test_overwriting_is_not_repeated_by_the_recipe_that_a_run_leaves(scenes, tmp_path) -> None:
@@ -184,7 +241,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(scenes, tmp_path, monkeypatc
 
     def full(*args: Any, **kwargs: Any) -> None:
         """The disk is full once there is a checkpoint and the next is being written."""
-        if (folder / "step-00000003").exists() and (folder / ".partial-00000006").exists():
+        if (folder / "step-00000003").exists() and (folder / ".partial").exists():
             raise OSError(errno.ENOSPC, "No space left on device")
         original(*args, **kwargs)
 
@@ -195,6 +252,23 @@ def test_a_full_disk_leaves_the_previous_checkpoint(scenes, tmp_path, monkeypatc
     assert [path.name for path in folder.iterdir()] == ["step-00000003"]
     train(TrainConfig(**settings, resume=True))
     assert lines(tmp_path / "run") == lines(uninterrupted.model_dir.parent)
+
+
+@pytest.mark.parametrize("folder", ["best", "model"])
+def test_a_full_disk_at_the_weights_names_them(scenes, tmp_path, monkeypatch, folder: str) -> None:
+    settings = saving(scenes, tmp_path, eval_split="val", eval_every=6)
+    original = DrmmForObjectDetection.save_pretrained
+
+    def full(self: DrmmForObjectDetection, place: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(place).name == folder:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        original(self, place, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DrmmForObjectDetection, "save_pretrained", full)
+        with pytest.raises(OSError, match=str(tmp_path / folder)):
+            train(TrainConfig(**settings))
+    assert train(TrainConfig(**settings, resume=True)).metrics["train_steps"] == 12
 
 
 def killed(settings: dict[str, Any], folder: Path, *, when: Callable[[], bool]) -> None:
@@ -225,7 +299,7 @@ def test_killed_while_it_saves_the_run_is_still_the_same(scenes, tmp_path, one_t
             if turn % 2:
                 return steps() >= begin + goal
             # in the middle of the writing of a checkpoint; the moment may be missed on a busy machine
-            writing = any((output / "checkpoints").glob(".partial-*"))
+            writing = any((output / "checkpoints").glob(".partial"))
             return steps() > begin + 2 and (writing or steps() >= begin + 7)
 
         killed(fields(scenes, output, **length, resume=turn > 0), tmp_path, when=when)

@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise
         recipe = shlex.quote(f"{config.output}/recipe.yaml")
         hint = f"; go on with: drmm train --recipe {recipe} --resume"
-        kept = Checkpoints(Path(config.output) / "checkpoints").paths()
+        kept = Checkpoints(Path(config.output)).paths()
         raise KeyboardInterrupt(f"{stop}{hint if kept else ''}") from stop
     if PartialState().is_main_process:
         print(summary(config, result))

@@ -19,7 +19,7 @@ from ..evaluation.analysis import read_analysis
 from ..files import read_json
 from ..loading import read_config
 from ..training import TrainConfig, parse_config
-from ..training.loop import DEPLOYED
+from ..training.checkpoints import DEPLOYED
 
 CARD, DIAGRAM, APACHE = "README.md", "images/reliability.png", "apache-2.0"
 # columns of the table of results, and their type and name in a model-index

@@ -1,7 +1,8 @@
 """Training through Accelerate."""
 
 from .config import TrainConfig, parse_config, read_recipe, recipe_names, write_recipe
-from .loop import TrainingStopped, TrainResult, train
+from .faults import TrainingStopped
+from .loop import TrainResult, train
 
 __all__ = [
     "TrainConfig",

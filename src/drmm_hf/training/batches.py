@@ -232,7 +232,8 @@ def training_order(
 
     Every epoch is a new permutation, cut into batches that are dealt to the processes in turn: two processes with
     batches of one image see together what one process with batches of two sees. What does not fill a step of all
-    processes is left out of the epoch (other images each time); a data set smaller than a step is repeated to fill it.
+    processes is left out of the epoch (other images each time); a group smaller than a batch and a data set smaller
+    than a step are repeated to fill it.
 
     Args:
         groups: (num_images,) group of each image; a batch has images of one group only.
@@ -247,8 +248,8 @@ def training_order(
         batches: list[np.ndarray] = []
         for group in np.unique(groups):
             members = order[groups[order] == group]
-            whole = max(len(members) // batch_size * batch_size, min(len(members), batch_size))
-            batches += np.split(members[:whole], range(batch_size, whole, batch_size))
+            count = max(len(members) // batch_size, 1)
+            batches += np.split(np.resize(members, count * batch_size), count)
         if len(np.unique(groups)) > 1:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from: complete or not there at all, and only for the run they belong to.
+"""What a training leaves in its output folder; checkpoints to resume from are complete or not there at all.
 
 A checkpoint is written beside its place, synced to disk and renamed, and its list of files comes last, so a crash at
 any moment leaves the previous one. Model, optimizer, schedule, GradScaler and random states are Accelerate's.
@@ -18,10 +18,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch.optim.swa_utils import AveragedModel
 
+from ..configuration_drmm import DrmmConfig
+from ..files import write_text
+from .batches import TrainingData
+from .config import TrainConfig
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 NOT_THE_MODEL = {"id2label", "label2id", "transformers_version", "dtype", "architectures", "_name_or_path"}
 """Fields of a model's configuration that say nothing about what is trained; classes have a field of their own."""
+DEPLOYED = {"model": "deployed", "best": "deployed-best"}
+"""Folders of weights, and beside which of them the stock detector that D-RMM was put on lies by itself."""
 _MANIFEST = "checkpoint.json"
 _AVERAGE = "average.safetensors"
 _ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -31,20 +43,55 @@ class Checkpoints:
     """The checkpoints of one output folder, named by their step.
 
     Args:
-        folder: where they lie; made when the first is saved.
+        output: the folder of the training; they lie in checkpoints/ there, which is made when the first is saved.
         limit: how many to keep.
     """
 
-    def __init__(self, folder: Path, limit: int = 2):
-        self.folder, self.limit = folder, limit
+    def __init__(self, output: Path, limit: int = 2):
+        self.output, self.folder, self.limit = output, output / "checkpoints", limit
 
     def paths(self) -> list[Path]:
         """Folders of the checkpoints, the newest last."""
         return sorted(self.folder.glob("step-*"))
 
-    def clear(self) -> None:
-        """Remove all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _found(self) -> str:
+        """What the output folder holds already: "a finished training", "an unfinished training" or nothing."""
+        if (self.output / "metrics.json").is_file():
+            return "a finished training"
+        weights = any((self.output / name / "config.json").is_file() for name in DEPLOYED)
+        return "an unfinished training" if weights or self.paths() else ""
+
+    def refuse_others(self, config: TrainConfig) -> None:
+        """A `ValueError` if the output folder holds a training that `config` neither resumes nor overwrites."""
+        found, resumable = self._found(), bool(self.paths())
+        if found and not config.overwrite and not (config.resume and resumable):
+            go_on = "--resume to go on with it, " * resumable
+            raise ValueError(
+                f"--output {self.output}: holds {found}; choose another folder, {go_on}or --overwrite to begin anew"
+            )
+
+    def claim(self) -> None:
+        """Keep other trainings out of the output folder for as long as this object lives.
+
+        Raises:
+            ValueError: another one is there.
+        """
+        self._lock = (self.output / ".lock").open("w")
+        try:
+            if fcntl is not None:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise ValueError(f"--output {self.output}: another training runs there; choose another folder") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def begin_anew(self) -> None:
+        """Remove what would make a new training look finished, or pass for a part of it; other files stay."""
+        if self._found():
+            for name in ("metrics.json", "results.json"):
+                (self.output / name).unlink(missing_ok=True)
+            for path in (*self.paths(), *(self.output / name for name in (*DEPLOYED, *DEPLOYED.values()))):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, accelerator: Accelerator, progress: Mapping[str, Any], average: AveragedModel | None = None) -> None:
         """Save the state of all processes; every process calls it.
@@ -58,7 +105,7 @@ class Checkpoints:
             OSError: it cannot be written; what was there before is untouched.
         """
         final = self.folder / f"step-{progress['step']:08d}"
-        partial = self.folder / f".partial-{progress['step']:08d}"
+        partial = self.folder / ".partial"
         # The waits are outside: that another process is lost is no matter of this disk.
         if accelerator.is_main_process:
             with self._writing(final, partial):
@@ -130,8 +177,34 @@ class Checkpoints:
             state = f"the last good one is {kept[-1]}" if kept else "there is none yet"
             raise OSError(
                 f"{final}: the checkpoint cannot be written ({' '.join(str(error).split())}); {state}. Free some space "
-                "or choose another --output, and add --resume."
+                "and go on with --resume."
             ) from error
+
+
+def identity(config: TrainConfig, images_per_step: int, data: TrainingData, model: DrmmConfig) -> dict[str, Any]:
+    """What a resumed run must share with the one before, as plain values."""
+    fields = json.loads(json.dumps(model.to_dict()))
+    return {
+        "images_per_step": images_per_step,
+        "seed": config.seed,
+        "min_scale_ratio_start": config.min_scale_ratio_start,
+        **data.identity(),
+        "classes": {str(label): name for label, name in data.id2label.items()},
+        "ema_decay": config.ema_decay,
+        "image_frame": config.image_frame,
+        "image_size": config.image_size,
+        **{f"config.{name}": fields[name] for name in sorted(fields) if name not in NOT_THE_MODEL},
+    }
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Drop from metrics.jsonl what a run wrote after the checkpoint from which this one goes on."""
+    kept = []
+    for line in path.read_text().splitlines() if last_step and path.is_file() else []:
+        with contextlib.suppress(ValueError):  # cut off in the middle
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
 
 
 def _seal(partial: Path, progress: Mapping[str, Any]) -> None:

@@ -58,7 +58,7 @@ class TrainConfig:
     warm_start: str | None = _option(
         None,
         "start from all weights of this Sparse R-CNN, AdaMixer or D-RMM checkpoint (folder or Hub id) but the output "
-        "layers of its heads; the preset must be of its sizes",
+        "layers of its heads, also in place of --backbone-weights; the preset must be of its sizes",
     )
     backbone_weights: str | None = _option(
         None,
@@ -210,8 +210,8 @@ class TrainConfig:
                 f"augmentation {self.augmentation} keeps the aspect ratio; give one number as image_size",
             ),
             (
-                self.patience and not (self.eval_every or self.eval_every_epochs),
-                "patience counts evaluations; give eval_every or eval_every_epochs, too",
+                self.patience and not (self.eval_split and (self.eval_every or self.eval_every_epochs)),
+                "patience counts evaluations; give eval_split, and eval_every or eval_every_epochs, too",
             ),
             (self.epoch_images and not self.streaming, "epoch_images is for a stream; leave it out, or set streaming"),
         ):

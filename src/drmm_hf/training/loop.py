@@ -6,43 +6,49 @@ import json
 import logging
 import math
 import os
-import shutil
-import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, set_seed
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import gather_object, set_seed
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from ..data import DetectionDataset
-from ..evaluation import evaluate_detections, predict_dataset
-from ..files import make_output_folder, write_json
+from ..files import make_output_folder, write_json, writing
 from ..image_processing_drmm import DrmmImageProcessor
 from ..modeling_drmm import DrmmForObjectDetection
 from ..modeling_drmm_detr import DrmmDetrForObjectDetection
-from .checkpoints import NOT_THE_MODEL, Checkpoints
+from .checkpoints import DEPLOYED, Checkpoints, identity, keep_lines
 from .config import TrainConfig, write_recipe
-from .optim import StepGuard, UselessSteps, batch_weights, build_optimizer, build_schedule, set_rates, weight_average
-from .setup import build_accelerator, build_model, build_transform, check_training_data, model_inputs, open_data
+from .faults import TrainingStopped, explained_faults, signals_held, sizes
+from .optim import (
+    StepGuard,
+    UselessSteps,
+    batch_weights,
+    build_optimizer,
+    build_schedule,
+    scale_floor,
+    set_rates,
+    weight_average,
+)
+from .setup import (
+    build_accelerator,
+    build_model,
+    build_transform,
+    check_training_data,
+    evaluate,
+    evaluation_steps,
+    model_inputs,
+    open_data,
+)
 
 logger = logging.getLogger(__name__)
 
-_LOST = ("connection", "gloo", "nccl", "timed out", "timeout")
 # Of the batches of a step, known without waiting for the device.
 _COUNTS = ("objects", "dropped_boxes")
-# Beside which folder the stock detector that D-RMM was put on lies by itself.
-DEPLOYED = {"model": "deployed", "best": "deployed-best"}
-
-
-class TrainingStopped(ValueError):
-    """The training cannot go on; the message says why and what to change."""
 
 
 @dataclasses.dataclass
@@ -82,7 +88,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     training = _Training(config)
     training.prepare()
-    with training.explained_faults():
+    with explained_faults(training.accelerator.num_processes, config.timeout, lambda: training.doing):
         training.optimize()
         return training.finish()
 
@@ -96,9 +102,9 @@ class _Training:
             config = dataclasses.replace(config, mixed_precision=cast(Any, launched))
         self.config = config
         self.output = Path(config.output)
-        self.checkpoints = Checkpoints(self.output / "checkpoints", config.save_total_limit)
+        self.checkpoints = Checkpoints(self.output, config.save_total_limit)
         # Read everything that can be wrong before the minutes of training.
-        self._keep_other_trainings()
+        self.checkpoints.refuse_others(config)
         self.accelerator = build_accelerator(config)
         set_seed(config.seed)
         self.data = open_data(config, self.accelerator)
@@ -113,7 +119,8 @@ class _Training:
         self.steps_per_epoch = (epoch_images or math.nan) / self.images_per_step
         images = config.train_images or (config.epochs or 0) * (epoch_images or 0)
         self.num_steps = max(1, round(images / self.images_per_step))
-        self.eval_steps = self._evaluation_steps()
+        self.eval_steps = evaluation_steps(config, self.num_steps, self.steps_per_epoch)
+        self.identity = identity(config, self.images_per_step, self.data, self.model.config)
         self.progress: dict[str, Any] = {
             "step": 0,
             "train_seconds": 0.0,
@@ -135,24 +142,10 @@ class _Training:
     def prepare(self) -> None:
         """The output folder, and everything that Accelerate wraps, at the beginning or where a checkpoint says."""
         config, accelerator = self.config, self.accelerator
-        resumed = self.checkpoints.to_resume(self._identity()) if config.resume else None
+        resumed = self.checkpoints.to_resume(self.identity) if config.resume else None
         checked = None
         if resumed is None:
             checked = check_training_data(self.data, self.eval_dataset, self.model, self.processor, accelerator)
-        accelerator.wait_for_everyone()  # every process has looked before anything is changed
-        if accelerator.is_main_process:
-            make_output_folder(str(self.output))
-            if resumed is None:
-                # what would make a new run look finished, or pass for a part of it
-                if self._found() or (self.output / "metrics.jsonl").is_file():
-                    for name in ("metrics.json", "results.json"):
-                        (self.output / name).unlink(missing_ok=True)
-                    for name in (*DEPLOYED, *DEPLOYED.values()):
-                        shutil.rmtree(self.output / name, ignore_errors=True)
-                self.checkpoints.clear()
-            write_recipe(config, self.output / "recipe.yaml")
-            if checked is not None:
-                write_json(self.output / "data_report.json", checked)
         optimizer = build_optimizer(self.model, config)
         self.main_group = [group["lr"] for group in optimizer.param_groups].index(config.learning_rate)
         schedule = build_schedule(optimizer, config, self.num_steps, self.steps_per_epoch)
@@ -168,28 +161,21 @@ class _Training:
             path, progress = resumed
             given = [{**group, "params": ()} for group in optimizer.param_groups]
             self.checkpoints.load(path, accelerator, self.average)
-            set_rates(optimizer, self.schedule.scheduler, given)
+            set_rates(optimizer, schedule, given)
             self.progress = {name: progress[name] for name in self.progress}
+        accelerator.wait_for_everyone()  # every process has looked before anything is changed
         if accelerator.is_main_process:
-            _keep_lines(self.output / "metrics.jsonl", self.progress["step"])
+            make_output_folder(str(self.output))
+            self.checkpoints.claim()
+            if resumed is None:
+                self.checkpoints.begin_anew()
+            write_recipe(config, self.output / "recipe.yaml")
+            if checked is not None:
+                write_json(self.output / "data_report.json", checked)
+            keep_lines(self.output / "metrics.jsonl", self.progress["step"])
         if accelerator.log_with:
             plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in config.to_dict().items()}
             accelerator.init_trackers("drmm-hf", config=plain)
-
-    def _found(self) -> str:
-        """What the output folder holds already: "a finished training", "an unfinished training" or nothing."""
-        if (self.output / "metrics.json").is_file():
-            return "a finished training"
-        return "an unfinished training" if self.checkpoints.paths() else ""
-
-    def _keep_other_trainings(self) -> None:
-        """Refuse an output folder that holds a training, unless this one goes on with it or may replace it."""
-        found, resumable = self._found(), bool(self.checkpoints.paths())
-        if found and not self.config.overwrite and not (self.config.resume and resumable):
-            go_on = "--resume to go on with it, " * resumable
-            raise ValueError(
-                f"--output {self.output}: holds {found}; choose another folder, {go_on}or --overwrite to begin anew"
-            )
 
     def optimize(self) -> None:
         """Train to the last step, or until nothing gets better."""
@@ -203,14 +189,15 @@ class _Training:
         main = accelerator.is_main_process
         bar = tqdm(total=self.num_steps, initial=first_step, desc="training", unit="step", disable=not main)
         # of several processes, each would stop at another step
-        with bar, _interrupts_held(accelerator.num_processes == 1) as interrupted:
+        with bar, signals_held(accelerator.num_processes == 1) as interrupted:
             self.prepared.train()
-            for step in range(first_step + 1, self.num_steps + 1):
+            for step in range(first_step + 1, first_step + 1 if self._no_better() else self.num_steps + 1):
                 window.append(self._step(batches, guard))
                 progress["step"] = step
                 bar.update()
                 last = step == self.num_steps
-                if step % config.log_every == 0 or last or step in self.eval_steps:
+                save = last or step % (config.save_every or math.inf) == 0 or interrupted.is_set()
+                if step % config.log_every == 0 or save or step in self.eval_steps:
                     rate = len(window) * self.images_per_step / (time.perf_counter() - window_start)
                     line = self._summary(window)
                     self._log(line | {"images_per_second": round(rate, 2)})
@@ -220,18 +207,20 @@ class _Training:
                     metrics = self._evaluate()
                     self._log({name: value for name, value in metrics.items() if not isinstance(value, str)})
                     self._keep_best(metrics)
-                    last = progress["evaluations_without_gain"] >= (config.patience or math.inf)
+                    last = self._no_better()
                     window_start = time.perf_counter()
                 progress["train_seconds"] = round(time.perf_counter() - started, 1)
-                due = config.save_every and (step % config.save_every == 0 or last)
-                if due or (config.save_every and interrupted.is_set()):
-                    progress |= {"position": self.data.position(), "identity": self._identity()}
+                if config.save_every and (save or last):
+                    progress |= {"position": self.data.position(), "identity": self.identity}
                     self.checkpoints.save(accelerator, progress, self.average)
-                if interrupted.is_set():
-                    raise KeyboardInterrupt(f"after step {step}")
-                if last:
+                if last or (save and interrupted.is_set()):
                     break
+            if interrupted.is_set():
+                raise KeyboardInterrupt(f"after step {progress['step']}")
         progress["train_seconds"] = round(time.perf_counter() - started, 1)
+
+    def _no_better(self) -> bool:
+        return self.progress["evaluations_without_gain"] >= (self.config.patience or math.inf)
 
     def _step(self, batches: Iterator[dict[str, Any]], guard: StepGuard) -> dict[str, Any]:
         """One step of the optimizer.
@@ -243,14 +232,15 @@ class _Training:
         config, accelerator = self.config, self.accelerator
         step_batches = [next(batches) for _ in range(config.gradient_accumulation)]
         self._note_unreadable([message for batch in step_batches for message in batch["skipped"]])
-        self.doing = self._sizes(step_batches)
+        self.doing = sizes(step_batches, config, self.model.config)
         weights = batch_weights(accelerator, step_batches, self.model.config)
+        done = (self.progress["step"] + 1) / self.num_steps
         values: dict[str, Any] = {}
         for turn, (batch, weight) in enumerate(zip(step_batches, weights, strict=True), 1):
             inputs = model_inputs(self.processor, batch["images"], batch["annotations"], accelerator.device)
             last = turn == len(step_batches)
             with contextlib.nullcontext() if last else accelerator.no_sync(self.prepared):
-                with self._scale_floor():
+                with scale_floor(self.model.config, config.min_scale_ratio_start, done):
                     outputs = self.prepared(**inputs)
                 accelerator.backward(outputs.loss * weight)
             # which terms a detector's own loss has differs between batches with and without objects
@@ -266,19 +256,6 @@ class _Training:
             self.average.update_parameters(self.model)
         counts = {name: sum(batch[name] for batch in step_batches) for name in _COUNTS}
         return {**values, "grad_norm": norm, "bad": bad, **counts}
-
-    @contextlib.contextmanager
-    def _scale_floor(self) -> Iterator[None]:
-        """The model's `min_scale_ratio` is that of this step, on a geometric path from `min_scale_ratio_start`."""
-        config, start = self.model.config, self.config.min_scale_ratio_start
-        end = config.min_scale_ratio
-        if start is not None:
-            share = min(1.0, (self.progress["step"] + 1) / self.num_steps / 0.9)
-            config.min_scale_ratio = start ** (1 - share) * end**share
-        try:
-            yield
-        finally:
-            config.min_scale_ratio = end
 
     def _summary(self, window: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Means over the steps with a finite gradient and the processes (None where there is none), and sums of counts.
@@ -311,7 +288,8 @@ class _Training:
         """One line of metrics.jsonl; the numbers in it go to the trackers as well."""
         step = self.progress["step"]
         if self.accelerator.is_main_process:
-            with (self.output / "metrics.jsonl").open("a") as file:
+            path = self.output / "metrics.jsonl"
+            with writing(path), path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(_numbers(values), step=step)
 
@@ -327,37 +305,10 @@ class _Training:
                 f"{self.config.max_bad_images}: {'; '.join(known)}"
             )
 
-    def _evaluation_steps(self) -> set[int]:
-        if self.eval_dataset is None:
-            return set()
-        every = self.config.eval_every
-        steps = set(range(every, self.num_steps + 1, every)) if every else set()
-        if self.config.eval_every_epochs:
-            stride = self.steps_per_epoch * self.config.eval_every_epochs
-            steps |= {max(1, round(stride * i)) for i in range(1, int(self.num_steps / stride) + 1)}
-        return steps
-
     def _evaluate(self) -> dict[str, Any]:
-        """COCO numbers and ECE (paper Eq. 9) on every process; the detections go to results.json."""
-        assert self.eval_dataset is not None
         self.doing = f"while evaluating: lower --eval-batch-size (now {self.config.eval_batch_size})"
-        results = predict_dataset(
-            self.trained_model,
-            self.processor,
-            self.eval_dataset,
-            accelerator=self.accelerator,
-            batch_size=self.config.eval_batch_size,
-            num_workers=self.config.num_workers,
-        )
-        metrics: dict[str, Any] = {}
-        if self.accelerator.is_main_process:
-            write_json(self.output / "results.json", results)
-            report = evaluate_detections(self.eval_dataset.annotations_path, results)
-            metrics = {name: round(value, 4) for name, value in report.metrics.items()}
-            for name, calibration in report.named_calibration.items():
-                metrics[name] = round(calibration.ece, 4) if math.isfinite(calibration.ece) else None
-                metrics[f"{name}_settings"] = calibration.settings
-        return broadcast_object_list([metrics])[0]
+        assert self.eval_dataset is not None
+        return evaluate(self.trained_model, self.processor, self.eval_dataset, self.accelerator, self.config)
 
     def _keep_best(self, metrics: Mapping[str, Any]) -> None:
         self.progress["evaluations_without_gain"] += 1
@@ -375,8 +326,9 @@ class _Training:
             if isinstance(self.trained_model, DrmmDetrForObjectDetection):
                 models[DEPLOYED[name]] = self.trained_model.detector
             for folder, model in models.items():
-                model.save_pretrained(self.output / folder)
-                self.processor.save_pretrained(self.output / folder)
+                with writing(self.output / folder):
+                    model.save_pretrained(self.output / folder)
+                    self.processor.save_pretrained(self.output / folder)
 
     def finish(self) -> TrainResult:
         """Save and evaluate what has been trained."""
@@ -393,8 +345,8 @@ class _Training:
         if self.eval_steps:
             self._keep_best(metrics)
             metrics |= {"best_AP": progress["best"]["AP"], "best_step": progress["best"]["step"]}
-        if progress["unreadable_images"]:
-            metrics["unreadable_images"] = progress["unreadable_images"]
+        if unreadable := sorted({*gather_object(progress["unreadable_images"])}):
+            metrics["unreadable_images"] = unreadable
         self.accelerator.log(_numbers(metrics), step=progress["step"])
         if self.accelerator.is_main_process:
             write_json(self.output / "metrics.json", metrics)
@@ -412,83 +364,6 @@ class _Training:
             deployed if isinstance(self.trained_model, DrmmDetrForObjectDetection) else None,
         )
 
-    def _identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the one before, as plain values."""
-        fields = json.loads(json.dumps(self.model.config.to_dict()))
-        return {
-            "images_per_step": self.images_per_step,
-            "seed": self.config.seed,
-            "min_scale_ratio_start": self.config.min_scale_ratio_start,
-            **self.data.identity(),
-            "classes": {str(label): name for label, name in self.data.id2label.items()},
-            "ema_decay": self.config.ema_decay,
-            "image_frame": self.config.image_frame,
-            "image_size": self.config.image_size,
-            **{f"config.{name}": fields[name] for name in sorted(fields) if name not in NOT_THE_MODEL},
-        }
-
-    def _sizes(self, batches: Sequence[Mapping[str, Any]]) -> str:
-        """What a step computes, and what would make it smaller."""
-        model = self.model.config
-        height, width = (max(image.shape[axis] for b in batches for image in b["images"]) for axis in (-2, -1))
-        return (
-            f"on a batch of {self.config.batch_size} images of up to {height}x{width} pixels, with "
-            f"{model.num_proposals} proposals in {model.num_stages} stages: lower --batch-size and raise "
-            "--gradient-accumulation as much, add --gradient-checkpointing or --mixed-precision bf16, or lower "
-            "--config num_proposals or --image-size"
-        )
-
-    @contextlib.contextmanager
-    def explained_faults(self) -> Iterator[None]:
-        """Turn no memory and a lost process into a `TrainingStopped` that says what to do."""
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            reason = " ".join(str(error).split())[:300]
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or should_reduce_batch_size(error):
-                raise TrainingStopped(f"Out of memory {self.doing}; then go on with --resume. ({reason})") from error
-            if self.accelerator.num_processes > 1 and any(word in reason.lower() for word in _LOST):
-                raise TrainingStopped(
-                    f"Another process of this training was lost, or did not answer within --timeout "
-                    f"{self.config.timeout:g} seconds; its own log says why. Start all of them again with --resume. "
-                    f"({reason})"
-                ) from error
-            raise
-
-
-@contextlib.contextmanager
-def _interrupts_held(hold: bool) -> Iterator[threading.Event]:
-    """Ctrl-C only sets the event, so that the step can end and a checkpoint be written; the second one does not wait.
-
-    Nothing is held outside of the main thread, where signals cannot be handled.
-    """
-    pressed = threading.Event()
-
-    def note(*_: Any) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-
-    if not hold or threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
-
-
-def _keep_lines(path: Path, last_step: int) -> None:
-    """Drop what a run wrote after the checkpoint from which this one goes on."""
-    kept = []
-    for line in path.read_text().splitlines() if last_step and path.is_file() else []:
-        with contextlib.suppress(ValueError):  # cut off in the middle
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-    path.write_text("".join(kept))

@@ -1,13 +1,14 @@
 """Optimizer, learning rate, weights of the batches of a step, skipped steps, and the average of the weights."""
 
+import contextlib
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from transformers import get_scheduler
 
@@ -40,11 +41,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 def build_schedule(
     optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int, steps_per_epoch: float
-) -> LRScheduler:
+) -> LambdaLR:
     """The learning rate of every step, linear warm-up first."""
     warmup = config.warmup_steps if config.warmup_steps is not None else round(config.warmup_ratio * num_steps)
     if config.schedule != "multi_step":
-        return get_scheduler(config.schedule, optimizer, warmup, num_steps)
+        return cast(LambdaLR, get_scheduler(config.schedule, optimizer, warmup, num_steps))
     drops = [round(epoch * steps_per_epoch) for epoch in config.milestones or ()]
 
     def factor(step: int) -> float:
@@ -53,17 +54,30 @@ def build_schedule(
     return LambdaLR(optimizer, factor)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, schedule: LRScheduler, given: Sequence[Mapping[str, Any]]) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, schedule: LambdaLR, given: Sequence[Mapping[str, Any]]) -> None:
     """Go on with these learning rates, decays and betas where a loaded checkpoint has brought its own.
 
     Args:
-        optimizer, schedule: after loading; the schedule goes on where it is.
+        optimizer, schedule: after loading; the schedule, which may be another, goes on at the step where it is.
         given: the groups of the optimizer before loading.
     """
-    for group, own in zip(optimizer.param_groups, given, strict=True):
-        rate = group["lr"] * (own["initial_lr"] / group["initial_lr"])
-        group.update({name: own[name] for name in ("initial_lr", "weight_decay", "betas")}, lr=rate)
+    for group, own, factor in zip(optimizer.param_groups, given, schedule.lr_lambdas, strict=True):
+        group.update({name: own[name] for name in ("initial_lr", "weight_decay", "betas")})
+        group["lr"] = group["initial_lr"] * factor(schedule.last_epoch)
     schedule.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+
+
+@contextlib.contextmanager
+def scale_floor(config: DrmmConfig, start: float | None, done: float) -> Iterator[None]:
+    """The `min_scale_ratio` of a step on a geometric path from `start`, if any; `done` is a share of the training."""
+    end = config.min_scale_ratio
+    if start is not None:
+        share = min(1.0, done / 0.9)
+        config.min_scale_ratio = start ** (1 - share) * end**share
+    try:
+        yield
+    finally:
+        config.min_scale_ratio = end
 
 
 def batch_weights(

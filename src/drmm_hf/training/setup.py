@@ -1,8 +1,10 @@
-"""What a training is made of: Accelerate, the data, the model and the augmentation."""
+"""What a training is made of: Accelerate, the data, the model, the augmentation and the evaluations."""
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from ..conversion import warm_start
 from ..data import DetectionDataset, PaperTransform, TrainTransform
 from ..data.check import check_data, format_check
 from ..data.transforms import canvas_size, scaled_size
+from ..evaluation import evaluate_detections, predict_dataset
+from ..files import write_json
 from ..image_processing_drmm import DrmmImageProcessor
-from ..loading import load_to_train, model_type
+from ..loading import load_to_train, model_config
 from ..modeling_drmm import DrmmForObjectDetection
 from ..presets import PROCESSOR_PRESETS, backbone_statistics
 from .batches import TableData, TrainingData
@@ -46,7 +50,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
                 "models of this package fit on one device"
             )
     # other detectors have parameters for queries of their own loss, which a likelihood does not read
-    partly = config.model is not None and model_type(config.model) != DrmmConfig.model_type
+    partly = config.model is not None and model_config(config.model).model_type != DrmmConfig.model_type
     trackers = [name.strip() for name in (config.report_to or "").split(",") if name.strip()]
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -125,7 +129,7 @@ def build_model(
             raise ValueError(f"TrainConfig.config={config.config}: {reason}") from error
         if config.warm_start is not None:
             warm_start(model, config.warm_start)
-        if config.backbone_weights is not None:
+        elif config.backbone_weights is not None:  # which are part of what a warm start brings
             model.load_backbone(None if config.backbone_weights == "hub" else config.backbone_weights)
         # its size is that of the preset, its mean and deviation are those that the backbone knows
         fields = {**PROCESSOR_PRESETS.get(config.preset, {}), **backbone_statistics(model.config)}
@@ -186,3 +190,34 @@ def build_transform(
         keep_aspect="height" not in size,
         fill=(red, green, blue),
     )
+
+
+def evaluation_steps(config: TrainConfig, num_steps: int, steps_per_epoch: float) -> set[int]:
+    """The steps after which `config` wants an evaluation."""
+    every = config.eval_every
+    steps = set(range(every, num_steps + 1, every)) if every and config.eval_split else set()
+    if config.eval_every_epochs and config.eval_split:
+        stride = steps_per_epoch * config.eval_every_epochs
+        steps |= {max(1, round(stride * i)) for i in range(1, int(num_steps / stride) + 1)}
+    return steps
+
+
+def evaluate(
+    model: DrmmForObjectDetection,
+    processor: DrmmImageProcessor,
+    dataset: DetectionDataset,
+    accelerator: Accelerator,
+    config: TrainConfig,
+) -> dict[str, Any]:
+    """COCO numbers and ECE (paper Eq. 9) on every process; the detections go to results.json."""
+    size, workers = config.eval_batch_size, config.num_workers
+    results = predict_dataset(model, processor, dataset, accelerator=accelerator, batch_size=size, num_workers=workers)
+    metrics: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        write_json(Path(config.output) / "results.json", results)
+        report = evaluate_detections(dataset.annotations_path, results)
+        metrics = {name: round(value, 4) for name, value in report.metrics.items()}
+        for name, calibration in report.named_calibration.items():
+            metrics[name] = round(calibration.ece, 4) if math.isfinite(calibration.ece) else None
+            metrics[f"{name}_settings"] = calibration.settings
+    return broadcast_object_list([metrics])[0]

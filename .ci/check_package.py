@@ -30,6 +30,7 @@ ARGUMENTS = {
 PLACEHOLDERS = {"PICTURES": "data/images", "FOLDER": "data", "CHECKPOINT": "runs/quickstart/model"}
 NOT_RUN = {
     r"make test$": "it is a step of its own",
+    r"accelerate launch .* --data coco": "needs COCO and GPUs; the recipes are read by tests/training",
     r"drmm train .*--model PekingU/": "needs the Hub; tests/scripts trains small detectors of the same families",
 }
 SNIPPET_INPUT = """

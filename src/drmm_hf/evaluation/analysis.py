@@ -79,6 +79,7 @@ def read_thresholds(path: str | PathLike[str], checkpoint: str | PathLike[str], 
         check_classes(path, known, classes)
         found = [known.get(name, {"score_threshold": None, "objects": 0}) for name in classes]
         limits = [(one["score_threshold"], one["objects"]) for one in found]
+        # divided, so that a text, which float() would take, is refused here
         return [
             (math.inf if objects else FALLBACK_THRESHOLD) if limit is None else limit / 1.0 for limit, objects in limits
         ]

@@ -181,6 +181,7 @@ class _Training:
         """Train to the last step, or until nothing gets better."""
         config, progress, accelerator = self.config, self.progress, self.accelerator
         first_step, started = progress["step"], time.perf_counter() - progress["train_seconds"]
+        last_step = first_step if self._no_better() else self.num_steps  # resumed, it may have stopped already
         optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
         guard = StepGuard(optimizer, self.model, armed=config.mixed_precision != "fp16")  # GradScaler does it there
         batches = self.data.batches(self.transform, first_step, progress["position"])
@@ -191,11 +192,11 @@ class _Training:
         # of several processes, each would stop at another step
         with bar, signals_held(accelerator.num_processes == 1) as interrupted:
             self.prepared.train()
-            for step in range(first_step + 1, first_step + 1 if self._no_better() else self.num_steps + 1):
+            for step in range(first_step + 1, last_step + 1):
                 window.append(self._step(batches, guard))
                 progress["step"] = step
                 bar.update()
-                last = step == self.num_steps
+                last = step == last_step
                 save = last or step % (config.save_every or math.inf) == 0 or interrupted.is_set()
                 if step % config.log_every == 0 or save or step in self.eval_steps:
                     rate = len(window) * self.images_per_step / (time.perf_counter() - window_start)
